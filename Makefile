@@ -1,0 +1,65 @@
+# make lab        install what the notebooks need and open JupyterLab on the first one
+# make test       install what the tests need and run all of them
+# make notebooks  run every notebook again from top to bottom and save it, cleaned
+#
+# Options:  PYTHON=python3.12                the Python that makes .venv
+#           CONSTRAINTS=constraints.txt      install exactly these versions
+#           NBVAL=--nbval-lax                compare only the outputs tagged nbval-check-output
+#           LAB_OPTIONS=--no-browser         handed on to JupyterLab
+
+ifeq ($(OS),Windows_NT)
+PYTHON ?= python
+BIN := .venv/Scripts
+else
+PYTHON ?= python3
+BIN := .venv/bin
+endif
+CONSTRAINTS ?=
+NBVAL ?= --nbval
+
+# JupyterLab refuses to run as root unless told to, and cannot open a browser where there is no display.
+ROOT := $(filter 0,$(shell id -u))
+HEADLESS := $(and $(filter Linux,$(shell uname -s)),$(if $(DISPLAY)$(WAYLAND_DISPLAY),,yes))
+LAB_OPTIONS ?= $(if $(ROOT),--allow-root) $(if $(HEADLESS),--no-browser)
+
+INSTALL = $(BIN)/python -m pip install $(strip $(CONSTRAINTS:%=-c %) -e)
+
+.PHONY: help lab test notebooks clean
+help:
+	@sed -n 's/^# \{0,1\}//p' Makefile
+
+lab: .venv/lab.stamp
+	@echo "Opening JupyterLab; without a browser, visit the address it prints. Ctrl+C ends it."
+	$(BIN)/python -m jupyter lab $(strip $(LAB_OPTIONS) --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb)
+
+test: .venv/test.stamp
+	@echo "1 of 3: ruff reads the code and the notebooks."
+	$(BIN)/python -m ruff check .
+	@echo "2 of 3: pytest tests the package; tests that need a missing program are skipped and say how to get it."
+	$(BIN)/python -m pytest
+	@echo "3 of 3: nbval runs the notebooks and compares what they print."
+	$(BIN)/python -m pytest $(NBVAL) --nbval-current-env --nbval-sanitize-with=tests/nbval_sanitize.cfg --nbval-cell-timeout=180 --ignore=notebooks/extras/check_riffusion_v1.ipynb notebooks
+
+notebooks: .venv/test.stamp
+	@echo "Running every notebook from top to bottom; each is saved with its outputs."
+	$(BIN)/python tools/notebooks.py
+
+# The stamps remember what is installed: they are made again only when pyproject.toml changes.
+.venv/lab.stamp: pyproject.toml | .venv
+	@echo "Installing riffusion-lab and JupyterLab into .venv: some minutes the first time, several GB on Linux."
+	$(INSTALL) ".[lab]"
+	@touch $@
+
+.venv/test.stamp: pyproject.toml $(CONSTRAINTS) | .venv
+	@echo "Installing riffusion-lab and what its tests need into .venv: some minutes the first time, several GB on Linux."
+	$(INSTALL) ".[lab,train,test]"
+	@touch $@
+
+.venv:
+	@echo "Making the virtual environment .venv."
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed, this is ' + sys.version.split()[0] + ': try make PYTHON=python3.11')"
+	$(PYTHON) -m venv .venv
+
+clean:
+	@echo "Removing .venv and what the tools left behind."
+	rm -rf .venv .pytest_cache .ruff_cache build dist *.egg-info
