@@ -1,0 +1,252 @@
+"""A sound and its picture are one thing: the clip."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import warnings
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from . import audio
+from .files import write_whole
+from .image import Picture, image_from_mel, mel_from_image, open_image, save_image
+from .params import SpectrogramParams
+from .phase import waveform_from_mel
+from .spectrogram import mel_from_waveform
+
+LONG_S = 60  # longer sounds work, but slowly
+
+
+class Clip:
+    """A sound and its picture, with all that is needed to make one from the other.
+
+    Make one with `Clip.from_audio` or `Clip.from_image`. In a notebook it shows its spectrogram and a player.
+    A clip does not change; what is computed from the other half is computed once, when first asked for.
+
+    Taught in: 01
+    """
+
+    def __init__(self, params: SpectrogramParams, *, loop: bool, recipe: dict[str, Any] | None) -> None:
+        self.params, self.loop, self._recipe = params, loop, _json_copy(recipe)
+
+    @classmethod
+    def from_audio(
+        cls,
+        path_or_array: str | os.PathLike[str] | np.ndarray | torch.Tensor,
+        sample_rate: int | None = None,
+        *,
+        params: SpectrogramParams | None = None,
+        loop: bool = False,
+        recipe: dict[str, Any] | None = None,
+    ) -> Clip:
+        """Make a clip from a sound.
+
+        Parameters
+        ----------
+        path_or_array : path or array [shape=(samples,) or (channels, samples), range [-1, 1]]
+            A sound file, or samples.
+        sample_rate : int, optional
+            In Hz; of an array. A file brings its own.
+        params : SpectrogramParams, optional
+            Default: Riffusion's, which are mono: channels are mixed.
+        loop : bool
+            Whether the end runs into the beginning.
+        recipe : dict, optional
+            How the sound was made; must fit into JSON.
+
+        Returns
+        -------
+        Clip
+            Resampled to `params.sample_rate`, a whole number of columns long: the last half column of sound may fall
+            off, or be filled up with silence.
+
+        Raises
+        ------
+        OSError
+            If the file is missing, empty, torn, or no sound.
+        ValueError, TypeError
+            If there is less than half a column of sound, a sample is NaN, or the rate is missing.
+        """
+        params = params or SpectrogramParams()
+        if isinstance(path_or_array, (str, os.PathLike)):
+            if sample_rate is not None:
+                raise ValueError(f"sample_rate {sample_rate} for the file {path_or_array}: leave it out, files say it")
+            samples, sample_rate = audio.read_audio(path_or_array)
+            name = str(path_or_array)
+        else:
+            samples, name = path_or_array, "the sound"
+        try:
+            waveform = _fit(audio.as_waveform(samples), audio.check_rate(sample_rate), params, loop=loop)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+        clip = cls(params, loop=bool(loop), recipe=recipe)
+        clip.waveform = _read_only(waveform)
+        _warn_if_long(clip, name)
+        return clip
+
+    @classmethod
+    def from_image(
+        cls,
+        path_or_image: str | os.PathLike[str] | Image.Image,
+        *,
+        params: SpectrogramParams | None = None,
+        loop: bool | None = None,
+        recipe: dict[str, Any] | None = None,
+        maximum: float | None = None,
+    ) -> Clip:
+        """Make a clip from a spectrogram picture.
+
+        Parameters
+        ----------
+        path_or_image : path or PIL.Image.Image
+        params, loop, recipe, maximum : optional
+            Instead of what the picture's metadata says; without any: Riffusion's params, no loop, no recipe, and no
+            maximum. `maximum` is the amplitude of black, for samples in [-1, 1]: the level of another clip.
+
+        Returns
+        -------
+        Clip
+            At its level, where the picture tells it; else at an RMS of -18 dBFS with a peak of -1 dBFS at most.
+
+        Raises
+        ------
+        OSError
+            If the file is missing, torn, or no picture.
+        ValueError, TypeError
+            If the picture cannot be a spectrogram.
+        """
+        if not isinstance(path_or_image, (str, os.PathLike, Image.Image)):
+            raise TypeError(f"{type(path_or_image).__name__} is no picture: give a path or a PIL image")
+        given = {"loop": loop, "recipe": recipe, "maximum": maximum}
+        picture = open_image(path_or_image, params)
+        picture = replace(picture, **{name: value for name, value in given.items() if value is not None})
+        clip = cls(picture.params, loop=bool(picture.loop), recipe=picture.recipe)
+        clip._picture = picture
+        _warn_if_long(clip, "the picture")
+        return clip
+
+    @cached_property
+    def _picture(self) -> Picture:
+        mel = mel_from_waveform(torch.tensor(self.waveform), self.params, loop=self.loop)
+        image, maximum = image_from_mel(mel, self.params)
+        return Picture(image, self.params, maximum, self.loop, self._recipe)
+
+    @cached_property
+    def waveform(self) -> np.ndarray:
+        """Samples, a NumPy array [shape=(channels, samples), float32, range [-1, 1]]; read-only."""
+        picture = self._picture
+        mel = mel_from_image(picture.image, self.params, picture.maximum)
+        waveform = waveform_from_mel(mel, self.params, loop=self.loop).numpy()
+        if picture.maximum is None:
+            waveform = audio.set_level(waveform)
+        return _read_only(waveform / max(1.0, float(np.abs(waveform).max())))
+
+    @property
+    def image(self) -> Image.Image:
+        """The spectrogram picture: RGB, loud is dark, low frequencies at the bottom. A copy: draw on it as you like."""
+        return self._picture.image.copy()
+
+    @property
+    def maximum(self) -> float | None:
+        """The loudest mel amplitude, the level that the picture alone does not tell; None where it is not known."""
+        return self._picture.maximum
+
+    @property
+    def recipe(self) -> dict[str, Any] | None:
+        """How the clip was made; None for sounds from elsewhere. A copy."""
+        return copy.deepcopy(self._recipe)
+
+    @property
+    def sample_rate(self) -> int:
+        """Samples per second of `waveform`, in Hz."""
+        return self.params.sample_rate
+
+    @property
+    def duration_s(self) -> float:
+        """Length in seconds."""
+        if "waveform" in self.__dict__:
+            return self.waveform.shape[1] / self.sample_rate
+        return self.params.duration_s(self._picture.image.width)
+
+    @property
+    def title(self) -> str:
+        """The prompt it was made from, if any."""
+        prompt = (self._recipe or {}).get("prompt")
+        return prompt if isinstance(prompt, str) else ""
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Save as a picture that can be played again (`.png`), or as a sound (`.wav`, `.flac`, `.ogg`, `.mp3` …).
+
+        `audio.FORMATS` lists the sounds; with ffmpeg installed there are more, such as `.m4a`.
+
+        Raises
+        ------
+        ValueError
+            If the name ends in no known format.
+        OSError
+            If the file cannot be written; nothing half-written is left behind.
+        """
+        suffix = Path(path).suffix.lower()
+        if suffix == ".png":
+            save_image(path, self._picture)
+        else:
+            tags = {"title": self.title, "comment": json.dumps(self._recipe) if self._recipe else ""}
+            write_whole(path, audio.encode_for(suffix, self.waveform, self.sample_rate, **tags))
+
+    def __repr__(self) -> str:
+        parts = [f"{self.duration_s:.2f} s", f"{self.sample_rate} Hz", "stereo" if self.params.stereo else "mono"]
+        return f"Clip({', '.join(parts + ['loop'] * self.loop)})"
+
+    def _repr_html_(self) -> str:
+        """Spectrogram, player and caption, for notebooks; the same text at every call."""
+        from .display import clip_html  # matplotlib takes a second to import
+
+        return clip_html(self)
+
+
+def _fit(waveform: np.ndarray, sample_rate: int, params: SpectrogramParams, *, loop: bool) -> np.ndarray:
+    """Bring samples to the params' rate and channels, within [-1, 1], a whole number of columns long."""
+    n_samples = waveform.shape[1]
+    n_columns = round(n_samples * params.sample_rate / sample_rate / params.hop_length)
+    if n_columns == 0:
+        raise ValueError(
+            f"{n_samples} samples at {sample_rate} Hz are too short: one column of the picture takes "
+            f"{params.step_size_ms} ms, give at least half of that"
+        )
+    waveform = audio.mix_channels(waveform, params.n_channels)
+    peak = float(np.abs(waveform).max())
+    if peak > 1:
+        warnings.warn(f"the sound peaks at {peak:.3g}, above full scale: turned down to 1", stacklevel=3)
+        waveform = waveform / peak
+    samples = audio.resample(torch.tensor(waveform), sample_rate, params.sample_rate, loop=loop)
+    n_samples = n_columns * params.hop_length
+    samples = torch.nn.functional.pad(samples[:, :n_samples], (0, max(0, n_samples - samples.shape[1])))
+    return samples.clamp(-1, 1).numpy()  # without its highest frequencies a wave may overshoot a little
+
+
+def _read_only(waveform: np.ndarray) -> np.ndarray:
+    waveform.flags.writeable = False
+    return waveform
+
+
+def _json_copy(recipe: dict[str, Any] | None) -> dict[str, Any] | None:
+    if recipe is not None and not isinstance(recipe, dict):
+        raise TypeError(f"recipe must be a dict, not {type(recipe).__name__}")
+    return json.loads(json.dumps(recipe))
+
+
+def _warn_if_long(clip: Clip, name: str) -> None:
+    if clip.duration_s > LONG_S:
+        warnings.warn(
+            f"{name} lasts {clip.duration_s:.0f} s: this works, but takes time and memory; clips of up to {LONG_S} s "
+            "are what this is made for",
+            stacklevel=3,
+        )

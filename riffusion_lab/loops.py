@@ -1,0 +1,156 @@
+"""Clips that close into a loop, and clips of any length: networks made circular, networks moved along."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
+
+# Latent columns decoded beside a strip and dropped again. riffling's decoder sees 18 columns to
+# either side, so its strips are exact.
+MARGIN = 24
+
+
+@contextmanager
+def circular_time(network: nn.Module) -> Iterator[None]:
+    """Make the picture's right edge the left one's neighbour for every convolution of a network.
+
+    Along frequency (height) the convolutions go on padding with zeros: the lowest band is no
+    neighbour of the highest. On leaving, whatever happened, the network is as it was.
+
+    Parameters
+    ----------
+    network : torch.nn.Module
+        A U-Net, or the decoder of an autoencoder.
+
+    Notes
+    -----
+    Taught in: 03
+    """
+    zero_padded = [
+        layer
+        for layer in network.modules()
+        if isinstance(layer, nn.Conv2d)
+        and layer.padding_mode == "zeros"
+        and layer.padding not in ("valid", "same")
+        and "_conv_forward" not in vars(layer)  # made circular already
+    ]
+    try:
+        for layer in zero_padded:
+            layer._conv_forward = partial(_circular_convolution, layer)
+        yield
+    finally:
+        for layer in zero_padded:
+            vars(layer).pop("_conv_forward", None)
+
+
+def _circular_convolution(layer: nn.Conv2d, image: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Take the place of ``nn.Conv2d._conv_forward``; image (batch, channels, height, width)."""
+    height, width = layer.padding
+    image = F.pad(image, (width, width, 0, 0), mode="circular")
+    return F.conv2d(image, weight, bias, layer.stride, (height, 0), layer.dilation, layer.groups)
+
+
+@contextmanager
+def sliding_windows(unet: nn.Module, *, width: int, hop: int, loop: bool) -> Iterator[None]:
+    """Let a U-Net see latents wider than it was trained on through overlapping windows.
+
+    At every step each window is denoised by itself, and where windows overlap the predictions are
+    averaged: MultiDiffusion (https://arxiv.org/abs/2302.08113, eq. 5). Memory hardly grows with
+    the latents. On leaving, whatever happened, the U-Net is as it was.
+
+    Parameters
+    ----------
+    unet : torch.nn.Module
+        A ``UNet2DConditionModel``.
+    width, hop : int
+        Of a window, and from one to the next, in latent columns.
+    loop : bool
+        Let windows run over the end into the beginning.
+
+    Notes
+    -----
+    Taught in: 03
+    """
+    one_window = unet.forward
+    is_own = "forward" in vars(unet)  # accelerate's hooks put theirs there too
+
+    def forward(sample: Tensor, *args: object, **kwargs: object) -> tuple[Tensor]:
+        kwargs["return_dict"] = False
+        total = torch.zeros_like(sample)  # (batch, 4, 64, columns)
+        n_windows = sample.new_zeros(sample.shape[-1])
+        for columns in windows(sample.shape[-1], width=width, hop=hop, loop=loop):
+            total[..., columns] += one_window(sample[..., columns], *args, **kwargs)[0]
+            n_windows[columns] += 1
+        return (total / n_windows,)
+
+    unet.forward = forward
+    try:
+        yield
+    finally:
+        if is_own:
+            unet.forward = one_window
+        else:
+            del unet.forward
+
+
+def windows(n_columns: int, *, width: int, hop: int, loop: bool) -> list[Tensor]:
+    """Columns of each window: integer tensors (width,) that together cover ``n_columns``."""
+    if loop:
+        starts = list(range(0, n_columns, hop))
+    else:
+        starts = [*range(0, n_columns - width, hop), n_columns - width]
+    return [torch.arange(start, start + width) % n_columns for start in starts]
+
+
+@torch.no_grad()
+def decode(pipe: StableDiffusionPipeline, latents: Tensor, *, loop: bool) -> Image.Image:
+    """Decode one clip's latents into its picture, in strips if it is longer than the model's own.
+
+    Parameters
+    ----------
+    pipe : StableDiffusionPipeline
+        Its autoencoder decodes.
+    latents : Tensor
+        Of shape (1, 4, 64, columns).
+    loop : bool
+        Whether the first column follows the last one.
+
+    Returns
+    -------
+    PIL.Image.Image
+        RGB, 8 * columns wide and 512 high.
+    """
+    width, scale, n_columns = clip_columns(pipe), pipe.vae_scale_factor, latents.shape[-1]
+    if n_columns <= width:
+        with circular_time(pipe.vae.decoder) if loop else nullcontext():
+            return _decode_strip(pipe, latents)
+    picture = Image.new("RGB", (n_columns * scale, latents.shape[-2] * scale))
+    for start in range(0, n_columns, width):
+        first = start - MARGIN if loop else max(0, start - MARGIN)
+        stop = start + width + MARGIN if loop else min(n_columns, start + width + MARGIN)
+        strip = _decode_strip(pipe, latents[..., torch.arange(first, stop) % n_columns])
+        left = (start - first) * scale
+        right = min(left + width * scale, strip.width)
+        picture.paste(strip.crop((left, 0, right, strip.height)), (start * scale, 0))
+    return picture
+
+
+def _decode_strip(pipe: StableDiffusionPipeline, latents: Tensor) -> Image.Image:
+    image = pipe.vae.decode(latents / pipe.vae.config.scaling_factor, return_dict=False)[0]
+    return pipe.image_processor.postprocess(image)[0]
+
+
+def clip_columns(pipe: StableDiffusionPipeline) -> int:
+    """Latent columns of the clips the model was trained on: 64."""
+    size = pipe.unet.config.sample_size
+    return size if isinstance(size, int) else size[1]

@@ -1,0 +1,111 @@
+"""The numbers that say how a sound becomes a picture, and back."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+
+LONGEST_FFT = 1_000_000  # samples; what is longer is a mistake, and would take all memory
+
+
+@dataclass(frozen=True)
+class SpectrogramParams:
+    """How a waveform and its spectrogram picture belong together.
+
+    The defaults are those of Riffusion v1, so that pictures can be exchanged with it:
+    https://github.com/riffusion/riffusion-hobby
+
+    Raises
+    ------
+    TypeError
+        If a value is not a number.
+    ValueError
+        If a value cannot belong to any sound.
+
+    Taught in: 01
+    """
+
+    sample_rate: int = 44_100  # Hz
+    step_size_ms: int = 10  # time from one column of the picture to the next
+    window_duration_ms: int = 100  # Hann window
+    padded_duration_ms: int = 400  # FFT length; a shorter one leaves low mel bands empty
+    num_frequencies: int = 512  # mel bands, the rows of the picture
+    min_frequency: int = 0  # Hz
+    max_frequency: int = 10_000  # Hz
+    power_for_image: float = 0.25  # brightness = amplitude ** power
+    stereo: bool = False  # left in green, right in blue
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if not isinstance(value, (int, float)):
+                raise TypeError(f"{field.name} must be a number, not {value!r}")
+            if not math.isfinite(value) or value < 0 or (value == 0 and field.default):
+                raise ValueError(f"{field.name} is {value!r}: give a positive number, such as {field.default}")
+        if not 1_000 <= self.sample_rate <= 1_000_000:
+            raise ValueError(f"sample_rate is {self.sample_rate} Hz: give one from 1,000 to 1,000,000")
+        if not self.min_frequency < self.max_frequency <= self.sample_rate / 2:
+            raise ValueError(
+                f"min_frequency {self.min_frequency} and max_frequency {self.max_frequency} Hz: give a rising pair up "
+                f"to half the sample rate, {self.sample_rate / 2:g} Hz"
+            )
+        if not 1 <= self.hop_length <= self.win_length <= self.n_fft:
+            raise ValueError(
+                f"step {self.step_size_ms}, window {self.window_duration_ms} and padded {self.padded_duration_ms} ms: "
+                "give a step of at least one sample, no longer than the window, which is no longer than the FFT"
+            )
+        if self.n_fft > LONGEST_FFT:
+            raise ValueError(f"padded_duration_ms is {self.padded_duration_ms}: give at most {LONGEST_FFT:,} samples")
+
+    @property
+    def n_fft(self) -> int:
+        """Samples in one (zero-padded) FFT."""
+        return round(self.padded_duration_ms / 1000 * self.sample_rate)
+
+    @property
+    def win_length(self) -> int:
+        """Samples under the window."""
+        return round(self.window_duration_ms / 1000 * self.sample_rate)
+
+    @property
+    def hop_length(self) -> int:
+        """Samples from one column to the next."""
+        return round(self.step_size_ms / 1000 * self.sample_rate)
+
+    @property
+    def n_channels(self) -> int:
+        """Channels of the sound: 1 or 2."""
+        return 2 if self.stereo else 1
+
+    def duration_s(self, n_columns: int) -> float:
+        """Seconds that a picture of `n_columns` columns lasts."""
+        return n_columns * self.hop_length / self.sample_rate
+
+    def frequency_hz(self, band: float) -> float:
+        """Centre of a mel band in hertz; band 0 is the lowest, the bottom row of the picture."""
+        low, high = hz_to_mel(self.min_frequency), hz_to_mel(self.max_frequency)
+        return mel_to_hz(low + (high - low) * (band + 1) / (self.num_frequencies + 1))
+
+    def band(self, frequency_hz: float) -> float:
+        """Where between the mel bands a frequency lies; the inverse of `frequency_hz`."""
+        low, high = hz_to_mel(self.min_frequency), hz_to_mel(self.max_frequency)
+        return (hz_to_mel(frequency_hz) - low) / (high - low) * (self.num_frequencies + 1) - 1
+
+
+# The settings one is likely to want. Models read pictures of the first kind only, unless they were trained on another.
+PRESETS = {
+    "riffusion": SpectrogramParams(),
+    "stereo": SpectrogramParams(stereo=True),
+    "20 kHz": SpectrogramParams(max_frequency=20_000),
+    "stereo, 20 kHz": SpectrogramParams(stereo=True, max_frequency=20_000),
+}
+
+
+def hz_to_mel(frequency_hz: float) -> float:
+    """Pitch on the mel scale as HTK has it: nearly linear below 700 Hz, logarithmic above."""
+    return 2595.0 * math.log10(1.0 + frequency_hz / 700.0)
+
+
+def mel_to_hz(mel: float) -> float:
+    """Frequency in hertz of a pitch on HTK's mel scale; the inverse of `hz_to_mel`."""
+    return 700.0 * (10.0 ** (mel / 2595.0) - 1.0)

@@ -1,0 +1,119 @@
+"""Train riffling, stage by stage: `python -m riffusion_lab.training STAGE`.
+
+The stages, in their order: data, autoencoder, classifier, denoiser, export, evaluate.
+
+Each stage takes up where it was broken off; to begin one again, delete its files in the folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+from ..models import keep_freed_memory
+
+STAGES = ("data", "autoencoder", "classifier", "denoiser", "export", "evaluate")
+
+
+def main() -> None:
+    """Run one stage."""
+    parser = argparse.ArgumentParser(prog="python -m riffusion_lab.training", description=__doc__)
+    parser.add_argument("stage", choices=STAGES)
+    parser.add_argument("--folder", type=Path, default=Path("data"), help="for clips, checkpoints and results")
+    parser.add_argument("--minutes", type=float, help="time budget of a training stage")
+    parser.add_argument("--start-from", help="stage denoiser: train this model on; its autoencoder is used too")
+    parser.add_argument(
+        "--favoured", metavar="CLASS", nargs="*", default=[], help="stage denoiser: draw these more often"
+    )
+    parser.add_argument("--n-clips", type=int, default=512, help="clips to evaluate on")
+    arguments = parser.parse_args()
+    folder = arguments.folder
+    budget = {} if arguments.minutes is None else {"minutes": arguments.minutes}
+    keep_freed_memory()
+    globals()[f"_{arguments.stage}"](folder, budget, arguments)
+
+
+def _data(folder: Path, _budget: dict, _arguments: argparse.Namespace) -> None:
+    from .dataset import make_dataset
+
+    with ProcessPoolExecutor(mp_context=get_context("spawn")) as executor:
+        make_dataset(folder / "clips", executor)
+
+
+def _autoencoder(folder: Path, budget: dict, _arguments: argparse.Namespace) -> None:
+    from .autoencoder import encode_dataset, peak_signal_to_noise, train_autoencoder
+    from .dataset import load_dataset
+
+    dataset = load_dataset(folder / "clips")
+    vae = train_autoencoder(dataset, folder, **budget)
+    print(f"autoencoder: {peak_signal_to_noise(vae, dataset):.2f} dB PSNR on held-out pictures", flush=True)
+    latents = encode_dataset(vae, dataset, folder / "latents.npy")
+    print(f"latents: mean {latents.mean(dtype='f8'):.3f}, standard deviation {latents.std(dtype='f8'):.3f}", flush=True)
+
+
+def _classifier(folder: Path, budget: dict, _arguments: argparse.Namespace) -> None:
+    import numpy as np
+
+    from .dataset import load_dataset
+    from .evaluation import judge, targets, train_classifier
+
+    dataset = load_dataset(folder / "clips")
+    model = train_classifier(dataset, folder, **budget)
+    _, held_out = dataset.split()
+    _, answers = judge(model, [dataset.pictures(np.array([i])) for i in held_out])
+    for name, right in targets([dataset.facts[i] for i in held_out]).items():
+        known = right.numpy() >= 0
+        print(f"classifier: {(answers[name] == right.numpy())[known].mean():.3f} right on held-out {name}", flush=True)
+
+
+def _denoiser(folder: Path, budget: dict, arguments: argparse.Namespace) -> None:
+    import torch
+    from diffusers import AutoencoderTiny
+
+    from ..models import load_pipeline
+    from .autoencoder import encode_dataset
+    from .dataset import load_dataset
+    from .denoiser import assemble, train_denoiser
+
+    dataset = load_dataset(folder / "clips")
+    start_from = load_pipeline(arguments.start_from, device="cpu") if arguments.start_from else None
+    vae = start_from.vae if start_from else AutoencoderTiny.from_pretrained(folder / "vae")
+    latents = encode_dataset(vae, dataset, folder / "latents.npy")
+    network, tokenizer = train_denoiser(
+        latents, dataset, folder, start_from=start_from, favoured=arguments.favoured, **budget
+    )
+    assemble(network.to(memory_format=torch.contiguous_format), tokenizer, vae).save_pretrained(folder / "riffling")
+
+
+def _export(folder: Path, _budget: dict, _arguments: argparse.Namespace) -> None:
+    from shutil import copyfile
+
+    from diffusers import StableDiffusionPipeline
+
+    from .dataset import load_dataset
+    from .export import export
+
+    weights = Path(__file__).parents[1] / "weights"
+    pipe = StableDiffusionPipeline.from_pretrained(folder / "riffling", safety_checker=None)
+    export(pipe, load_dataset(folder / "clips"), weights / "riffling")
+    if (classifier := folder / "classifier.safetensors").exists():
+        copyfile(classifier, weights / "classifier.safetensors")
+
+
+def _evaluate(folder: Path, _budget: dict, arguments: argparse.Namespace) -> None:
+    from ..models import load_pipeline
+    from .dataset import load_dataset
+    from .evaluation import evaluate, load_classifier, save_report
+
+    dataset = load_dataset(folder / "clips")
+    report = evaluate(load_pipeline(), dataset, load_classifier(), n_clips=arguments.n_clips)
+    save_report(report, Path(__file__).parents[1] / "weights" / "riffling" / "evaluation.json")
+    for name, numbers in report["groups"].items():
+        print(f"{name:12s} adherence {numbers['adherence']:.2f} (n = {numbers['n']}, real {numbers['real']:.3f})")
+    print(f"Fréchet distance {report['frechet']:.2f}; between rendered clips {report['frechet_real_real']:.2f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,153 @@
+"""The autoencoder: pictures [shape=(3, 512, 512)] ↔ latents [shape=(4, 64, 64)].
+
+diffusers' `AutoencoderTiny` (after https://github.com/madebyollin/taesd), trained from nothing on the pictures'
+absolute differences. Noise on the latents in training makes them forgive the denoiser its small errors.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderTiny
+from torch import nn
+from tqdm.auto import tqdm
+
+from ..loops import circular_time
+from .dataset import Dataset
+from .run import autocast, cosine, fastest_dtype, set_learning_rate, train
+
+WIDTH = 32  # channels, everywhere
+CROP = 256  # pixels; the networks see at most some 150 of them from one place
+BATCH = 16
+LATENT_NOISE = 0.08
+WRAP = 96  # pixels of the other end that a loop's picture is encoded with
+
+
+def new_autoencoder() -> AutoencoderTiny:
+    """An untrained autoencoder of riffling's size (0.45 M parameters)."""
+    return AutoencoderTiny(
+        encoder_block_out_channels=(WIDTH,) * 4,
+        decoder_block_out_channels=(WIDTH,) * 4,
+        num_encoder_blocks=(0, 1, 2, 4),
+        num_decoder_blocks=(4, 2, 1, 0),
+        scaling_factor=1.0,
+    )
+
+
+class LatentAutoencoder(nn.Module):
+    """The autoencoder with a whitening between its halves, so that latents come out centred and of unit variance."""
+
+    def __init__(self, vae: AutoencoderTiny) -> None:
+        super().__init__()
+        self.vae = vae
+        self.whiten = nn.BatchNorm2d(4, affine=False, momentum=0.02)
+
+    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+        """Pictures [shape=(n, 3, height, width), -1…1] there and back, through noise in training."""
+        latents = self.whiten(self.vae.encode(pictures).latents)
+        if self.training:
+            latents = latents + LATENT_NOISE * torch.randn_like(latents)
+        return self.vae.decode(latents).sample
+
+    @torch.no_grad()
+    def folded(self) -> AutoencoderTiny:
+        """The autoencoder with the whitening folded into the encoder's last convolution. Changes it in place."""
+        last, scale = self.vae.encoder.layers[-1], (self.whiten.running_var + self.whiten.eps).rsqrt()
+        last.weight.mul_(scale[:, None, None, None])
+        last.bias.copy_((last.bias - self.whiten.running_mean) * scale)
+        self.whiten.reset_running_stats()
+        return self.vae
+
+
+def reconstruction_loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Absolute error of the picture, and half that of its differences along time and frequency (sharp lines)."""
+    loss = F.l1_loss(output, target)
+    for dim in (-1, -2):
+        loss = loss + 0.5 * F.l1_loss(output.diff(dim=dim), target.diff(dim=dim))
+    return loss
+
+
+def train_autoencoder(
+    dataset: Dataset, folder: str | Path, *, minutes: float = 12.0, learning_rate: float = 1e-3
+) -> AutoencoderTiny:
+    """Train from nothing, or go on; write `folder/vae` in diffusers' format and return it.
+
+    Parameters
+    ----------
+    dataset : Dataset
+    folder : path
+        For the checkpoint and the result.
+    minutes : float
+        Time budget.
+    """
+    rng = np.random.default_rng()
+    torch.manual_seed(0)
+    training, _ = dataset.split()
+    model = LatentAutoencoder(new_autoencoder()).to(memory_format=torch.channels_last).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.0)
+
+    def crops() -> torch.Tensor:
+        pictures = []
+        for i in rng.choice(training, BATCH):
+            y, x = rng.integers(0, 512 - CROP + 1, 2)
+            pictures.append(dataset.picture(int(i))[y : y + CROP, x : x + CROP])
+        return torch.from_numpy(np.stack(pictures)).float()[:, None].expand(-1, 3, -1, -1) / 127.5 - 1
+
+    def step(progress: float) -> torch.Tensor:
+        set_learning_rate(optimizer, learning_rate * cosine(progress))
+        pictures = crops().contiguous(memory_format=torch.channels_last)
+        with autocast():
+            output = model(pictures)
+        loss = reconstruction_loss(output.float(), pictures)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        return loss.detach()
+
+    train(step, {"model": model, "optimizer": optimizer}, Path(folder) / "autoencoder.pt", minutes=minutes)
+    vae = model.eval().folded().to(memory_format=torch.contiguous_format)
+    vae.save_pretrained(Path(folder) / "vae")
+    return vae
+
+
+@torch.no_grad()
+def encode_dataset(vae: AutoencoderTiny, dataset: Dataset, file: str | Path) -> np.ndarray:
+    """Latents of all clips, encoded as the loops they are.
+
+    Returns
+    -------
+    np.ndarray [shape=(n, 4, 64, 64), float16]
+        Also written to `file`; read from there if it is there.
+    """
+    file = Path(file)
+    if file.exists():
+        return np.load(file)
+    latents = np.empty((len(dataset), 4, 64, 64), np.float16)
+    dtype = fastest_dtype("cpu")
+    encode = vae.encoder.to(dtype, memory_format=torch.channels_last)
+    for start in tqdm(range(0, len(dataset), BATCH), desc="latents", mininterval=10):
+        indices = np.arange(start, min(start + BATCH, len(dataset)))
+        # Faster than circular convolutions: let each picture see enough of its other end, then cut that off.
+        pictures = F.pad(dataset.pictures(indices), (WRAP, WRAP, 0, 0), mode="circular").expand(-1, 3, -1, -1)
+        latent = encode(pictures.to(dtype, memory_format=torch.channels_last))
+        latents[indices] = latent[..., WRAP // 8 : -WRAP // 8].float().numpy()
+    encode.float()
+    np.save(file, latents)
+    return latents
+
+
+@torch.no_grad()
+def peak_signal_to_noise(vae: AutoencoderTiny, dataset: Dataset, *, n_clips: int = 64) -> float:
+    """PSNR in dB of held-out pictures there and back, against the full range of 255."""
+    _, held_out = dataset.split()
+    errors = []
+    with circular_time(vae):
+        for i in held_out[:n_clips]:
+            picture = dataset.pictures(np.array([i])).expand(-1, 3, -1, -1)
+            there_and_back = vae.decode(vae.encode(picture).latents).sample.mean(dim=1).clamp(-1, 1)
+            errors.append(F.mse_loss(there_and_back, picture[:, 0]).item() / 4)
+    return float(-10 * np.log10(np.mean(errors)))

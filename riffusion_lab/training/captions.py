@@ -1,0 +1,77 @@
+"""From the facts about a clip to words: short, long, and with synonyms."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .vocabulary import (
+    DRUM_NAMES,
+    EFFECT_NAMES,
+    INSTRUMENTS,
+    MODE_WORDS,
+    STYLE_NAMES,
+    TEMPO_WORDS,
+    tempo_of,
+)
+
+
+def _name(facts: dict, pick) -> str:
+    label = facts["label"]
+    if facts["kind"] == "solo":
+        return label if pick(range(2)) else pick(INSTRUMENTS[label].names)
+    if facts["kind"] == "style":
+        return label if pick(range(2)) else pick(STYLE_NAMES[label])
+    if facts["kind"] == "effect":
+        return pick(EFFECT_NAMES[label])
+    drums, style = pick(DRUM_NAMES), facts["style"]
+    return pick((drums, f"{drums}, {style}", f"{style} {drums}" if drums != "drums only" else f"{style} drums"))
+
+
+def _details(facts: dict, pick) -> list[str]:
+    details = []
+    if facts.get("bpm"):
+        details.append(pick((pick(TEMPO_WORDS[tempo_of(facts["bpm"])]), f"{facts['bpm']} bpm")))
+    if facts.get("texture"):
+        details.append(facts["texture"])
+    if facts.get("register") in ("high", "low"):
+        details.append(f"{facts['register']} notes")
+    if facts.get("lead"):
+        details.append(pick((f"with {facts['lead']}", f"{facts['lead']} {pick(('lead', 'solo', 'melody'))}")))
+    elif facts.get("with"):
+        details.append(f"with {facts['with']}")
+    if facts["kind"] == "style":
+        details.append("with drums" if facts["drums"] else "no drums")
+    if facts["kind"] == "solo":
+        details.append("solo")
+    if facts.get("metre") == 3:
+        details.append("waltz")
+    return details
+
+
+def caption(facts: dict, rng: np.random.Generator) -> str:
+    """One of the many ways to say what a clip is.
+
+    Parameters
+    ----------
+    facts : dict
+        As `Composer` writes them: kind, label, and where they apply mode, bpm, texture, register, lead, drums, metre.
+    rng : np.random.Generator
+    """
+
+    def pick(options):
+        return options[int(rng.integers(len(options)))]
+
+    words = _name(facts, pick)
+    if rng.random() < 0.25:
+        return words
+    if facts.get("mode") and rng.random() < 0.5:
+        words = f"{pick(MODE_WORDS[facts['mode']])} {words}"
+    details = _details(facts, pick)
+    rng.shuffle(details)
+    for detail in details[: int(rng.integers(0, 4))]:
+        words += (
+            f" {detail}"
+            if detail.startswith("with") or detail in ("melody", "chords", "arpeggio", "solo")
+            else f", {detail}"
+        )
+    return words

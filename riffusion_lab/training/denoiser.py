@@ -1,0 +1,213 @@
+"""The denoiser and its text encoder: noise and words → latents.
+
+A U-Net of Stable Diffusion's plan with narrower layers, trained on v-prediction (https://arxiv.org/abs/2202.00512)
+under a schedule that ends in pure noise (https://arxiv.org/abs/2305.08891). Besides cross-attention, the pooled text
+goes to every layer along with the time step (diffusers' `addition_embed_type="text"`): timbre is a matter of every
+layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from diffusers import AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.training_utils import EMAModel
+from torch import nn
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from .captions import caption
+from .dataset import Dataset
+from .run import cosine, fastest_dtype, set_learning_rate, train
+from .text import WIDTH, new_text_encoder, tokenize, train_tokenizer
+from .vocabulary import CLIP_SECONDS, DRUMS
+
+CHANNELS = (48, 96, 192, 192)
+BATCH = 8
+WEIGHT_OF_KIND = {"solo": 1.0, "style": 1.3, DRUMS: 3.0, "effect": 0.7}  # of each class, in the draw of clips
+FAVOUR = 3.0  # times as often
+EMPTY_CAPTIONS = 0.1
+
+
+def new_unet() -> UNet2DConditionModel:
+    """An untrained U-Net (15.4 M parameters)."""
+    return UNet2DConditionModel(
+        sample_size=64,
+        in_channels=4,
+        out_channels=4,
+        layers_per_block=1,
+        block_out_channels=CHANNELS,
+        down_block_types=("DownBlock2D", "DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
+        cross_attention_dim=WIDTH,
+        attention_head_dim=6,  # diffusers' name for the number of heads
+        norm_num_groups=16,
+        resnet_time_scale_shift="scale_shift",
+        addition_embed_type="text",
+        addition_embed_type_num_heads=8,
+    )
+
+
+def new_scheduler() -> DDIMScheduler:
+    """The noise schedule: 1000 steps to pure noise."""
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+        timestep_spacing="trailing",
+        clip_sample=False,
+        steps_offset=1,
+    )
+
+
+class TextDenoiser(nn.Module):
+    """Text encoder and U-Net as one network: (noisy latents, time step, tokens) → v."""
+
+    def __init__(self, unet: UNet2DConditionModel, text_encoder: CLIPTextModel) -> None:
+        super().__init__()
+        self.unet, self.text_encoder = unet, text_encoder
+
+    def forward(self, noisy: torch.Tensor, timestep: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """Latents [shape=(n, 4, 64, 64)], time steps [shape=(n,)], tokens [shape=(n, 77)] → v [like the latents]."""
+        words = self.text_encoder(tokens).last_hidden_state
+        return self.unet(noisy, timestep, words).sample
+
+
+class Batches:
+    """Draws latents and captions: every class by its weight, another caption each time, turned by whole bars."""
+
+    def __init__(
+        self,
+        latents: np.ndarray,
+        dataset: Dataset,
+        tokenizer: CLIPTokenizer,
+        rng: np.random.Generator,
+        favoured: Collection[str] = (),
+    ) -> None:
+        self.latents, self.facts, self.tokenizer, self.rng = latents, dataset.facts, tokenizer, rng
+        self.indices, _ = dataset.split()
+        labels = [self.facts[i]["label"] for i in self.indices]
+        counts = {label: labels.count(label) for label in set(labels)}
+        weights = np.array(
+            [WEIGHT_OF_KIND[self.facts[i]["kind"]] / counts[self.facts[i]["label"]] for i in self.indices]
+        )
+        weights *= np.where([label in favoured for label in labels], FAVOUR, 1.0)
+        self.probabilities = weights / weights.sum()
+
+    def draw(self, n: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Latents [shape=(n, 4, 64, 64), float32] and tokens [shape=(n, 77)]."""
+        latents, captions = [], []
+        for i in self.rng.choice(self.indices, n, p=self.probabilities):
+            turn = self.rng.integers(0, 64) // _columns_per_bar(self.facts[i]) * _columns_per_bar(self.facts[i])
+            latents.append(np.roll(self.latents[i], turn, axis=-1))
+            captions.append("" if self.rng.random() < EMPTY_CAPTIONS else caption(self.facts[i], self.rng))
+        return torch.from_numpy(np.stack(latents)).float(), tokenize(self.tokenizer, captions)
+
+
+def _columns_per_bar(facts: dict) -> int:
+    """Latent columns in a bar, where that is a whole number; else those of the whole clip."""
+    if "bpm" not in facts:
+        return 1  # rain has no bars
+    n_bars = round(facts["bpm"] * CLIP_SECONDS / 60) / facts["metre"]
+    return round(64 / n_bars) if n_bars in (1, 2, 4) else 64
+
+
+def train_denoiser(
+    latents: np.ndarray,
+    dataset: Dataset,
+    folder: str | Path,
+    *,
+    start_from: StableDiffusionPipeline | None = None,
+    favoured: Collection[str] = (),
+    minutes: float = 85.0,
+    learning_rate: float = 6e-4,
+    compile_network: bool = True,
+) -> tuple[TextDenoiser, CLIPTokenizer]:
+    """Train U-Net and text encoder from nothing or from a trained model, or go on after a break.
+
+    Parameters
+    ----------
+    latents : np.ndarray [shape=(n, 4, 64, 64)]
+    dataset : Dataset
+        The facts of the same clips.
+    folder : path
+        For tokenizer and checkpoint.
+    start_from : StableDiffusionPipeline, optional
+        A model of riffling's plan. Its U-Net, text encoder and tokenizer are trained on, its autoencoder must have
+        made the latents. Default: untrained ones.
+    favoured : collection of str
+        Classes to draw three times as often: those that a model to start from has not learned.
+    minutes : float
+        Time budget; the learning rate falls to 0 along it.
+    compile_network : bool
+        Let torch compile the network first: two minutes, then a fifth faster. Needs a C++ compiler.
+
+    Returns
+    -------
+    TextDenoiser, CLIPTokenizer
+        The network with the running average of its weights.
+    """
+    precision = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "no"}
+    on = "cuda" if torch.cuda.is_available() else "cpu"
+    accelerator = Accelerator(mixed_precision=precision[fastest_dtype(on)])
+    rng = np.random.default_rng()
+    torch.manual_seed(0)
+    if start_from:
+        tokenizer, network = start_from.tokenizer, TextDenoiser(start_from.unet, start_from.text_encoder).train()
+    else:
+        tokenizer = _tokenizer(dataset, Path(folder) / "tokenizer")
+        network = TextDenoiser(new_unet(), new_text_encoder(tokenizer))
+    network.to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=learning_rate, weight_decay=0.01, betas=(0.9, 0.99))
+    average = EMAModel(network.parameters(), decay=0.9995, use_ema_warmup=True, power=0.75, foreach=True)
+    scheduler, batches = new_scheduler(), Batches(latents, dataset, tokenizer, rng, favoured)
+    running, optimizer = accelerator.prepare(torch.compile(network) if compile_network else network, optimizer)
+    average.to(accelerator.device)
+
+    def step(progress: float) -> torch.Tensor:
+        set_learning_rate(optimizer, learning_rate * cosine(progress))
+        clean, tokens = (part.to(accelerator.device) for part in batches.draw(BATCH))
+        noise, timestep = torch.randn_like(clean), torch.randint(0, 1000, (BATCH,), device=clean.device)
+        noisy = scheduler.add_noise(clean, noise, timestep).contiguous(memory_format=torch.channels_last)
+        with accelerator.autocast():
+            v = running(noisy, timestep, tokens)
+        loss = F.mse_loss(v.float(), scheduler.get_velocity(clean, noise, timestep))
+        optimizer.zero_grad()
+        accelerator.backward(loss)
+        accelerator.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+        average.step(network.parameters())
+        return loss.detach()
+
+    state = {"network": network, "optimizer": optimizer, "average": average}
+    train(step, state, Path(folder) / "denoiser.pt", minutes=minutes)
+    average.copy_to(network.parameters())
+    return network, tokenizer
+
+
+def _tokenizer(dataset: Dataset, folder: Path) -> CLIPTokenizer:
+    """The tokenizer in `folder`, or one trained on captions of all clips."""
+    if not folder.exists():
+        rng = np.random.default_rng(0)
+        train_tokenizer(caption(facts, rng) for facts in dataset.facts for _ in range(4)).save_pretrained(folder)
+    return CLIPTokenizer.from_pretrained(folder)
+
+
+def assemble(network: TextDenoiser, tokenizer: CLIPTokenizer, vae: AutoencoderTiny) -> StableDiffusionPipeline:
+    """The whole model as diffusers' own pipeline."""
+    return StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=network.text_encoder,
+        tokenizer=tokenizer,
+        unet=network.unet,
+        scheduler=new_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )

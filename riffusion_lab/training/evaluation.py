@@ -1,0 +1,221 @@
+"""How good is the model? A small classifier listens, and numbers follow.
+
+The classifier is trained on rendered clips only and never used to train the model. *Adherence* is its accuracy on
+generated clips divided by its accuracy on rendered clips of the same captions. The *Fréchet distance*
+(https://arxiv.org/abs/1706.08500, here in the classifier's own embedding) compares the two sets as a whole; that
+between two sets of rendered clips of the same size says what is as good as the same.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from functools import lru_cache
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import nn
+from tqdm.auto import tqdm
+
+from ..generate import text_to_audio
+from ..recipes import weights_hash
+from .captions import caption
+from .dataset import Dataset
+from .run import autocast, cosine, set_learning_rate, train
+from .vocabulary import CLASSES, DRUMS, EFFECT_NAMES, INSTRUMENTS, STYLE_NAMES
+
+TEXTURES = ("melody", "chords", "arpeggio", "bass line")
+MODES = ("major", "minor")
+UNKNOWN = -100  # `cross_entropy` passes over it: a drum beat has no mode
+EMBEDDING = 64
+GROUPS = {
+    "styles": tuple(STYLE_NAMES),
+    "instruments": tuple(INSTRUMENTS),
+    "drums": (DRUMS,),
+    "effects": tuple(EFFECT_NAMES),
+}
+
+
+class Classifier(nn.Module):
+    """Says what a picture sounds like: one of `CLASSES`, its texture and its mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        widths = (16, 32, 64, 96, 128)
+        layers: list[nn.Module] = []
+        for below, width in zip((1, *widths), widths, strict=False):
+            layers += [nn.Conv2d(below, width, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+        self.layers = nn.Sequential(*layers)  # 256 × 256 → 8 × 8
+        self.embedding = nn.Linear(2 * 8 * 128 // 2, EMBEDDING)
+        self.heads = nn.ModuleDict(
+            {
+                "class": nn.Linear(EMBEDDING, len(CLASSES)),
+                "texture": nn.Linear(EMBEDDING, len(TEXTURES)),
+                "mode": nn.Linear(EMBEDDING, len(MODES)),
+            }
+        )
+
+    def embed(self, pictures: torch.Tensor) -> torch.Tensor:
+        """Pictures [shape=(n, 1, 512, 512), -1…1] → [shape=(n, 64)]."""
+        features = self.layers(F.avg_pool2d(pictures, 2))  # (n, 128, 8, 8): frequency is kept, time averaged
+        return self.embedding(F.relu(features.mean(dim=-1).flatten(1)))
+
+    def forward(self, pictures: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Scores (logits) for each of class, texture and mode."""
+        embedding = F.relu(self.embed(pictures))
+        return {name: head(embedding) for name, head in self.heads.items()}
+
+
+def targets(facts: list[dict]) -> dict[str, torch.Tensor]:
+    """Numbers of the right answers; `UNKNOWN` where there is none."""
+
+    def numbers(options: tuple[str, ...], key: str) -> torch.Tensor:
+        return torch.tensor([options.index(f[key]) if f.get(key) in options else UNKNOWN for f in facts])
+
+    return {"class": numbers(CLASSES, "label"), "texture": numbers(TEXTURES, "texture"), "mode": numbers(MODES, "mode")}
+
+
+def train_classifier(
+    dataset: Dataset, folder: str | Path, *, minutes: float = 5.0, learning_rate: float = 2e-3
+) -> Classifier:
+    """Train on rendered clips, turned in time, blurred and noised a little so that it does not judge by fine grain.
+
+    Writes `folder/classifier.safetensors` (float16).
+    """
+    rng = np.random.default_rng()
+    torch.manual_seed(0)
+    training, _ = dataset.split()
+    model = Classifier().train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.01)
+
+    def step(progress: float) -> torch.Tensor:
+        set_learning_rate(optimizer, learning_rate * cosine(progress))
+        chosen = rng.choice(training, 48)
+        pictures = dataset.pictures(chosen).roll(int(rng.integers(512)), dims=-1)
+        if rng.random() < 0.5:
+            pictures = F.avg_pool2d(pictures, 3, stride=1, padding=1, count_include_pad=False)
+        pictures = pictures + rng.uniform(0, 0.1) * torch.randn_like(pictures)
+        with autocast():
+            scores = model(pictures)
+        right = targets([dataset.facts[i] for i in chosen])
+        loss = sum(F.cross_entropy(scores[name].float(), right[name], label_smoothing=0.05) for name in scores)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    train(step, {"model": model, "optimizer": optimizer}, Path(folder) / "classifier.pt", minutes=minutes)
+    state = {k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()}
+    save_file({k: v.contiguous() for k, v in state.items()}, Path(folder) / "classifier.safetensors")
+    return model.eval()
+
+
+@lru_cache(maxsize=2)
+def load_classifier(file: str | Path | None = None) -> Classifier:
+    """The classifier that ships with the package, or another one."""
+    if file is None:
+        file = str(resources.files("riffusion_lab") / "weights" / "classifier.safetensors")
+    model = Classifier()
+    model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in load_file(file).items()})
+    return model.eval()
+
+
+def as_tensor(picture: Image.Image) -> torch.Tensor:
+    """A clip's picture as the classifier takes it [shape=(1, 1, 512, 512)]."""
+    return torch.from_numpy(np.asarray(picture.convert("RGB"), np.float32).mean(axis=-1))[None, None] / 127.5 - 1
+
+
+@torch.no_grad()
+def class_scores(picture: Image.Image, classifier: Classifier | None = None) -> dict[str, float]:
+    """Probability of each of `CLASSES` for one picture, the likeliest first."""
+    scores = (classifier or load_classifier())(as_tensor(picture))["class"][0].softmax(dim=0)
+    return {CLASSES[i]: float(scores[i]) for i in scores.argsort(descending=True)}
+
+
+def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
+    """Distance of two Gaussians fitted to embeddings [shape=(n, 64)]: |μa − μb|² + tr(Σa + Σb − 2 (Σa Σb)^½)."""
+    covariance_a, covariance_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
+    eigenvalues = np.linalg.eigvals(covariance_a @ covariance_b).real.clip(min=0)
+    mean = np.square(a.mean(axis=0) - b.mean(axis=0)).sum()
+    return float(mean + np.trace(covariance_a + covariance_b) - 2 * np.sqrt(eigenvalues).sum())
+
+
+def held_out_halves(dataset: Dataset) -> tuple[list[int], list[int]]:
+    """Two sets of held-out clips, each with every class in like parts."""
+    _, held_out = dataset.split()
+    ordered = sorted((int(i) for i in held_out), key=lambda i: CLASSES.index(dataset.facts[i]["label"]))
+    return ordered[::2], ordered[1::2]
+
+
+@torch.no_grad()
+def judge(classifier: Classifier, pictures: list[torch.Tensor]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Embeddings [shape=(n, 64)] and answers (numbers of class, texture, mode) for pictures."""
+    embeddings, answers = [], {"class": [], "texture": [], "mode": []}
+    for picture in pictures:
+        embeddings.append(classifier.embed(picture)[0].numpy())
+        for name, scores in classifier(picture).items():
+            answers[name].append(int(scores.argmax()))
+    return np.stack(embeddings), {name: np.array(numbers) for name, numbers in answers.items()}
+
+
+def evaluate(
+    pipe: StableDiffusionPipeline, dataset: Dataset, classifier: Classifier, *, n_clips: int = 512, batch_size: int = 4
+) -> dict:
+    """Generate from captions of held-out clips and compare with these clips.
+
+    Returns
+    -------
+    dict
+        adherence and accuracies by group, Fréchet distances, confusions, and the prompts with their seeds and answers.
+    """
+    ours, others = held_out_halves(dataset)
+    rng = np.random.default_rng(0)
+    ours = sorted(rng.permutation(ours)[:n_clips].tolist())
+    others = sorted(rng.permutation(others)[: len(ours)].tolist())
+    facts = [dataset.facts[i] for i in ours]
+    prompts = [caption(f, rng) for f in facts]
+    generated = []
+    for start in tqdm(range(0, len(ours), batch_size), desc="generate", unit_scale=batch_size, mininterval=10):
+        part = slice(start, start + batch_size)
+        clips = text_to_audio(pipe, prompts[part], seed=list(range(len(ours)))[part], batch_size=batch_size)
+        generated += [as_tensor(clip.image) for clip in clips]
+    embedding, answers = judge(classifier, generated)
+    real_embedding, real_answers = judge(classifier, [dataset.pictures(np.array([i])) for i in ours])
+    other_embedding, _ = judge(classifier, [dataset.pictures(np.array([i])) for i in others])
+    right = {name: numbers.numpy() for name, numbers in targets(facts).items()}
+    report: dict = {"weights_sha256": weights_hash(pipe), "n_clips": len(ours), "groups": {}}
+    labels = [f["label"] for f in facts]
+    for group, members in GROUPS.items():
+        where = np.array([label in members for label in labels])
+        report["groups"][group] = _accuracies(
+            answers["class"][where], real_answers["class"][where], right["class"][where]
+        )
+    for name in ("texture", "mode"):
+        where = right[name] != UNKNOWN
+        report["groups"][name] = _accuracies(answers[name][where], real_answers[name][where], right[name][where])
+    report["frechet"] = frechet_distance(embedding, real_embedding)
+    report["frechet_real_real"] = frechet_distance(other_embedding, real_embedding)
+    heard = [CLASSES[i] for i in answers["class"]]
+    mistakes = Counter((label, h) for label, h in zip(labels, heard, strict=True) if h != label)
+    report["confusions"] = [f"{label} → {h}: {n}" for (label, h), n in mistakes.most_common(30)]
+    report["prompts"] = [
+        {"prompt": p, "seed": s, "label": label, "heard": h}
+        for s, (p, label, h) in enumerate(zip(prompts, labels, heard, strict=True))
+    ]
+    return report
+
+
+def _accuracies(generated: np.ndarray, real: np.ndarray, right: np.ndarray) -> dict[str, float]:
+    on_generated, on_real = float((generated == right).mean()), float((real == right).mean())
+    return {"n": len(right), "generated": on_generated, "real": on_real, "adherence": on_generated / on_real}
+
+
+def save_report(report: dict, file: str | Path) -> None:
+    """Write a report as JSON."""
+    Path(file).write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")

@@ -1,0 +1,52 @@
+"""The trained parts → a model folder that the package ships and that stock diffusers loads."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import StableDiffusionPipeline
+
+from .captions import caption
+from .dataset import Dataset
+from .vocabulary import BEATS_PER_LOOP, bpm_of
+
+DEFAULTS = {"num_inference_steps": 25, "guidance_scale": 2.5, "loop": True}
+
+
+def caption_words(dataset: Dataset) -> list[str]:
+    """Every word that the captions use, in alphabetical order; no numbers."""
+    rng = np.random.default_rng(0)
+    words = {w for facts in dataset.facts for _ in range(4) for w in re.findall(r"[^\s,]+", caption(facts, rng))}
+    return sorted(w for w in words if not w.isdigit())
+
+
+def export(pipe: StableDiffusionPipeline, dataset: Dataset, folder: str | Path) -> None:
+    """Write the model in half precision, with what it wants by default beside it.
+
+    Parameters
+    ----------
+    pipe : StableDiffusionPipeline
+        As `denoiser.assemble` makes it. Is turned to float16.
+    dataset : Dataset
+        Its captions give the vocabulary.
+    folder : path
+    """
+    folder = Path(folder)
+    pipe.to(torch.float16).save_pretrained(folder)
+    for config in [folder / "model_index.json", *folder.glob("*/config.json")]:
+        _edit(config, lambda content: {k: v for k, v in content.items() if k != "_name_or_path"})  # names this machine
+    # transformers loads what the config says, diffusers float32: stock `from_pretrained` must not mix them.
+    _edit(folder / "text_encoder" / "config.json", lambda config: config | {"dtype": "float32"})
+    # diffusers writes this key itself and warns about it on loading.
+    _edit(folder / "vae" / "config.json", lambda config: {k: v for k, v in config.items() if k != "block_out_channels"})
+    beats = sorted({n for counts in BEATS_PER_LOOP.values() for n in counts})
+    about = DEFAULTS | {"tempi_bpm": [bpm_of(n) for n in beats], "vocabulary": caption_words(dataset)}
+    (folder / "riffusion_lab.json").write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n")
+
+
+def _edit(file: Path, change) -> None:
+    file.write_text(json.dumps(change(json.loads(file.read_text())), indent=2) + "\n")

@@ -1,0 +1,114 @@
+"""A training run that knows its time budget, shows its progress, and can be taken up where it was broken off."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from tqdm.auto import tqdm
+
+
+def fastest_dtype(device_type: str) -> torch.dtype:
+    """What a processor multiplies fastest, of the types that are good enough to train with.
+
+    A processor without bfloat16 of its own emulates it, which was four to six times slower than float32.
+    """
+    if device_type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    has = torch.cpu.get_capabilities()
+    return torch.bfloat16 if has.get("amx_bf16") or has.get("avx512_bf16") else torch.float32
+
+
+def autocast() -> torch.autocast:
+    """Let a network on the CPU calculate in its fastest type."""
+    dtype = fastest_dtype("cpu")
+    return torch.autocast("cpu", dtype, enabled=dtype != torch.float32)
+
+
+class HasState(Protocol):
+    """What can be kept in a checkpoint: modules, optimizers, averages."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What to keep."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> Any:
+        """Take up what was kept."""
+
+
+def train(
+    step: Callable[[float], torch.Tensor],
+    state: dict[str, HasState],
+    checkpoint: str | Path,
+    *,
+    minutes: float,
+    save_every_s: float = 240.0,
+) -> float:
+    """Call `step` until the time budget is spent; time spent before a break counts.
+
+    Parameters
+    ----------
+    step : callable
+        Does one step of training; takes the share of the budget that is spent, 0…1, and returns the loss.
+    state : dict of str to HasState
+        What the checkpoint holds.
+    checkpoint : path
+        Written every `save_every_s` seconds and at the end; read first if it is there.
+    minutes : float
+        The time budget.
+
+    Returns
+    -------
+    float
+        Mean loss over the last steps.
+    """
+    checkpoint = Path(checkpoint)
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    spent, n_steps, mean_loss = 0.0, 0, float("nan")
+    if checkpoint.exists():
+        saved = torch.load(checkpoint, weights_only=True)
+        spent, n_steps, mean_loss = saved["spent"], saved["n_steps"], saved["mean_loss"]
+        for name, part in state.items():
+            part.load_state_dict(saved[name])
+
+    def save() -> None:
+        parts = {name: part.state_dict() for name, part in state.items()}
+        temporary = checkpoint.with_suffix(".tmp")
+        torch.save(parts | {"spent": spent, "n_steps": n_steps, "mean_loss": mean_loss}, temporary)
+        os.replace(temporary, checkpoint)
+
+    budget, last, last_save = 60 * minutes, time.monotonic(), spent
+    with tqdm(total=round(budget), initial=round(spent), unit="s", desc=checkpoint.stem, mininterval=10) as bar:
+        while spent < budget:
+            loss = step(spent / budget).item()
+            if loss != loss:
+                raise FloatingPointError(f"the loss became NaN at step {n_steps}; the last checkpoint is {checkpoint}")
+            mean_loss = loss if n_steps == 0 else mean_loss + (loss - mean_loss) * max(0.01, 1 / (n_steps + 1))
+            n_steps += 1
+            now = time.monotonic()
+            spent, last = spent + now - last, now
+            bar.n = min(bar.total, round(spent))
+            bar.set_postfix(loss=f"{mean_loss:.4f}", steps=n_steps, refresh=False)
+            bar.update(0)
+            if spent - last_save > save_every_s:
+                save()
+                last_save, last = spent, time.monotonic()
+    save()
+    return mean_loss
+
+
+def cosine(progress: float, *, warmup: float = 0.02) -> float:
+    """Learning rate over the run: up within `warmup`, then down to 0 on half a cosine."""
+    if progress < warmup:
+        return max(progress / warmup, 0.01)
+    return 0.5 + 0.5 * math.cos(math.pi * min(1.0, (progress - warmup) / (1 - warmup)))
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Give all of an optimizer's parameters one learning rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
