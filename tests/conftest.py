@@ -1,0 +1,48 @@
+"""Sounds made on the spot: every test knows exactly what it hears."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+RATE = 44_100
+N_SAMPLES = 441 * 512  # 5.12 s: one clip
+
+
+def tone(frequency_hz: float, n_samples: int = N_SAMPLES, *, amplitude: float = 0.5, rate: int = RATE) -> np.ndarray:
+    """A sine; whole cycles in 5.12 s make it a loop."""
+    return (amplitude * np.sin(2 * np.pi * frequency_hz * np.arange(n_samples) / rate)).astype(np.float32)
+
+
+def chirp(low_hz: float, high_hz: float, n_samples: int = N_SAMPLES, *, amplitude: float = 0.5) -> np.ndarray:
+    """A sine that rises steadily."""
+    t = np.arange(n_samples) / RATE
+    slope = (high_hz - low_hz) / (n_samples / RATE)
+    return (amplitude * np.sin(2 * np.pi * (low_hz * t + slope * t**2 / 2))).astype(np.float32)
+
+
+def drum_loop(n_samples: int = N_SAMPLES) -> np.ndarray:
+    """Kick and snare, eight each, whose tails wrap around: an exact loop."""
+    random = np.random.default_rng(1)
+    loop = np.zeros(n_samples)
+    for beat in range(16):
+        t = np.arange(n_samples // 8) / RATE
+        kick = np.sin(2 * np.pi * (50 * t + 10 * (1 - np.exp(-30 * t)))) * np.exp(-8 * t)
+        snare = random.standard_normal(len(t)) * np.exp(-20 * t) * 0.4
+        at = (beat * n_samples // 16 + np.arange(len(t))) % n_samples
+        loop[at] += (kick, snare)[beat % 2]
+    return (0.5 * loop / np.abs(loop).max()).astype(np.float32)
+
+
+@pytest.fixture(scope="session")
+def music() -> np.ndarray:
+    """Chords of decaying harmonics over a drum loop, shape (1, 225792): an exact loop."""
+    sound = drum_loop().astype(np.float64)
+    t = np.arange(N_SAMPLES // 4) / RATE
+    for step, root_hz in enumerate((220.0, 261.6, 196.0, 293.7)):
+        at = (step * N_SAMPLES // 4 + np.arange(len(t))) % N_SAMPLES
+        for ratio in (1, 1.25, 1.5):
+            for harmonic in range(1, 7):
+                frequency_hz = root_hz * ratio * harmonic
+                sound[at] += 0.1 / harmonic * np.sin(2 * np.pi * frequency_hz * t) * np.exp(-3 * t)
+    return (0.5 * sound / np.abs(sound).max()).astype(np.float32)[None]

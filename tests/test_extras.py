@@ -1,0 +1,63 @@
+"""The notebook that needs a GPU and a download, run on a small random model; and lessons, run with other prompts."""
+
+import json
+
+import pytest
+
+import frame
+import notebook_rules as rules
+import notebooks as tool
+from tiny import save_tiny_pipeline
+
+# What a reader is likely to change, and what to: every notebook must run through with it.
+CHANGES = {
+    "00_start_here": [
+        ('"church bells"', '"techno"'),
+        ('"jazz with piano", seed=[1, 2, 3, 4]', '"rain", seed=[5, 6, 7, 8]'),
+        ('"tropical jazz with steel drums", seed=4', '"slow rock with flute", seed=40'),
+    ],
+    "01_sound_to_picture": [("default_rng(0)", "default_rng(5)"), ("[69, 72, 76, 81, 79, 76, 72, 71]", "[60] * 8")],
+    "02_picture_to_sound": [
+        ("default_rng(0)", "default_rng(5)"),
+        ('"piano", seed=1', '"waves", seed=2'),
+        ('NAME = "RIFF"', 'NAME = "ANNA"'),
+    ],
+    "03_text_to_music": [('"piano, slow", 7', '"harsh funk, 94 bpm", 8'), ("[11, 12, 13]", "[0, 1, 2]")],
+}
+
+
+def run_changed(path, changes, folder):
+    """Run a notebook with some of its text replaced, and return it."""
+    notebook = tool.read(path)
+    for old, new in changes:
+        cells = [cell for cell in notebook.cells if cell.cell_type == "code" and old in cell.source]
+        assert cells, f"{path.name} holds no {old!r}"
+        for cell in cells:
+            cell.source = cell.source.replace(old, new)
+    tool.execute(notebook, folder)
+    return notebook
+
+
+def test_every_lesson_is_tried_with_another_prompt():
+    assert {f"{name}.ipynb" for name in CHANGES} == {path.name for path in (frame.ROOT / "notebooks").glob("*.ipynb")}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_lesson_runs_with_another_seed_and_prompt(name, tmp_path):
+    run_changed(frame.ROOT / "notebooks" / f"{name}.ipynb", CHANGES[name], tmp_path)
+
+
+def test_check_of_riffusion_v1_makes_its_report(tmp_path):
+    folder = save_tiny_pipeline(tmp_path / "model", settings=None)
+    changes = [('"riffusion/riffusion-model-v1"', repr(str(folder))), ("42, 50", "42, 2")]
+    notebook = run_changed(frame.NEEDS_A_GPU, changes, tmp_path)
+    report = notebook.cells[-1].outputs[0].text
+    for line in ("same seed, same picture: True", "other seed, other picture: True", "on: cpu, torch.float32"):
+        assert f"- {line}\n" in report
+
+
+def test_check_of_riffusion_v1_is_saved_unrun_and_clean():
+    notebook = json.loads(frame.NEEDS_A_GPU.read_text(encoding="utf-8"))
+    needs_a_run = {"counts_run_from_one", "enough_is_checked"}
+    assert set(rules.broken_rules(notebook, frame.NEEDS_A_GPU)) <= needs_a_run
+    assert not rules.outputs(notebook)

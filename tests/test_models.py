@@ -1,0 +1,266 @@
+"""Loading models: what is said, what is refused, and that the pipeline is diffusers' own."""
+
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from safetensors.torch import load_file
+
+from riffusion_lab import models
+from riffusion_lab.models import load_pipeline, model_name, model_settings, vocabulary
+from tiny import SETTINGS, save_tiny_pipeline
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return save_tiny_pipeline(tmp_path_factory.mktemp("models") / "small")
+
+
+@pytest.fixture
+def own_folder(folder, tmp_path) -> Path:
+    """A copy that a test may spoil."""
+    return Path(shutil.copytree(folder, tmp_path / "small"))
+
+
+def test_loads_a_stock_pipeline_and_says_one_portable_line(folder, capfd):
+    pipe = load_pipeline(folder, device="cpu")
+    out, err = capfd.readouterr()
+    assert type(pipe) is StableDiffusionPipeline
+    assert (out, err) == ("small on cpu in float32\n", "")
+    assert pipe.safety_checker is None and pipe.feature_extractor is None
+    assert {part.dtype for part in (pipe.unet, pipe.vae, pipe.text_encoder)} == {torch.float32}
+    assert not any(part.training for part in (pipe.unet, pipe.vae, pipe.text_encoder))
+
+
+def test_a_fresh_interpreter_prints_nothing_to_stderr(folder):
+    """Importing diffusers' pipelines is when the libraries talk; that needs a new process to see."""
+    code = f"from riffusion_lab import load_pipeline; load_pipeline({str(folder)!r}, device='cpu')"
+    root = Path(models.__file__).parents[1]
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=True)
+    assert (result.stdout, result.stderr) == ("small on cpu in float32\n", "")
+
+
+def test_dtype_is_set_for_every_part(folder):
+    pipe = load_pipeline(folder, device="cpu", dtype="bfloat16")
+    assert {part.dtype for part in (pipe.unet, pipe.vae, pipe.text_encoder)} == {torch.bfloat16}
+
+
+def test_progress_bars_are_left_as_they_were(folder):
+    from diffusers.utils import logging
+
+    assert logging.is_progress_bar_enabled()
+    load_pipeline(folder, device="cpu")
+    assert logging.is_progress_bar_enabled()
+
+
+def test_riffling_is_the_default_and_takes_the_cpu_on_a_mac(folder, monkeypatch, capsys):
+    monkeypatch.setattr(models, "WEIGHTS", folder.parent)
+    shutil.copytree(folder, folder.parent / "riffling")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    pipe = load_pipeline()
+    assert capsys.readouterr().out == "riffling on cpu in float32\n" and pipe.device.type == "cpu"
+    assert models._device(None, prefer_cpu=False).type == "mps"
+
+
+@pytest.mark.parametrize(
+    ("cuda", "mps", "expected"), [(True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")]
+)
+def test_fastest_device_first(monkeypatch, cuda, mps, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    device = models._device(None, prefer_cpu=False)
+    assert device.type == expected
+    assert models._dtype(None, device) == (torch.float16 if expected == "cuda" else torch.float32)
+
+
+def test_settings_come_from_the_models_own_file(folder, own_folder):
+    pipe = load_pipeline(folder, device="cpu")
+    assert vocabulary(pipe) == SETTINGS["vocabulary"]
+    assert model_settings(pipe).tempi_bpm == tuple(SETTINGS["tempi_bpm"]) and model_settings(pipe).loop is True
+    (own_folder / "riffusion_lab.json").unlink()
+    plain = load_pipeline(own_folder, device="cpu")
+    assert vocabulary(plain) == []
+    assert model_settings(plain) == models.ModelSettings(50, 7.0, False, (), ())  # those of Riffusion v1
+
+
+def test_a_hub_models_settings_are_read_from_the_cache(folder, monkeypatch):
+    pipe = load_pipeline(folder, device="cpu")
+    pipe.register_to_config(_name_or_path="someone/something")
+    asked = []
+    monkeypatch.setattr(
+        models, "try_to_load_from_cache", lambda *args: asked.append(args) or str(folder / "riffusion_lab.json")
+    )
+    assert vocabulary(pipe) == SETTINGS["vocabulary"] and asked == [("someone/something", "riffusion_lab.json")]
+    assert model_name(pipe) == "someone/something"
+
+
+def test_torn_settings_name_the_model(own_folder):
+    pipe = load_pipeline(own_folder, device="cpu")
+    (own_folder / "riffusion_lab.json").write_text('{"loop": tr')
+    with pytest.raises(OSError, match="riffusion_lab.json of the model 'small' is no JSON"):
+        vocabulary(pipe)
+
+
+def test_model_name_holds_no_path(folder):
+    pipe = load_pipeline(folder, device="cpu")
+    assert model_name(pipe) == "small"
+    pipe.register_to_config(_name_or_path=None)
+    assert model_name(pipe) == "unnamed"
+
+
+def as_pickles(folder: Path) -> None:
+    """Turn safetensors into the pickles of older models."""
+    for path in folder.rglob("*.safetensors"):
+        name = "pytorch_model.bin" if path.parent.name == "text_encoder" else "diffusion_pytorch_model.bin"
+        torch.save(load_file(path), path.with_name(name))
+        path.unlink()
+
+
+def test_pickles_load_too_and_are_the_same_weights(folder, own_folder, capfd):
+    as_pickles(own_folder)
+    assert not list(own_folder.rglob("*.safetensors"))
+    capfd.readouterr()
+    pickled, plain = load_pipeline(own_folder, device="cpu"), load_pipeline(folder, device="cpu")
+    assert capfd.readouterr().err == ""
+    for part in ("unet", "vae", "text_encoder"):
+        expected = getattr(plain, part).state_dict()
+        for name, tensor in getattr(pickled, part).state_dict().items():
+            assert torch.equal(tensor, expected[name]), name
+
+
+class Bomb:
+    """A pickle that runs code when it is read by plain pickle."""
+
+    def __init__(self, witness: Path) -> None:
+        self.witness = witness
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.witness),)
+
+
+@pytest.mark.parametrize("part", ["unet", "text_encoder"])  # read by diffusers and by transformers
+def test_pickles_never_run_code(own_folder, tmp_path, part):
+    as_pickles(own_folder)
+    witness = tmp_path / "bomb went off"
+    torch.save({"weight": Bomb(witness)}, next((own_folder / part).glob("*.bin")))
+    with pytest.raises(OSError, match="cannot load the model 'small'"):
+        load_pipeline(own_folder, device="cpu")
+    assert not witness.exists()
+    pickle.loads(pickle.dumps(Bomb(witness)))
+    assert witness.exists()  # the bomb was a live one
+
+
+def test_safetensors_win_over_pickles(own_folder, tmp_path):
+    torch.save({"weight": Bomb(tmp_path / "bomb")}, own_folder / "unet" / "diffusion_pytorch_model.bin")
+    load_pipeline(own_folder, device="cpu")
+    assert not (tmp_path / "bomb").exists()
+
+
+@pytest.mark.parametrize("model", ["nosuchmodel", "", "a/b/c", "/nowhere/at/all"])
+def test_unknown_model(model):
+    with pytest.raises(OSError, match=r"there is no model .*riffusion/riffusion-model-v1"):
+        load_pipeline(model)
+
+
+def test_model_of_another_type():
+    with pytest.raises(TypeError, match="model must be a name or a folder, not 3"):
+        load_pipeline(3)
+
+
+def test_folder_that_is_no_model(tmp_path):
+    with pytest.raises(OSError, match=f"cannot load the model '{tmp_path.name}'"):
+        load_pipeline(tmp_path)
+
+
+def test_folder_of_another_pipeline(own_folder):
+    index = own_folder / "model_index.json"
+    index.write_text(json.dumps({**json.loads(index.read_text()), "_class_name": "FluxPipeline"}))
+    with pytest.raises(OSError, match="it is a FluxPipeline, not a StableDiffusionPipeline"):
+        load_pipeline(own_folder)
+
+
+def remove_unet(folder):
+    shutil.rmtree(folder / "unet")
+
+
+def tear_unet(folder):
+    path = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def tear_index(folder):
+    (folder / "model_index.json").write_text('{"_class_name": ')
+
+
+def remove_tokenizer(folder):
+    shutil.rmtree(folder / "tokenizer")
+
+
+@pytest.mark.parametrize("spoil", [remove_unet, tear_unet, tear_index, remove_tokenizer])
+def test_spoilt_folder(own_folder, spoil):
+    spoil(own_folder)
+    with pytest.raises(OSError, match="cannot load the model 'small'"):
+        load_pipeline(own_folder, device="cpu")
+
+
+def test_hub_name_offline(monkeypatch, tmp_path):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(OSError, match=r"cannot load the model 'someone/something' \(.*are you online\?\)"):
+        load_pipeline("someone/something")
+
+
+def test_the_hub_is_asked_without_a_token(monkeypatch):
+    asked = {}
+
+    def no(name, **options):
+        asked.update(options, name=name)
+        raise OSError("the Hub says no")
+
+    monkeypatch.setattr(models, "model_info", no)
+    with pytest.raises(OSError, match="the Hub says no"):
+        load_pipeline("someone/something")
+    assert asked["name"] == "someone/something" and asked["token"] is False
+
+
+@pytest.mark.parametrize("device", ["tpu9", "cuda", 3.5])
+def test_bad_device(folder, device, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match=f"device {device!r} is"):
+        load_pipeline(folder, device=device)
+
+
+@pytest.mark.parametrize("dtype", ["float17", torch.int8, "nn", 16])
+def test_bad_dtype(folder, dtype):
+    with pytest.raises(ValueError, match="dtype must be 'float16', 'bfloat16' or 'float32'"):
+        load_pipeline(folder, device="cpu", dtype=dtype)
+
+
+def test_missing_lora(folder, monkeypatch):
+    monkeypatch.setattr(models, "_read", lambda *_: pytest.fail("the LoRA must be looked for first"))
+    with pytest.raises(OSError, match="there is no LoRA 'nowhere.safetensors'"):
+        load_pipeline(folder, lora="nowhere.safetensors")
+
+
+def test_lora_is_handed_to_diffusers(folder, tmp_path, monkeypatch):
+    lora = tmp_path / "mine.safetensors"
+    lora.touch()
+    loaded = []
+    monkeypatch.setattr(models, "is_peft_available", lambda: True)
+    monkeypatch.setattr(
+        StableDiffusionPipeline, "load_lora_weights", lambda _, *args, **how: loaded.append((args, how))
+    )
+    load_pipeline(folder, device="cpu", lora=lora)
+    assert loaded == [((str(lora),), {"token": False})]
+    monkeypatch.setattr(models, "is_peft_available", lambda: False)
+    with pytest.raises(ImportError, match="pip install peft"):
+        load_pipeline(folder, lora=lora)

@@ -1,0 +1,300 @@
+"""The repository agrees with itself: README, Makefile, environment, CI, versions, address, code budgets."""
+
+import ast
+import fnmatch
+import importlib.metadata
+import io
+import os
+import re
+import subprocess
+import tokenize
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+import external
+import frame
+
+ROOT = frame.ROOT
+PACKAGE = ROOT / "riffusion_lab"
+NOT_OURS = {".venv", ".git", "data", "clips", "build", "dist", "__pycache__", ".pytest_cache", ".ruff_cache"}
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+EXTRAS = PYPROJECT["project"]["optional-dependencies"]
+TEXTS = (".md", ".py", ".yml", ".toml", ".cff", ".cfg", ".txt", "Makefile")
+BUDGETS = {"core": 2000, "widgets": 1500, "training": 2000}
+NO_CODE = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
+
+
+def read(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def our_files(*suffixes: str) -> list[Path]:
+    found = []
+    for folder, folders, names in os.walk(ROOT):
+        folders[:] = sorted(set(folders) - NOT_OURS)
+        found += [Path(folder, name) for name in sorted(names) if name.endswith(suffixes)]
+    return found
+
+
+# The commands
+
+
+def make_commands(target: str) -> list[str]:
+    """Return what `make` runs for `target` in a fresh clone on a POSIX system, without the lines that only talk."""
+    options = ["OS=", "LAB_OPTIONS=", "CONSTRAINTS=", "NBVAL=--nbval", "PYTHON=python3"]
+    outer_make = ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "MAKEOVERRIDES")
+    environment = {name: value for name, value in os.environ.items() if name not in outer_make}
+    command = [external.require("make"), "--dry-run", "--always-make", *options, target]
+    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    return [line for line in run.stdout.splitlines() if re.match(r"\S*python3? -m ", line)]
+
+
+def readme_commands(shell: str) -> list[list[str]]:
+    """Return the lines of each block of README.md for `shell` that starts by making a virtual environment."""
+    blocks = re.findall(rf"^```{shell}\n(.*?)^```", read("README.md"), flags=re.MULTILINE | re.DOTALL)
+    return [block.splitlines() for block in blocks if "-m venv" in block]
+
+
+def test_readme_has_the_commands_of_make():
+    expected = [make_commands("lab"), make_commands("test")]
+    assert [len(commands) for commands in expected] == [3, 5]
+    assert readme_commands("sh") == expected
+    windows = [
+        [line.replace("python3", "python").replace(".venv/bin/", ".venv\\Scripts\\") for line in commands]
+        for commands in expected
+    ]
+    assert readme_commands("powershell") == windows
+
+
+def test_ci_runs_make():
+    jobs = yaml.safe_load(read(".github/workflows/ci.yml"))["jobs"]
+    targets = set(re.findall(r"^(\w+):", read("Makefile"), flags=re.MULTILINE))
+    runs = [step["run"] for job in jobs.values() for step in job["steps"] if "run" in step]
+    assert runs and all(run == ".ci/run" or run.split()[:2] in [["make", target] for target in targets] for run in runs)
+    systems = jobs["lax"]["strategy"]["matrix"]["os"]
+    assert {system.partition("-")[0] for system in systems} == {"ubuntu", "macos", "windows"}
+    assert "make test CONSTRAINTS=constraints.txt" in read(".ci/run")
+
+
+def test_ci_leaves_nothing_out():
+    """CI sets the strict variable and installs every program that a test may ask for."""
+    script = read(".ci/run")
+    assert os.name == "nt" or os.access(ROOT / ".ci" / "run", os.X_OK)
+    assert f"export {external.STRICT_VARIABLE}=1" in script
+    packages = re.search(r"^packages=\((.*)\)", script, flags=re.MULTILINE).group(1).split()
+    advice = [program.how_to_get for program in external.EXTERNALS.values()]
+    wanted = {re.search(r"apt-get install ([\w-]+)", text).group(1) for text in advice}
+    assert set(packages) == wanted
+
+
+def test_missing_program_is_skipped_or_fails(monkeypatch):
+    monkeypatch.setitem(external.EXTERNALS, "anvil", external.External(lambda: None, "forge one"))
+    monkeypatch.delenv(external.STRICT_VARIABLE, raising=False)
+    with pytest.raises(pytest.skip.Exception, match="anvil is missing. forge one"):
+        external.require("anvil")
+    monkeypatch.setenv(external.STRICT_VARIABLE, "1")
+    with pytest.raises(pytest.fail.Exception, match="anvil is missing. forge one"):
+        external.require("anvil")
+    monkeypatch.setitem(external.EXTERNALS, "anvil", external.External(lambda: "/bin/anvil", "forge one"))
+    assert external.require("anvil") == "/bin/anvil"
+
+
+# What is installed
+
+
+def test_conda_environment_equals_pyproject():
+    *conda, pip = yaml.safe_load(read("environment.yml"))["dependencies"]
+    assert conda == [f"python{PYPROJECT['project']['requires-python']}", "pip"]
+    assert pip["pip"] == [*PYPROJECT["project"]["dependencies"], *EXTRAS["lab"], "-e ."]
+
+
+def pins() -> dict[str, str]:
+    lines = [line for line in read("constraints.txt").splitlines() if not line.startswith("#")]
+    return {canonicalize_name(name): version for name, _, version in (line.partition("==") for line in lines)}
+
+
+def all_requirements() -> list[Requirement]:
+    texts = [*PYPROJECT["project"]["dependencies"], *(text for extra in EXTRAS.values() for text in extra)]
+    return [Requirement(text) for text in texts]
+
+
+def installed_with(requirements: list[Requirement]) -> dict[str, str]:
+    """Return name and version of every distribution that `requirements` bring into this Python."""
+    found: dict[str, str] = {}
+    waiting = [(requirement.name, frozenset(requirement.extras)) for requirement in requirements]
+    seen = set(waiting)
+    while waiting:
+        name, extras = waiting.pop()
+        found[canonicalize_name(name)] = importlib.metadata.version(name)
+        for needed in map(Requirement, importlib.metadata.requires(name) or []):
+            marker, key = needed.marker, (needed.name, frozenset(needed.extras))
+            applies = marker is None or any(marker.evaluate({"extra": extra}) for extra in extras | {""})
+            if applies and key not in seen:
+                seen.add(key)
+                waiting.append(key)
+    return found
+
+
+def test_pins_satisfy_the_floors():
+    versions = pins()
+    for requirement in all_requirements():
+        assert requirement.specifier.contains(versions[canonicalize_name(requirement.name)]), requirement
+
+
+@pytest.mark.skipif(os.environ.get(external.STRICT_VARIABLE) != "1", reason="only the strict lane has pinned versions")
+def test_strict_lane_runs_the_pinned_versions():
+    installed = installed_with(all_requirements())
+    assert len(installed) > 100
+    assert installed.items() <= pins().items(), dict(installed.items() - pins().items())
+
+
+def test_package_data_are_packaged():
+    patterns = PYPROJECT["tool"]["setuptools"]["package-data"]["riffusion_lab"]
+    patterns = [pattern.replace("**/*", "*") for pattern in patterns]  # in fnmatch * goes through folders
+    files = [path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*") if path.is_file()]
+    data = [name for name in files if not name.endswith((".py", ".pyc"))]
+    assert [name for name in data if not any(fnmatch.fnmatch(name, pattern) for pattern in patterns)] == []
+
+
+# What is written
+
+
+def test_versions_agree():
+    import riffusion_lab
+
+    version = frame.project()["version"]
+    assert riffusion_lab.__version__ == version
+    assert yaml.safe_load(read("CITATION.cff"))["version"] == version
+    assert re.findall(r"^## \[(\d.*?)\]", read("CHANGELOG.md"), flags=re.MULTILINE)[0] == version
+
+
+def test_generated_text_is_current():
+    for page, blocks in frame.pages().items():
+        text = page.read_text(encoding="utf-8")
+        assert frame.fill(text, blocks) == text, f"{page.name} is out of date: run `python tools/frame.py`"
+
+
+def test_address_stands_once(monkeypatch):
+    """By hand the address stands in pyproject.toml only; whatever else has it follows when it changes."""
+    address = frame.address()
+    name = address.removeprefix("https://github.com/")
+    assert read("pyproject.toml").count(name) == 1
+    texts = {path: path.read_text(encoding="utf-8") for path in our_files(*TEXTS)}
+    assert [path.name for path, text in texts.items() if name in text] == ["README.md", "pyproject.toml"]
+    monkeypatch.setattr(frame, "address", lambda: "https://example.org/other/name")
+    assert name not in frame.fill(read("README.md"), frame.readme_blocks())
+    first = frame.lesson_path(frame.lessons()[0])
+    assert name not in frame.setup_cell() + frame.header(first, "") + frame.course_map(badges=True)
+
+
+def test_fill_refuses_text_without_markers():
+    with pytest.raises(ValueError, match="<!-- begin a -->"):
+        frame.fill("nothing", {"a": "b"})
+
+
+def test_navigation_follows_the_course(tmp_path, monkeypatch):
+    monkeypatch.setattr(frame, "ROOT", tmp_path)
+    monkeypatch.setattr(frame, "address", lambda: "https://github.com/a/b")
+    names = [lesson["file"] for lesson in frame.lessons()[:4]]
+    paths = [tmp_path / "notebooks" / f"{name}.ipynb" for name in names]
+    paths[0].parent.mkdir()
+    for path in (paths[0], paths[1], paths[3]):
+        path.touch()
+    title, _, links = frame.header(paths[1], "?").splitlines()
+    assert title == "# 01 · Sound to picture"
+    assert re.findall(r"\]\(([^)]*ipynb)\)", links) == [
+        f"https://colab.research.google.com/github/a/b/blob/main/notebooks/{names[1]}.ipynb",
+        f"{names[0]}.ipynb",
+        f"{names[3]}.ipynb",  # 02 is still to come
+    ]
+    assert frame.header(tmp_path / "notebooks" / "extras" / "more.ipynb", "More").startswith("# More\n")
+    assert frame.course_map().count("*(coming)*") == len(frame.lessons()) - 3
+
+
+@pytest.mark.parametrize("page", our_files(".md"), ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_local_links_lead_somewhere(page):
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    targets = [target for target in re.findall(r"\]\(([^)\s]+)\)", text) if not re.match("https?://|#", target)]
+    assert [target for target in targets if not (page.parent / target.partition("#")[0]).exists()] == []
+
+
+# The code
+
+
+def docstring_lines(tree: ast.Module) -> set[int]:
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    nodes = [node for node in ast.walk(tree) if isinstance(node, documented) and ast.get_docstring(node) is not None]
+    return {line for node in nodes for line in range(node.body[0].lineno, node.body[0].end_lineno + 1)}
+
+
+def python_code_lines(text: str) -> int:
+    """Count the lines that are neither blank, nor comment, nor docstring."""
+    tokens = [token for token in tokenize.generate_tokens(io.StringIO(text).readline) if token.type not in NO_CODE]
+    lines = {line for token in tokens for line in range(token.start[0], token.end[0] + 1)}
+    return len(lines - docstring_lines(ast.parse(text)))
+
+
+def browser_code_lines(text: str) -> int:
+    """Count the lines of JavaScript or CSS that are neither blank nor comment."""
+    text = re.sub(r"/\*.*?\*/", "", text, flags=re.DOTALL)
+    return sum(bool(line.strip()) and not line.strip().startswith("//") for line in text.splitlines())
+
+
+def part_of(path: Path) -> str:
+    first = path.relative_to(PACKAGE).parts[0]
+    return first if first in BUDGETS else "core"
+
+
+def test_code_lines_are_counted():
+    python = '"""One\ntwo."""\n\n# why\nx = """a\nb"""\n\n\ndef f():\n    """Do."""\n    return x  # y\n'
+    assert python_code_lines(python) == 4
+    assert browser_code_lines("/* a\nb */\n// c\nlet x = 1; // d\n\nf(x);\n") == 2
+
+
+def test_code_stays_small(capsys):
+    lines = dict.fromkeys(BUDGETS, 0)
+    for path in PACKAGE.rglob("*"):
+        if path.suffix == ".py":
+            lines[part_of(path)] += python_code_lines(path.read_text(encoding="utf-8"))
+        elif path.suffix in {".js", ".css"}:
+            lines[part_of(path)] += browser_code_lines(path.read_text(encoding="utf-8"))
+    with capsys.disabled():
+        print("\ncode lines: " + ", ".join(f"{part} {lines[part]:,} of {most:,}" for part, most in BUDGETS.items()))
+    assert lines["core"] > 0
+    assert all(lines[part] <= most for part, most in BUDGETS.items()), lines
+
+
+def imported(path: Path) -> set[str]:
+    """Return the full names of the modules that the module at `path` imports, and of what it takes from them."""
+    names = set()
+    folder = path.relative_to(ROOT).parent.parts
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            start = ".".join(folder[: len(folder) - node.level + 1]) if node.level else ""
+            module = ".".join(part for part in (start, node.module) if part)
+            names |= {module, *(f"{module}.{alias.name}" for alias in node.names)}
+    return names
+
+
+def test_imports_are_found(tmp_path, monkeypatch):
+    monkeypatch.setitem(globals(), "ROOT", tmp_path)
+    module = tmp_path / "riffusion_lab" / "a.py"
+    module.parent.mkdir()
+    for line in ("from . import widgets", "from .widgets import x", "import riffusion_lab.widgets.y"):
+        module.write_text(line)
+        assert any(name.startswith("riffusion_lab.widgets") for name in imported(module)), line
+
+
+def test_core_is_independent():
+    core = [path for path in PACKAGE.rglob("*.py") if part_of(path) == "core"]
+    assert core
+    outer = tuple(f"riffusion_lab.{part}" for part in BUDGETS if part != "core")
+    wrong = {path.name: [name for name in imported(path) if name.startswith(outer)] for path in core}
+    assert {name: modules for name, modules in wrong.items() if modules} == {}

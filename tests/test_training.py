@@ -1,0 +1,295 @@
+"""The training code on small inputs: what it composes, renders and writes in words, and that each network learns."""
+
+import json
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderTiny, StableDiffusionPipeline
+
+from external import require
+from riffusion_lab import load_pipeline
+from riffusion_lab.image import pixels_from_mel
+from riffusion_lab.spectrogram import mel_from_waveform
+from riffusion_lab.training import autoencoder, dataset, denoiser, evaluation, text
+from riffusion_lab.training.captions import caption
+from riffusion_lab.training.composer import DRUM_CHANNEL, STYLES, Composer
+from riffusion_lab.training.effects import EFFECTS
+from riffusion_lab.training.export import export
+from riffusion_lab.training.run import train
+from riffusion_lab.training.vocabulary import BEATS_PER_LOOP, CLASSES, CLIP_SECONDS, INSTRUMENTS, STYLE_NAMES, bpm_of
+
+RATE = 24_000
+
+
+def compose(kind: str, seed: int = 0):
+    composer = Composer(np.random.default_rng(seed))
+    if kind == "drums":
+        return composer.drum_beat()
+    return composer.solo(kind) if kind in INSTRUMENTS else composer.in_style(kind)
+
+
+def test_tempi_are_whole_beats_in_a_clip():
+    for n_beats in (n for counts in BEATS_PER_LOOP.values() for n in counts):
+        assert abs(n_beats / bpm_of(n_beats) * 60 - CLIP_SECONDS) < 0.06  # half a bpm at the slowest
+
+
+@pytest.mark.parametrize("kind", [*INSTRUMENTS, *STYLE_NAMES, "drums"])
+def test_pieces_keep_to_their_loop_and_range(kind):
+    for seed in range(8):
+        piece = compose(kind, seed)
+        assert piece.notes
+        for note in piece.notes:
+            assert 0 <= note.start < piece.n_beats
+            assert note.duration > 0
+            assert 0 < note.velocity < 128
+            assert note.channel in piece.programs
+        if kind in INSTRUMENTS:
+            pitches = [note.pitch for note in piece.notes]
+            assert INSTRUMENTS[kind].low <= min(pitches)
+            assert max(pitches) <= INSTRUMENTS[kind].high
+        assert piece.facts["drums"] == (DRUM_CHANNEL in piece.programs)
+
+
+def test_the_same_seed_composes_the_same_piece():
+    assert compose("jazz", 3) == compose("jazz", 3)
+    assert compose("jazz", 3) != compose("jazz", 4)
+
+
+def test_every_style_has_names_and_every_class_captions():
+    assert set(STYLES) == set(STYLE_NAMES)
+    assert len(set(CLASSES)) == len(CLASSES)
+    assert set(EFFECTS) <= set(CLASSES)
+
+
+def test_captions_name_what_they_mean_and_say_no_untruth():
+    rng = np.random.default_rng(0)
+    facts = {
+        "kind": "solo",
+        "label": "violin",
+        "mode": "minor",
+        "bpm": 47,
+        "texture": "melody",
+        "register": "high",
+        "metre": 4,
+    }
+    captions = {caption(facts, rng) for _ in range(300)}
+    assert len(captions) > 60
+    assert all(any(name in words for name in INSTRUMENTS["violin"].names) for words in captions)
+    told = " ".join(captions)
+    assert "47 bpm" in told
+    assert "sad" in told
+    assert not any(word in told for word in ("happy", "fast", "low notes", "waltz", "chords"))
+
+
+@pytest.mark.parametrize("name", EFFECTS)
+def test_effects_close_and_keep_their_length(name):
+    sound = EFFECTS[name](np.random.default_rng(1), RATE)
+    assert len(sound) == round(CLIP_SECONDS * RATE)
+    assert np.isfinite(sound).all()
+    assert sound.std() > 0
+    steps = np.abs(np.diff(sound))
+    assert abs(sound[0] - sound[-1]) <= np.quantile(steps, 0.999)  # the seam is a step like any other
+
+
+def test_rendered_pieces_are_loops():
+    require("fluidsynth")
+    from riffusion_lab.training.render import Renderer
+
+    renderer = Renderer(RATE)
+    for kind in ("church bells", "ambient", "techno"):
+        sound = renderer.render(compose(kind))
+        assert sound.shape == (round(CLIP_SECONDS * RATE),)
+        assert sound.std() > 1e-3
+        # What rings over the end is in the beginning: a first pass, from silence, would begin with nothing.
+        assert np.abs(sound[:24]).max() > 0
+        steps = np.abs(np.diff(sound))
+        assert abs(sound[0] - sound[-1]) <= 4 * np.quantile(steps, 0.99)
+    pictures = []
+    for piece in (compose("techno"), compose("techno"), compose("techno", seed=1)):
+        mel = mel_from_waveform(torch.from_numpy(renderer.render(piece))[None], dataset.RENDER_PARAMS, loop=True)
+        pictures.append(pixels_from_mel(mel, dataset.RENDER_PARAMS)[0].astype(float))
+    first, again, other = pictures
+    assert np.abs(first - again).mean() < 0.5 * np.abs(first - other).mean()
+
+
+def test_a_missing_soundfont_is_named(tmp_path):
+    from riffusion_lab.training.render import find_soundfont
+
+    with pytest.raises(FileNotFoundError, match="nowhere.sf2.*install"):
+        find_soundfont(tmp_path / "nowhere.sf2")
+
+
+@pytest.fixture
+def clips(tmp_path, monkeypatch):
+    """Eight clips that need no synthesizer."""
+    jobs = [("effect", name) for name in EFFECTS] * 2
+    monkeypatch.setattr(dataset, "plan", lambda _: jobs)
+    monkeypatch.setattr(dataset, "SHARD", 4)
+    with ThreadPoolExecutor(1) as executor:
+        dataset.make_dataset(tmp_path, executor)
+    return tmp_path
+
+
+def test_dataset_is_written_in_shards_and_taken_up_again(clips):
+    files = sorted(clips.glob("*"))
+    assert [f.name for f in files] == ["facts-0000.json", "facts-0001.json", "pixels-0000.npy", "pixels-0001.npy"]
+    before = {f: f.stat().st_mtime_ns for f in files}
+    files[1].unlink()
+    with ThreadPoolExecutor(1) as executor:
+        dataset.make_dataset(clips, executor)
+    changed = {f.name for f in files if f.stat().st_mtime_ns != before[f]}
+    assert changed == {"facts-0001.json", "pixels-0001.npy"}
+    data = dataset.load_dataset(clips)
+    assert len(data) == 8
+    assert data.picture(5).shape == (512, 512)
+    assert data.picture(5).min() == 0  # the loudest spot is black
+    assert data.facts[5]["label"] == list(EFFECTS)[1]
+
+
+def test_no_dataset_is_said(tmp_path):
+    with pytest.raises(FileNotFoundError, match="training data"):
+        dataset.load_dataset(tmp_path)
+
+
+def test_tokenizer_spells_everything_and_merges_what_it_was_taught(tmp_path):
+    tokenizer = text.train_tokenizer(["church bells, 117 bpm", "happy piano"] * 3)
+    tokenizer.save_pretrained(tmp_path)
+    tokenizer = type(tokenizer).from_pretrained(tmp_path)
+    assert tokenizer.tokenize("Church bells") == ["church</w>", "bells</w>"]
+    assert tokenizer.tokenize("117 bpm")[:3] == ["1</w>", "1</w>", "7</w>"]
+    tokens = text.tokenize(tokenizer, ["Zürich 日本", ""])
+    assert tokens.shape == (2, text.N_TOKENS)
+    assert tokenizer.decode(tokens[0], skip_special_tokens=True) == "zürich 日本"
+    assert (tokens[1, 1:] == tokenizer.eos_token_id).all()
+
+
+def test_folding_the_whitening_changes_nothing():
+    torch.manual_seed(0)
+    model = autoencoder.LatentAutoencoder(autoencoder.new_autoencoder())
+    pictures = torch.rand(4, 3, 64, 64) * 2 - 1
+    model.train()
+    for _ in range(3):
+        model(pictures)
+    model.eval()
+    with torch.no_grad():
+        before = model.whiten(model.vae.encode(pictures).latents)
+        after = model.folded().encode(pictures).latents
+    assert torch.allclose(before, after, atol=1e-5)
+    assert not torch.allclose(model.whiten(before), before, atol=1e-2) or after.std() > 0
+
+
+class Counter:
+    """Something with a state."""
+
+    def __init__(self):
+        self.n = 0
+
+    def state_dict(self):
+        return {"n": self.n}
+
+    def load_state_dict(self, state):
+        self.n = state["n"]
+
+
+def test_training_is_taken_up_where_it_was_broken_off(tmp_path):
+    counter, seen = Counter(), []
+
+    def step(progress):
+        counter.n += 1
+        seen.append(progress)
+        if len(seen) == 40:
+            raise KeyboardInterrupt
+        torch.zeros(1).add_(1)
+        import time
+
+        time.sleep(0.01)
+        return torch.tensor(1.0)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(step, {"counter": counter}, tmp_path / "run.pt", minutes=1 / 60, save_every_s=0.1)
+    fresh = Counter()
+    train(lambda p: seen.append(p) or torch.tensor(0.5), {"counter": fresh}, tmp_path / "run.pt", minutes=1 / 60)
+    assert 5 <= fresh.n <= 40
+    assert seen[40] > 0.05  # the time spent before the break counts
+    assert seen[-1] < 1
+
+
+def test_training_stops_at_a_loss_that_is_no_number(tmp_path):
+    with pytest.raises(FloatingPointError, match="NaN at step 0"):
+        train(lambda _: torch.tensor(float("nan")), {}, tmp_path / "run.pt", minutes=1)
+
+
+def test_denoiser_learns_from_both_latents_and_words(clips, tmp_path):
+    data = dataset.load_dataset(clips)
+    latents = np.random.default_rng(0).standard_normal((8, 4, 64, 64)).astype(np.float16)
+    network, tokenizer = denoiser.train_denoiser(latents, data, tmp_path, minutes=0.05, compile_network=False)
+    saved = torch.load(tmp_path / "denoiser.pt", weights_only=True)
+    assert saved["n_steps"] >= 1
+    fresh = denoiser.TextDenoiser(denoiser.new_unet(), text.new_text_encoder(tokenizer))
+    changed = [
+        n
+        for (n, p), (_, q) in zip(saved["network"].items(), fresh.state_dict().items(), strict=True)
+        if not torch.equal(p, q)
+    ]
+    assert any(name.startswith("text_encoder") for name in changed)
+    assert any(name.startswith("unet") for name in changed)
+    _check_export(denoiser.assemble(network, tokenizer, autoencoder.new_autoencoder()), data, tmp_path / "model")
+
+
+def test_denoiser_starts_from_a_model(clips, tmp_path):
+    latents, pipe = np.zeros((8, 4, 64, 64), np.float16), load_pipeline(device="cpu")
+    before = [p.clone() for part in (pipe.unet, pipe.text_encoder) for p in part.parameters()]
+    data = dataset.load_dataset(clips)
+    network, tokenizer = denoiser.train_denoiser(
+        latents, data, tmp_path, start_from=pipe, minutes=0, compile_network=False
+    )
+    assert tokenizer is pipe.tokenizer
+    assert all(torch.equal(p, q) for p, q in zip(network.parameters(), before, strict=True))
+
+
+def _check_export(pipe, data, folder):
+    export(pipe, data, folder)
+    about = json.loads((folder / "riffusion_lab.json").read_text())
+    assert {"rain", "clock"} <= set(about["vocabulary"])
+    assert 117 in about["tempi_bpm"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        again = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
+    assert {part.dtype for part in (again.unet, again.vae, again.text_encoder)} == {torch.float32}
+    picture = again("rain", num_inference_steps=1, output_type="np").images[0]
+    assert picture.shape == (512, 512, 3)
+    assert sum(f.stat().st_size for f in folder.rglob("*.safetensors")) < 40e6
+
+
+def test_turns_are_whole_bars():
+    assert denoiser._columns_per_bar({"bpm": 188, "metre": 4}) == 16
+    assert denoiser._columns_per_bar({"bpm": 141, "metre": 4}) == 64  # three bars are no whole number of columns
+    assert denoiser._columns_per_bar({"bpm": 141, "metre": 3}) == 16
+    assert denoiser._columns_per_bar({"bpm": 129, "metre": 4}) == 64
+    assert denoiser._columns_per_bar({}) == 1
+
+
+def test_frechet_distance_of_known_gaussians():
+    rng = np.random.default_rng(0)
+    a = rng.standard_normal((20_000, 4))
+    assert evaluation.frechet_distance(a, a) == pytest.approx(0, abs=1e-6)
+    # Moved by 3 along one axis and twice as wide along another: 3² + (2 − 1)².
+    b = rng.standard_normal((20_000, 4)) * [1, 2, 1, 1] + [3, 0, 0, 0]
+    assert evaluation.frechet_distance(a, b) == pytest.approx(10, rel=0.02)
+
+
+def test_classifier_passes_over_what_has_no_answer():
+    right = evaluation.targets([{"label": "rain"}, {"label": "piano", "texture": "chords", "mode": "minor"}])
+    assert right["class"].tolist() == [CLASSES.index("rain"), CLASSES.index("piano")]
+    assert right["texture"].tolist() == [evaluation.UNKNOWN, 1]
+    assert right["mode"].tolist() == [evaluation.UNKNOWN, 1]
+
+
+def test_autoencoder_is_of_the_format_of_diffusers(tmp_path):
+    vae = autoencoder.new_autoencoder()
+    vae.save_pretrained(tmp_path)
+    latents = AutoencoderTiny.from_pretrained(tmp_path).encode(torch.zeros(1, 3, 512, 512)).latents
+    assert latents.shape == (1, 4, 64, 64)

@@ -1,0 +1,114 @@
+"""The widgets: their Python side without a browser, their JavaScript side in a real one."""
+
+import functools
+import http.server
+import re
+import threading
+
+import numpy as np
+import pytest
+from playwright.sync_api import sync_playwright
+
+from conftest import RATE, tone
+from external import require
+from riffusion_lab.widgets import Recorder, recorder
+
+STATIC = recorder.Path(recorder.__file__).parent / "static"
+CHROMIUM_OPTIONS = ["--no-sandbox", "--disable-dev-shm-usage", "--disable-background-networking"]
+# What a widget's JavaScript knows of its Python side, and what it has sent there
+MODEL = """
+const handlers = [];
+window.sent = [];
+window.model = {
+  get: (name) => ({longest_s: 1})[name],
+  on: (_, handler) => handlers.push(handler),
+  off: (_, handler) => handlers.splice(handlers.indexOf(handler), 1),
+  send: (content, callbacks, buffers) => sent.push({...content, samples: [...new Float32Array(buffers[0])]}),
+};
+window.answer = (message) => handlers.forEach((handler) => handler(message));
+"""
+
+
+@pytest.fixture
+def page():
+    """An empty page of a local server that has the widgets' JavaScript, in a browser with a beeping microphone."""
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=STATIC))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    microphone = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=require("chromium"), args=CHROMIUM_OPTIONS + microphone)
+        page = browser.new_page()
+        page.goto(f"http://localhost:{server.server_port}/")
+        page.set_content("<div id='here'></div>")
+        page.evaluate(MODEL)
+        yield page
+        browser.close()
+    server.shutdown()
+    server.server_close()
+
+
+def test_recording_becomes_a_clip():
+    widget, heard, answers = Recorder(), [], []
+    widget.send = answers.append
+    widget.observe(lambda change: heard.append(change["new"]), "clip")
+    sound = tone(441)
+    widget._handle_custom_msg({"kind": "recorded", "sample_rate": RATE}, [memoryview(sound.tobytes())])
+    np.testing.assert_array_equal(widget.clip.waveform[0], sound)
+    assert heard == [widget.clip]
+    assert answers == [{"kind": "taken", "duration_s": 5.12}]
+    assert repr(widget) == "Recorder(clip=Clip(5.12 s, 44100 Hz, mono))"
+
+
+@pytest.mark.parametrize(
+    ("rate", "samples", "words"),
+    [
+        (RATE, [], "too short|empty|no samples"),
+        (0, [0.1] * 1000, "0"),
+        (None, [0.1] * 1000, "rate"),
+        (RATE, [np.nan] * 999, "NaN"),
+    ],
+)
+def test_bad_recording_is_refused_in_words_and_keeps_the_last(rate, samples, words):
+    widget, answers = Recorder(), []
+    widget.send = answers.append
+    widget._handle_custom_msg({"kind": "recorded", "sample_rate": RATE}, [memoryview(tone(441).tobytes())])
+    last = widget.clip
+    widget._handle_custom_msg({"kind": "recorded", "sample_rate": rate}, [np.array(samples, "f4").tobytes()])
+    assert answers[-1]["kind"] == "refused"
+    assert re.search(words, answers[-1]["reason"]), answers[-1]
+    assert widget.clip is last
+
+
+def test_recorder_records_in_a_browser(page):
+    page.evaluate("""import("/recorder.js").then((module) => {
+        window.cleanup = module.default.render({model, el: document.getElementById("here")});
+    })""")
+    button, here = page.get_by_role("button"), page.locator("#here")
+    button.click()
+    page.wait_for_selector("#here[data-state=recording]")
+    assert button.text_content() == "Stop"
+    page.wait_for_function("sent.length == 1")  # stops by itself after `longest_s`
+    sent = page.evaluate("sent[0]")
+    assert sent["kind"] == "recorded" and sent["sample_rate"] >= 8_000
+    assert 0.5 < len(sent["samples"]) / sent["sample_rate"] < 2
+    assert np.abs(sent["samples"]).max() > 0.01  # Chromium's microphone beeps
+    page.evaluate("""answer({kind: "refused", reason: "<b>no</b>"})""")
+    assert page.get_by_role("status").text_content() == "<b>no</b>"
+    assert here.get_attribute("data-state") == "ready" and button.text_content() == "Record"
+
+
+def test_recorder_says_why_there_is_no_microphone(page):
+    page.evaluate("""() => {
+        navigator.mediaDevices.getUserMedia = () => Promise.reject(new Error("denied"));
+    }""")
+    page.evaluate("""import("/recorder.js").then((module) => {
+        module.default.render({model, el: document.getElementById("here")});
+    })""")
+    page.get_by_role("button").click()
+    page.wait_for_selector("#here[data-state=ready]")
+    assert page.get_by_role("status").text_content() == "The microphone cannot be used: denied"

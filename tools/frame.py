@@ -1,0 +1,143 @@
+"""The generated text in README.md, the model card and the notebooks: address, badges, links, the set-up cell, figures.
+
+Everything follows from four files: pyproject.toml (address, version), course.toml (lessons), colab_setup.txt, and
+riffling's evaluation.json. ``python tools/frame.py`` writes the pages again; ``make notebooks`` the notebooks too.
+"""
+
+import json
+import re
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+TOOLS = ROOT / "tools"
+README = ROOT / "README.md"
+RIFFLING = ROOT / "riffusion_lab" / "weights" / "riffling"
+BRANCH = "main"
+NEEDS_A_GPU = ROOT / "notebooks" / "extras" / "check_riffusion_v1.ipynb"  # tests/test_extras.py runs it on a tiny model
+
+
+def project() -> dict:
+    """Return the ``[project]`` table of pyproject.toml."""
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+def address() -> str:
+    """Return the repository's address, without a slash at the end."""
+    return project()["urls"]["Repository"]
+
+
+def lessons() -> list[dict[str, str]]:
+    """Return the lessons of the course in their order, those that are still to come included."""
+    return tomllib.loads((TOOLS / "course.toml").read_text(encoding="utf-8"))["lesson"]
+
+
+def notebooks() -> list[Path]:
+    """Return the path of every notebook that runs everywhere, solutions and extras included."""
+    paths = (ROOT / "notebooks").rglob("*.ipynb")
+    return sorted(path for path in paths if path != NEEDS_A_GPU and ".ipynb_checkpoints" not in path.parts)
+
+
+def lesson_path(lesson: dict[str, str]) -> Path:
+    """Return where the lesson's notebook is, or will be."""
+    return ROOT / "notebooks" / f"{lesson['file']}.ipynb"
+
+
+def lesson_name(lesson: dict[str, str]) -> str:
+    """Return the lesson's number and title, such as ``00 · Start here``."""
+    return f"{lesson['file'][:2]} · {lesson['title']}"
+
+
+def colab_badge(path: Path) -> str:
+    """Return the badge, in markdown, that opens the notebook at `path` on Google Colab."""
+    repository = address().removeprefix("https://github.com/")
+    notebook = path.relative_to(ROOT).as_posix()
+    target = f"https://colab.research.google.com/github/{repository}/blob/{BRANCH}/{notebook}"
+    return f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({target})"
+
+
+def header(path: Path, title: str) -> str:
+    """Return the first cell of the notebook at `path`: title, Colab badge, links to the lessons before and after.
+
+    A lesson takes its title from course.toml; any other notebook keeps `title`.
+    """
+    present = [lesson for lesson in lessons() if lesson_path(lesson).exists() or lesson_path(lesson) == path]
+    here = [lesson_path(lesson) for lesson in present].index(path) if path in map(lesson_path, present) else None
+    links = [colab_badge(path)]
+    if here is not None:
+        title = lesson_name(present[here])
+        links += [f"[← {lesson_name(lesson)}]({lesson['file']}.ipynb)" for lesson in present[:here][-1:]]
+        links += [f"[{lesson_name(lesson)} →]({lesson['file']}.ipynb)" for lesson in present[here + 1 :][:1]]
+    return f"# {title}\n\n" + " &nbsp; ".join(links)
+
+
+def setup_cell() -> str:
+    """Return the source of the set-up cell that every notebook has."""
+    archive = f"{address()}/archive/refs/tags/v{project()['version']}.zip"
+    return (TOOLS / "colab_setup.txt").read_text(encoding="utf-8").replace("ARCHIVE", archive).strip()
+
+
+def course_map(*, folder: str = "", badges: bool = False) -> str:
+    """Return the table of lessons in markdown, with links that start with `folder`, and Colab badges if wanted."""
+    rows = ["| Notebook | The question it answers | Minutes |" + " |" * badges, "|---|---|---|" + "---|" * badges]
+    for lesson in lessons():
+        path = lesson_path(lesson)
+        name = f"[{lesson_name(lesson)}]({folder}{path.name})" if path.exists() else f"{lesson_name(lesson)} *(coming)*"
+        badge = f" {colab_badge(path) if path.exists() else ''} |" if badges else ""
+        rows.append(f"| {name} | {lesson['question']} | {lesson.get('minutes', '')} |{badge}")
+    return "\n".join(rows)
+
+
+def readme_blocks() -> dict[str, str]:
+    """Return the generated parts of README.md by the name that its markers carry."""
+    workflow = f"{address()}/actions/workflows/ci.yml"
+    folder = address().rsplit("/", 1)[-1]
+    return {
+        "badges": f"[![ci]({workflow}/badge.svg)]({workflow}) {colab_badge(lesson_path(lessons()[0]))}",
+        "clone": f"```sh\ngit clone {address()}\ncd {folder}\nmake lab\n```",
+        "course": course_map(folder="notebooks/", badges=True),
+    }
+
+
+def fill(text: str, blocks: dict[str, str]) -> str:
+    """Return `text` with what stands between ``<!-- begin NAME -->`` and ``<!-- end NAME -->`` made anew.
+
+    Raises
+    ------
+    ValueError
+        If a block's markers are missing from `text`, or stand there more than once.
+    """
+    for name, content in blocks.items():
+        begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
+        if (text.count(begin), text.count(end)) != (1, 1):
+            raise ValueError(f"the text must hold {begin!r} and {end!r} once each")
+        text = re.sub(f"{begin}.*?{end}", lambda _, new=f"{begin}\n{content}\n{end}": new, text, flags=re.DOTALL)
+    return text
+
+
+def evaluation_table() -> str:
+    """Return what riffling's evaluation found, in markdown."""
+    report = json.loads((RIFFLING / "evaluation.json").read_text(encoding="utf-8"))
+    rows = ["| What is heard | Clips | Generated, right | Rendered, right | Adherence |", "|---|---|---|---|---|"]
+    for name, found in report["groups"].items():
+        rows.append(
+            f"| {name} | {found['n']} | {found['generated']:.2f} | {found['real']:.2f} | {found['adherence']:.2f} |"
+        )
+    distances = f"Fréchet distance {report['frechet']:.1f}; between rendered clips {report['frechet_real_real']:.1f}"
+    mistakes = ", ".join(report["confusions"][:12])
+    return "\n".join(rows) + f"\n\n{distances} (N = {report['n_clips']}). Commonest mistakes: {mistakes}."
+
+
+def pages() -> dict[Path, dict[str, str]]:
+    """Return the pages with generated parts, and these parts."""
+    return {README: readme_blocks(), RIFFLING / "README.md": {"evaluation": evaluation_table()}}
+
+
+def write_pages() -> None:
+    """Write the generated parts of the pages again."""
+    for page, blocks in pages().items():
+        page.write_text(fill(page.read_text(encoding="utf-8"), blocks), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write_pages()
