@@ -12,11 +12,18 @@ __version__ = "0.1.0"
 
 _MODULE_OF = {
     "Clip": "clip",
+    "Prompt": "prompts",
     "SpectrogramParams": "params",
+    "audio_to_audio": "edit",
+    "extend": "edit",
+    "inpaint": "edit",
+    "interpolate": "interpolation",
     "load_pipeline": "models",
     "replay": "generate",
+    "stitch": "join",
     "text_to_audio": "generate",
     "vocabulary": "models",
+    "walk": "interpolation",
 }
 __all__ = [*_MODULE_OF, "__version__"]  # noqa: PLE0604 - names of the table above
 

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import difflib
-import math
-import operator
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from numbers import Real
 from typing import TYPE_CHECKING, Any
 
+import diffusers
 import torch
 from diffusers import SchedulerMixin
 
 from .loops import clip_columns
 from .models import model_name, model_settings
 from .params import SpectrogramParams
+from .prompts import plain_text
 from .recipes import scheduler_parameters
+from .values import check_number, check_whole
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -30,17 +30,19 @@ _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
 _BPM = re.compile(r"\b(\d+(?:\.\d+)?)(?=\s*bpm\b)", re.IGNORECASE)
 
 
-def check_prompt(
-    pipe: StableDiffusionPipeline, prompt: str, name: str = "prompt", *, may_be_empty: bool = False
-) -> None:
-    """Refuse a prompt that the model cannot read whole.
+def check_pipe(pipe: object) -> None:
+    """Refuse what is no pipeline."""
+    if not isinstance(pipe, diffusers.StableDiffusionPipeline):
+        raise TypeError(f"pipe must be a StableDiffusionPipeline, as load_pipeline() gives it, not {pipe!r}")
+
+
+def check_prompt(prompt: object, name: str = "prompt", *, may_be_empty: bool = False) -> None:
+    """Refuse what is no prompt.
 
     Parameters
     ----------
-    pipe : StableDiffusionPipeline
-        Its tokenizer and text encoder set the limit: 75 tokens, as a rule.
     prompt : str
-        The prompt.
+        Of any length.
     name : str
         What an error calls it.
     may_be_empty : bool
@@ -49,17 +51,12 @@ def check_prompt(
     Raises
     ------
     TypeError, ValueError
-        If it is no text; if it is empty, or longer than the model reads.
+        If it is no text, or empty.
     """
     if not isinstance(prompt, str):
         raise TypeError(f"{name} must be a str such as 'solo piano, slow', not {prompt!r}")
-    if not prompt.strip() and not may_be_empty:
+    if not plain_text(prompt).strip() and not may_be_empty:
         raise ValueError(f"{name} is empty: {prompt!r}; describe a sound, such as 'solo piano, slow'")
-    # two tokens mark start and end; CLIP would cut off the rest without an error
-    limit = min(pipe.tokenizer.model_max_length, pipe.text_encoder.config.max_position_embeddings) - 2
-    n_tokens = len(pipe.tokenizer(prompt, add_special_tokens=False, verbose=False).input_ids)
-    if n_tokens > limit:
-        raise ValueError(f"{name} '{prompt[:40]}...' has {n_tokens} tokens, the model reads {limit}: shorten it")
 
 
 def taught_prompt(pipe: StableDiffusionPipeline, prompt: str) -> tuple[str, list[str]]:
@@ -98,6 +95,11 @@ def is_list(values: object) -> bool:
     return isinstance(values, Sequence) and not isinstance(values, str | bytes)
 
 
+def one_or_list(clips: list, *given: object) -> Any:
+    """Give the list where one of the arguments was a list, else the single clip in it."""
+    return clips if any(is_list(values) for values in given) else clips[0]
+
+
 @dataclass(frozen=True)
 class Order:
     """What one clip is to be made from."""
@@ -111,9 +113,17 @@ class Order:
         """Give the source of noise: on the CPU, so that every device gets the same."""
         return self.generator or torch.Generator("cpu").manual_seed(self.seed)
 
+    def given(self) -> dict[str, Any]:
+        """Give what a recipe keeps of it."""
+        seed = self.seed if self.seed is None else int(self.seed)
+        return {"prompt": self.prompt, "negative_prompt": self.negative_prompt, "seed": seed}
 
-def line_up(pipe: StableDiffusionPipeline, prompt: Any, negative: Any, seed: Any, generator: Any) -> list[Order]:
+
+def line_up(prompt: Any, negative: Any, seed: Any, generator: Any) -> list[Order]:
     """Check what is given for each clip, and repeat single values as often as the lists are long."""
+    if seed is not None and generator is not None:
+        raise ValueError(f"seed={seed!r} and generator exclude each other: give one of them")
+    seed = 0 if seed is None and generator is None else seed
     given = {"prompt": prompt, "negative_prompt": negative, "seed": seed, "generator": generator}
     lengths = {name: len(values) for name, values in given.items() if is_list(values)}
     if 0 in lengths.values() or len(set(lengths.values())) > 1:
@@ -122,36 +132,18 @@ def line_up(pipe: StableDiffusionPipeline, prompt: Any, negative: Any, seed: Any
     if lengths.get("negative_prompt", n_clips) != n_clips:
         raise ValueError(f"{lengths['negative_prompt']} negative prompts for one clip: give one")
     repeated = [values if is_list(values) else [values] * n_clips for values in given.values()]
-    return [_check_order(pipe, *each) for each in zip(*repeated, strict=True)]
+    return [_check_order(*each) for each in zip(*repeated, strict=True)]
 
 
-def _check_order(pipe: StableDiffusionPipeline, prompt: Any, negative: Any, seed: Any, generator: Any) -> Order:
-    check_prompt(pipe, prompt)
+def _check_order(prompt: Any, negative: Any, seed: Any, generator: Any) -> Order:
+    check_prompt(prompt)
     if negative is not None:
-        check_prompt(pipe, negative, "negative_prompt", may_be_empty=True)
+        check_prompt(negative, "negative_prompt", may_be_empty=True)
     if generator is None:
         seed = check_whole("seed", seed, 0, 2**64 - 1)
     elif not isinstance(generator, torch.Generator):
         raise TypeError(f"generator must be a torch.Generator, not {generator!r}")
     return Order(prompt, negative, seed, generator)
-
-
-def check_whole(name: str, value: object, least: float, most: float) -> int:
-    """Give back a whole number that lies between the two limits."""
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"{name} must be a whole number, not {value!r}")
-    if not least <= operator.index(value) <= most:
-        raise ValueError(f"{name} must be between {least} and {most}, not {value!r}")
-    return operator.index(value)
-
-
-def check_number(name: str, value: object) -> float:
-    """Give back a finite number."""
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name} must be a number, not {value!r}")
-    if not math.isfinite(value):
-        raise ValueError(f"{name} must be finite, not {value!r}")
-    return float(value)
 
 
 def check_steps(pipe: StableDiffusionPipeline, steps: int | None) -> int:
@@ -168,8 +160,30 @@ def check_guidance(pipe: StableDiffusionPipeline, guidance: float | None) -> flo
     return guidance
 
 
-def check_length(pipe: StableDiffusionPipeline, duration_s: float | None, loop: bool | None) -> tuple[int, bool]:
-    """Give the clip's columns, and whether it is to close into a loop; None: the model's own way."""
+def check_strength(strength: object) -> float:
+    """Give back a strength, from 0 (the clip as it is) to 1 (nothing of it is left)."""
+    if not 0 <= check_number("strength", strength) <= 1:
+        raise ValueError(f"strength must be between 0 (the clip as it is) and 1 (nothing of it left), not {strength!r}")
+    return float(strength)
+
+
+def remarks(pipe: StableDiffusionPipeline, orders: list[Order], guidance_scale: float) -> Iterator[str]:
+    """Tell what is likely not meant, but can be done."""
+    for order in orders:
+        for text in (order.prompt, order.negative_prompt or ""):
+            yield from taught_prompt(pipe, text)[1]
+        if order.negative_prompt and guidance_scale <= 1:
+            yield f"negative_prompt has no effect at guidance_scale={guidance_scale:g}: take more than 1"
+    yield from scheduler_remarks(pipe.scheduler)
+
+
+def check_length(
+    pipe: StableDiffusionPipeline, duration_s: float | None, loop: bool | None, *, loop_by_default: bool | None = None
+) -> tuple[int, bool]:
+    """Give the clip's columns, and whether it is to close into a loop.
+
+    ``loop=None``: as `loop_by_default` (default: the model's own way), where the length allows it.
+    """
     clip_width = clip_columns(pipe) * pipe.vae_scale_factor
     wanted_s = clip_width / COLUMNS_PER_S if duration_s is None else check_number("duration_s", duration_s)
     if not 0 < wanted_s <= LONGEST_S:
@@ -184,7 +198,8 @@ def check_length(pipe: StableDiffusionPipeline, duration_s: float | None, loop: 
             f"a loop takes a whole number of clips of {clip_s:g} s, not duration_s={wanted_s:g}: "
             f"take {near * clip_s:g}, or loop=False"
         )
-    return n_columns, (is_whole and model_settings(pipe).loop if loop is None else loop)
+    wish = model_settings(pipe).loop if loop_by_default is None else loop_by_default
+    return n_columns, (is_whole and wish if loop is None else loop)
 
 
 def scheduler_remarks(scheduler: SchedulerMixin) -> list[str]:
@@ -198,7 +213,7 @@ def scheduler_remarks(scheduler: SchedulerMixin) -> list[str]:
 
 def _unknown_words(prompt: str, vocabulary: tuple[str, ...], model: str) -> list[str]:
     known = {word for entry in vocabulary for word in _WORD.findall(entry.lower())} | {"bpm"}
-    unknown = [word for word in dict.fromkeys(_WORD.findall(prompt.lower())) if word not in known]
+    unknown = [word for word in dict.fromkeys(_WORD.findall(plain_text(prompt).lower())) if word not in known]
     if not vocabulary or not unknown:
         return []
     nearest = {word: difflib.get_close_matches(word, sorted(known)) for word in unknown}

@@ -15,12 +15,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from . import audio
+from . import audio, join
 from .files import write_whole
 from .image import Picture, image_from_mel, mel_from_image, open_image, save_image
 from .params import SpectrogramParams
 from .phase import waveform_from_mel
 from .spectrogram import mel_from_waveform
+from .values import check_whole
 
 LONG_S = 60  # longer sounds work, but slowly
 
@@ -200,6 +201,35 @@ class Clip:
         else:
             tags = {"title": self.title, "comment": json.dumps(self._recipe) if self._recipe else ""}
             write_whole(path, audio.encode_for(suffix, self.waveform, self.sample_rate, **tags))
+
+    def __getitem__(self, seconds: slice) -> Clip:
+        """Cut out a part: `clip[1.5:3]` goes from 1.5 to 3 s, `clip[-1:]` is the last second."""
+        if not isinstance(seconds, slice) or seconds.step is not None:
+            raise TypeError(f"clip[{seconds!r}]: give times in seconds, as in clip[1.5:3]")
+        return join.cut(self, seconds.start, seconds.stop)
+
+    def __add__(self, other: Clip) -> Clip:
+        """Put another clip behind this one, sample by sample; `stitch` joins without a jump."""
+        return join.concatenate([self, other])
+
+    def __mul__(self, n_times: int) -> Clip:
+        """Play the clip several times: `clip * 4`."""
+        return join.repeat(self, check_whole("how often", n_times, 1, 10_000))
+
+    def overlay(self, other: Clip, *, start_s: float = 0.0, gain_db: float = 0.0) -> Clip:
+        """Mix another clip into this one, from `start_s` on; what reaches beyond the end is cut off.
+
+        `gain_db` makes the other clip louder or softer. Where the sum would clip, all of it is turned down.
+        """
+        return join.overlay(self, other, start_s=start_s, gain_db=gain_db)
+
+    def fade(self, in_s: float = 0.0, out_s: float = 0.0) -> Clip:
+        """Fade in over the first `in_s` seconds, and out over the last `out_s`; linear in amplitude."""
+        return join.fade(self, in_s, out_s)
+
+    def difference(self, other: Clip) -> Clip:
+        """Hear what this clip has and the other has not: the positive part of the difference of mel amplitudes."""
+        return join.difference(self, other)
 
     def __repr__(self) -> str:
         parts = [f"{self.duration_s:.2f} s", f"{self.sample_rate} Hz", "stereo" if self.params.stereo else "mono"]

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import diffusers
 import torch
 from torch import Tensor
 
@@ -19,24 +16,24 @@ from .checks import (
     Order,
     check_guidance,
     check_length,
+    check_pipe,
     check_steps,
-    check_whole,
-    is_list,
     line_up,
-    scheduler_remarks,
+    one_or_list,
+    remarks,
     taught_prompt,
 )
 from .clip import Clip
-from .loops import circular_time, clip_columns, decode, sliding_windows
+from .denoise import Callback, Job, draw_noise, from_noise, left_as_found
+from .loops import decode, latent_columns
 from .models import load_pipeline
-from .recipes import Recipe, check_recipe, make_recipe, scheduler_from_recipe, weights_hash
+from .prompts import Prompt, encode_prompt
+from .recipes import FOLLOWED, Recipe, check_recipe, make_recipe, scheduler_from_recipe, weights_hash
+from .values import check_whole
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
 
-Callback = Callable[["StableDiffusionPipeline", int, Tensor, dict[str, Any]], dict[str, Any] | None]
-
-COLUMN_STEP = 64  # pictures are made in multiples of so many columns, then trimmed
 LONG_S = 60  # above this, a warning
 
 
@@ -100,12 +97,8 @@ def text_to_audio(
     -----
     Taught in: 00, 03
     """
-    if not isinstance(pipe, diffusers.StableDiffusionPipeline):
-        raise TypeError(f"pipe must be a StableDiffusionPipeline, as load_pipeline() gives it, not {pipe!r}")
-    if seed is not None and generator is not None:
-        raise ValueError(f"seed={seed!r} and generator exclude each other: give one of them")
-    seed = 0 if seed is None and generator is None else seed
-    orders = line_up(pipe, prompt, negative_prompt, seed, generator)
+    check_pipe(pipe)
+    orders = line_up(prompt, negative_prompt, seed, generator)
     n_columns, loop = check_length(pipe, duration_s, loop)
     settings = {
         "num_inference_steps": check_steps(pipe, num_inference_steps),
@@ -114,17 +107,19 @@ def text_to_audio(
         "loop": loop,
     }
     batch_size = check_whole("batch_size", batch_size, 1, math.inf)
-    for remark in dict.fromkeys(_remarks(pipe, orders, settings)):
+    for remark in dict.fromkeys(remarks(pipe, orders, settings["guidance_scale"])):
         warnings.warn(remark, stacklevel=2)
+    if settings["duration_s"] > LONG_S:
+        warnings.warn(f"{settings['duration_s']:g} s are more than {LONG_S} s: this will take a while", stacklevel=2)
     clips = []
-    with _left_as_found(pipe):
+    with left_as_found(pipe):
         for batch in range(0, len(orders), batch_size):
             clips += _make(pipe, orders[batch : batch + batch_size], settings, callback_on_step_end)
-    return clips if is_list(prompt) or is_list(seed) or is_list(generator) else clips[0]
+    return one_or_list(clips, prompt, seed, generator)
 
 
 def replay(clip_or_recipe: Clip | Recipe, pipe: StableDiffusionPipeline | None = None) -> Clip:
-    """Make a generated clip again from its recipe.
+    """Make a clip of `text_to_audio` or `interpolate` again from its recipe.
 
     On the same weights, device and versions it is the same clip; other weights are said.
 
@@ -144,45 +139,26 @@ def replay(clip_or_recipe: Clip | Recipe, pipe: StableDiffusionPipeline | None =
     OSError
         If the recipe's model cannot be found.
     TypeError, ValueError
-        If there is no recipe, or none that can be followed.
+        If there is no recipe, or none that can be followed: one of a clip made from another clip does not hold that.
 
     Notes
     -----
     Taught in: 03
     """
-    arguments = ["prompt", "negative_prompt", "seed", "num_inference_steps", "guidance_scale", "duration_s", "loop"]
-    recipe = check_recipe(getattr(clip_or_recipe, "recipe", clip_or_recipe), "text_to_audio", arguments)
+    from .interpolation import interpolate  # which builds on this module
+
+    recipe = check_recipe(getattr(clip_or_recipe, "recipe", clip_or_recipe))
     scheduler = scheduler_from_recipe(recipe)
     pipe = load_pipeline(recipe["model"]) if pipe is None else pipe
     if weights_hash(pipe) != recipe["weights_sha256"]:
         warnings.warn(f"the clip was made with other weights of {recipe['model']}: it will differ", stacklevel=2)
-    with _left_as_found(pipe):
+    given = {name: recipe[name] for name in FOLLOWED[recipe["kind"]]}
+    with left_as_found(pipe):
         pipe.scheduler = scheduler
-        return text_to_audio(pipe, **{name: recipe[name] for name in arguments})
-
-
-def _remarks(pipe: StableDiffusionPipeline, orders: list[Order], settings: dict[str, Any]) -> Iterator[str]:
-    """Tell what is likely not meant, but can be done."""
-    for order in orders:
-        for text in (order.prompt, order.negative_prompt or ""):
-            yield from taught_prompt(pipe, text)[1]
-        if order.negative_prompt and settings["guidance_scale"] <= 1:
-            yield f"negative_prompt has no effect at guidance_scale={settings['guidance_scale']:g}: take more than 1"
-    if settings["duration_s"] > LONG_S:
-        yield f"{settings['duration_s']:g} s are more than {LONG_S} s: this will take a while"
-    yield from scheduler_remarks(pipe.scheduler)
-
-
-@contextmanager
-def _left_as_found(pipe: StableDiffusionPipeline) -> Iterator[None]:
-    """Work on a copy of the scheduler; on leaving, whatever happened, all is as before."""
-    found = dict(vars(pipe))
-    try:
-        pipe.scheduler = copy.deepcopy(pipe.scheduler)
-        yield
-    finally:
-        vars(pipe).clear()
-        vars(pipe).update(found)
+        if recipe["kind"] == "text_to_audio":
+            return text_to_audio(pipe, **given)
+        start, end, alpha = Prompt(**given.pop("start")), Prompt(**given.pop("end")), given.pop("alpha")
+        return next(interpolate(pipe, start, end, num_clips=1, curve=lambda _: alpha, **given))
 
 
 def _make(
@@ -190,59 +166,49 @@ def _make(
 ) -> list[Clip]:
     """Denoise a batch, decode its clips one by one."""
     n_columns = round(settings["duration_s"] * COLUMNS_PER_S)
-    latents = _denoise(pipe, orders, settings, n_columns, callback)
-    clips = []
-    for order, latent in zip(orders, latents.split(1), strict=True):
-        picture = decode(pipe, latent, loop=settings["loop"])
-        given = {
-            "prompt": order.prompt,
-            "negative_prompt": order.negative_prompt,
-            "seed": order.seed if order.seed is None else int(order.seed),
-        }
-        recipe = make_recipe(pipe, "text_to_audio", **given, **settings)
-        picture = picture.crop((0, 0, n_columns, picture.height))
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="the picture lasts")  # said before the work
-            clips.append(Clip.from_image(picture, params=PARAMS, loop=settings["loop"], recipe=recipe))
-    return clips
+    jobs = [make_job(pipe, order, settings["guidance_scale"], n_columns) for order in orders]
+    options = {"num_inference_steps": settings["num_inference_steps"], "loop": settings["loop"]}
+    latents = from_noise(pipe, jobs, **options, callback=callback)
+    recipes = [make_recipe(pipe, "text_to_audio", **order.given(), **settings) for order in orders]
+    return [
+        clip_from_latents(pipe, latent, n_columns, loop=settings["loop"], recipe=recipe)
+        for latent, recipe in zip(latents.split(1), recipes, strict=True)
+    ]
 
 
-def _denoise(
+def make_job(
     pipe: StableDiffusionPipeline,
-    orders: list[Order],
-    settings: dict[str, Any],
+    order: Order,
+    guidance_scale: float,
     n_columns: int,
-    callback: Callback | None,
-) -> Tensor:
-    """Run the stock pipeline; latents of shape (clips, 4, 64, columns).
+    generator: torch.Generator | None = None,
+) -> Job:
+    """Encode an order's words and draw its noise, for a picture of `n_columns`.
 
-    A network circular in time cannot know where the bar begins. So a loop is laid out with
-    ordinary padding, and circular only in the last third of the steps, which closes the seam.
+    `generator` goes on drawing where another window of the same clip has stopped; default: the order's own, anew.
     """
-    clip_width, loop = clip_columns(pipe), settings["loop"]
-    width = math.ceil(n_columns / COLUMN_STEP) * COLUMN_STEP
-    is_long = width > clip_width * pipe.vae_scale_factor
-    negatives = [taught_prompt(pipe, order.negative_prompt or "")[0] for order in orders]
-    with ExitStack() as stack:
-        if is_long:
-            stack.enter_context(sliding_windows(pipe.unet, width=clip_width, hop=clip_width // 2, loop=loop))
+    generator = generator or order.noise()
+    return Job(
+        words=encode_prompt(pipe, taught_prompt(pipe, order.prompt)[0]),
+        no_words=encode_prompt(pipe, taught_prompt(pipe, order.negative_prompt or "")[0]),
+        noise=draw_noise(pipe, generator, latent_columns(pipe, n_columns)),
+        generator=generator,
+        guidance_scale=guidance_scale,
+    )
 
-        def on_step_end(pipe: Any, step: int, timestep: Tensor, tensors: dict[str, Any]) -> dict[str, Any]:
-            steps_left = pipe.num_timesteps - 1 - step
-            if loop and not is_long and steps_left == pipe.num_timesteps // 3:
-                stack.enter_context(circular_time(pipe.unet))
-            changed = callback(pipe, step, timestep, tensors) if callback else None
-            return tensors if changed is None else changed
 
-        return pipe(
-            [taught_prompt(pipe, order.prompt)[0] for order in orders],
-            negative_prompt=negatives if any(negatives) else None,
-            height=PARAMS.num_frequencies,
-            width=width,
-            num_inference_steps=settings["num_inference_steps"],
-            guidance_scale=settings["guidance_scale"],
-            generator=[order.noise() for order in orders],
-            output_type="latent",
-            callback_on_step_end=on_step_end,
-            callback_on_step_end_tensor_inputs=getattr(callback, "tensor_inputs", ["latents"]),
-        ).images
+def clip_from_latents(
+    pipe: StableDiffusionPipeline,
+    latents: Tensor,
+    n_columns: int,
+    *,
+    loop: bool,
+    recipe: Recipe,
+    maximum: float | None = None,
+) -> Clip:
+    """Decode latents [shape=(1, 4, 64, columns)] into a clip of `n_columns` columns of the picture."""
+    picture = decode(pipe, latents, loop=loop)
+    picture = picture.crop((0, 0, n_columns, picture.height))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="the picture lasts")  # said before the work
+        return Clip.from_image(picture, params=PARAMS, loop=loop, recipe=recipe, maximum=maximum)

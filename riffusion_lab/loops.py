@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 # Latent columns decoded beside a strip and dropped again. riffling's decoder sees 18 columns to
 # either side, so its strips are exact.
 MARGIN = 24
+COLUMN_STEP = 64  # columns of a picture
 
 
 @contextmanager
@@ -110,6 +112,50 @@ def windows(n_columns: int, *, width: int, hop: int, loop: bool) -> list[Tensor]
     else:
         starts = [*range(0, n_columns - width, hop), n_columns - width]
     return [torch.arange(start, start + width) % n_columns for start in starts]
+
+
+def latent_columns(pipe: StableDiffusionPipeline, n_columns: int) -> int:
+    """Latent columns to make a picture of `n_columns` from: pictures are made in multiples of 64, then trimmed."""
+    return math.ceil(n_columns / COLUMN_STEP) * COLUMN_STEP // pipe.vae_scale_factor
+
+
+@torch.no_grad()
+def encode(pipe: StableDiffusionPipeline, picture: Image.Image, *, loop: bool) -> Tensor:
+    """Encode a picture into latents, in strips if it is longer than the model's own: the way back of `decode`.
+
+    Parameters
+    ----------
+    pipe : StableDiffusionPipeline
+        Its autoencoder encodes; of a distribution, the likeliest latents are taken.
+    picture : PIL.Image.Image
+        RGB, 512 high, and a multiple of 8 wide.
+    loop : bool
+        Whether the first column follows the last one.
+
+    Returns
+    -------
+    Tensor [shape=(1, 4, 64, width / 8)]
+    """
+    width, scale = clip_columns(pipe), pipe.vae_scale_factor
+    pixels = pipe.image_processor.preprocess(picture)  # (1, 3, 512, width)
+    n_columns = picture.width // scale
+    if n_columns <= width:
+        with circular_time(pipe.vae.encoder) if loop else nullcontext():
+            return _encode_strip(pipe, pixels)
+    latents = []
+    for start in range(0, n_columns, width):
+        first = start - MARGIN if loop else max(0, start - MARGIN)
+        stop = start + width + MARGIN if loop else min(n_columns, start + width + MARGIN)
+        columns = torch.arange(first * scale, stop * scale) % picture.width
+        strip = _encode_strip(pipe, pixels[..., columns])
+        latents.append(strip[..., start - first : min(start + width, n_columns) - first])
+    return torch.cat(latents, dim=-1)
+
+
+def _encode_strip(pipe: StableDiffusionPipeline, pixels: Tensor) -> Tensor:
+    encoded = pipe.vae.encode(pixels.to(pipe.device, pipe.vae.dtype))
+    latents = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents
+    return latents * pipe.vae.config.scaling_factor
 
 
 @torch.no_grad()

@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 
 Recipe = dict[str, Any]
 LIBRARIES = ("torch", "diffusers", "transformers")
+_WALK = ("num_inference_steps", "duration_s", "loop")
+FOLLOWED = {  # kinds of recipes that hold all that is needed, and the arguments in them
+    "text_to_audio": ("prompt", "negative_prompt", "seed", "guidance_scale", *_WALK),
+    "interpolate": ("start", "end", "alpha", *_WALK),
+}
 
 
 def make_recipe(pipe: StableDiffusionPipeline, kind: str, **arguments: Any) -> Recipe:
@@ -54,17 +59,18 @@ def make_recipe(pipe: StableDiffusionPipeline, kind: str, **arguments: Any) -> R
     }
 
 
-def check_recipe(recipe: object, kind: str, arguments: list[str]) -> Recipe:
+def check_recipe(recipe: object) -> Recipe:
     """Give a recipe back if it can be followed.
 
     Parameters
     ----------
     recipe : object
         Whatever was taken for a recipe.
-    kind : str
-        The kind it must be of.
-    arguments : list of str
-        The arguments it must hold.
+
+    Returns
+    -------
+    dict
+        Of one of the kinds in `FOLLOWED`, with all that they need.
 
     Raises
     ------
@@ -75,12 +81,15 @@ def check_recipe(recipe: object, kind: str, arguments: list[str]) -> Recipe:
         raise ValueError("this clip has no recipe, for it was not generated: only generated clips can be replayed")
     if not isinstance(recipe, Mapping):
         raise TypeError(f"a recipe is a dict, as generated clips carry it, not {recipe!r}")
-    if recipe.get("kind") != kind:
-        raise ValueError(f"this is no recipe that can be followed: its kind is {recipe.get('kind')!r}, not {kind!r}")
-    missing = [name for name in (*arguments, "scheduler", "model", "weights_sha256") if name not in recipe]
+    kind = recipe.get("kind")
+    if kind not in FOLLOWED:
+        raise ValueError(f"this is no recipe that can be followed: its kind is {kind!r}, not {' or '.join(FOLLOWED)}")
+    missing = [name for name in (*FOLLOWED[kind], "scheduler", "model", "weights_sha256") if name not in recipe]
     if missing:
         raise ValueError(f"this recipe is torn: it lacks {', '.join(missing)}")
-    if recipe["seed"] is None:
+    if recipe.get("source_sha256"):
+        raise ValueError("this clip was made from another clip, which its recipe does not hold: call interpolate again")
+    if kind == "text_to_audio" and recipe["seed"] is None:
         raise ValueError("this clip was made with a generator: only clips made with a seed can be replayed")
     return dict(recipe)
 

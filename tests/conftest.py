@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
+
+from riffusion_lab import load_pipeline
+from tiny import save_tiny_pipeline, state
 
 RATE = 44_100
 N_SAMPLES = 441 * 512  # 5.12 s: one clip
@@ -46,3 +51,31 @@ def music() -> np.ndarray:
                 frequency_hz = root_hz * ratio * harmonic
                 sound[at] += 0.1 / harmonic * np.sin(2 * np.pi * frequency_hz * t) * np.exp(-3 * t)
     return (0.5 * sound / np.abs(sound).max()).astype(np.float32)[None]
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+    """A tiny random model of riffling's kind, on disk."""
+    return save_tiny_pipeline(tmp_path_factory.mktemp("models") / "small")
+
+
+@pytest.fixture(scope="session")
+def loaded(folder):
+    """The same, loaded; see `pipe`."""
+    return load_pipeline(folder, device="cpu")
+
+
+@pytest.fixture
+def pipe(loaded):
+    """The loaded pipeline; whatever a test does to make clips, it must be left as it was found."""
+    before = state(loaded)
+    yield loaded
+    assert state(loaded) == before
+
+
+@pytest.fixture
+def no_surprising_warnings():
+    """Take every warning for an error, unless a test expects it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        yield

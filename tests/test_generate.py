@@ -17,48 +17,12 @@ from riffusion_lab.generate import replay, text_to_audio
 from riffusion_lab.loops import circular_time, decode, sliding_windows, windows
 from riffusion_lab.models import load_pipeline
 from riffusion_lab.recipes import weights_hash
-from tiny import save_full_size_pipeline, save_tiny_pipeline, tiny_pipeline
+from tiny import save_full_size_pipeline, state, tiny_pipeline
+
+pytestmark = pytest.mark.usefixtures("no_surprising_warnings")
 
 PROMPT = "slow piano"
 NOISE = torch.randn(1, 4, 64, 64, generator=torch.Generator().manual_seed(7))
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return save_tiny_pipeline(tmp_path_factory.mktemp("models") / "small")
-
-
-@pytest.fixture(scope="module")
-def loaded(folder):
-    return load_pipeline(folder, device="cpu")
-
-
-def state(pipe):
-    """Everything a call could leave behind in a pipeline."""
-    layers = [layer for part in (pipe.unet, pipe.vae, pipe.text_encoder) for layer in part.modules()]
-    return {
-        "attributes": {name: id(value) for name, value in vars(pipe).items()},
-        "config": dict(pipe.config),
-        "scheduler": {name: repr(value) for name, value in vars(pipe.scheduler).items()},
-        "layers": [sorted(name for name in vars(layer)) for layer in layers],
-        "modes": [layer.training for layer in layers],
-        "weights": weights_hash(pipe),
-    }
-
-
-@pytest.fixture
-def pipe(loaded):
-    """The loaded pipeline; whatever a test does to make clips, it must be left as it was found."""
-    before = state(loaded)
-    yield loaded
-    assert state(loaded) == before
-
-
-@pytest.fixture(autouse=True)
-def no_surprising_warnings():
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)
-        yield
 
 
 def pixels(clip):
@@ -447,8 +411,7 @@ BAD = [
     ({"prompt": ""}, ValueError, "prompt is empty: ''"),
     ({"prompt": " \n"}, ValueError, "prompt is empty"),
     ({"prompt": []}, ValueError, "not empty"),
-    ({"prompt": "piano " * 1000}, ValueError, "has 5000 tokens, the model reads 75"),
-    ({"negative_prompt": "piano " * 1000}, ValueError, "negative_prompt .* has 5000 tokens"),
+    ({"prompt": "( )"}, ValueError, "prompt is empty"),
     ({"negative_prompt": 3}, TypeError, "negative_prompt must be a str"),
     ({"negative_prompt": ["jazz", "techno"]}, ValueError, "2 negative prompts for one clip"),
     ({"prompt": ["piano", "jazz"], "seed": [1, 2, 3]}, ValueError, "equally long"),

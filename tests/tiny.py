@@ -16,6 +16,8 @@ from diffusers import (
 )
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from riffusion_lab.recipes import weights_hash
+
 SETTINGS = {
     "num_inference_steps": 3,
     "guidance_scale": 4.0,
@@ -58,6 +60,19 @@ def tiny_unet() -> UNet2DConditionModel:
         attention_head_dim=2,
         norm_num_groups=4,
     ).eval()
+
+
+def state(pipe: StableDiffusionPipeline) -> dict:
+    """Everything a call could leave behind in a pipeline."""
+    layers = [layer for part in (pipe.unet, pipe.vae, pipe.text_encoder) for layer in part.modules()]
+    return {
+        "attributes": {name: id(value) for name, value in vars(pipe).items()},
+        "config": dict(pipe.config),
+        "scheduler": {name: repr(value) for name, value in vars(pipe.scheduler).items()},
+        "layers": [sorted(name for name in vars(layer)) for layer in layers],
+        "modes": [layer.training for layer in layers],
+        "weights": weights_hash(pipe),
+    }
 
 
 def tiny_pipeline(seed: int = 0) -> StableDiffusionPipeline:

@@ -1,0 +1,275 @@
+"""From noise to latents: through the stock pipeline, or, from a clip and inside a mask, through a loop of our own."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import diffusers
+import torch
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+
+from .loops import circular_time, clip_columns, sliding_windows
+from .prompts import of_one_length
+
+if TYPE_CHECKING:
+    from diffusers import SchedulerMixin, StableDiffusionPipeline
+
+CIRCULAR_SHARE = 0.334  # of the steps, the last ones: a third
+
+Callback = Callable[["StableDiffusionPipeline", int, Tensor, dict[str, Any]], dict[str, Any] | None]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one clip's latents are to be made from.
+
+    words, no_words : Tensor [shape=(1, tokens, width)]
+        Vectors of the prompt, and of what is not wanted.
+    noise : Tensor [shape=(1, 4, 64, columns)]
+    generator : torch.Generator
+        For schedulers that draw more noise on the way.
+    guidance_scale : float
+    """
+
+    words: Tensor
+    no_words: Tensor
+    noise: Tensor
+    generator: torch.Generator
+    guidance_scale: float
+
+
+def draw_noise(pipe: StableDiffusionPipeline, generator: torch.Generator, n_columns: int) -> Tensor:
+    """Draw the noise that a clip begins with, as diffusers does: on the generator's own device.
+
+    Parameters
+    ----------
+    pipe : StableDiffusionPipeline
+    generator : torch.Generator
+    n_columns : int
+        Of the latents.
+
+    Returns
+    -------
+    Tensor [shape=(1, 4, 64, n_columns)]
+    """
+    shape = (1, pipe.unet.config.in_channels, clip_rows(pipe), n_columns)
+    return randn_tensor(shape, generator=generator, device=pipe.device, dtype=pipe.unet.dtype)
+
+
+def clip_rows(pipe: StableDiffusionPipeline) -> int:
+    """Latent rows of a picture: 64."""
+    size = pipe.unet.config.sample_size
+    return size if isinstance(size, int) else size[0]
+
+
+@contextmanager
+def left_as_found(pipe: StableDiffusionPipeline) -> Iterator[None]:
+    """Work on a copy of the scheduler; on leaving, whatever happened, all is as before."""
+    found = dict(vars(pipe))
+    try:
+        pipe.scheduler = copy.deepcopy(pipe.scheduler)
+        yield
+    finally:
+        vars(pipe).clear()
+        vars(pipe).update(found)
+
+
+def from_noise(
+    pipe: StableDiffusionPipeline,
+    jobs: Sequence[Job],
+    *,
+    num_inference_steps: int,
+    loop: bool,
+    callback: Callback | None = None,
+) -> Tensor:
+    """Run the stock pipeline from noise to latents.
+
+    A network circular in time cannot know where the bar begins. So a loop is laid out with
+    ordinary padding, and circular only in the last third of the steps, which closes the seam.
+
+    Parameters
+    ----------
+    pipe : StableDiffusionPipeline
+    jobs : sequence of Job
+        A batch, of one guidance scale.
+    num_inference_steps : int
+    loop : bool
+    callback : callable, optional
+        As diffusers' ``callback_on_step_end``, but need not return anything.
+
+    Returns
+    -------
+    Tensor [shape=(jobs, 4, 64, columns)]
+
+    Taught in: 03
+    """
+    noise = torch.cat([job.noise for job in jobs])
+    no_words, words = _embeddings(pipe, jobs).chunk(2)
+    with ExitStack() as stack:
+        close_loop = _loop_closer(pipe, stack, noise.shape[-1], loop=loop)
+
+        def on_step_end(pipe: Any, step: int, timestep: Tensor, tensors: dict[str, Any]) -> dict[str, Any]:
+            close_loop(1 - (step + 1) / pipe.num_timesteps)
+            changed = callback(pipe, step, timestep, tensors) if callback else None
+            return tensors if changed is None else changed
+
+        return pipe(
+            prompt_embeds=words,
+            negative_prompt_embeds=no_words,
+            latents=noise,
+            height=noise.shape[-2] * pipe.vae_scale_factor,
+            width=noise.shape[-1] * pipe.vae_scale_factor,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=jobs[0].guidance_scale,
+            generator=[job.generator for job in jobs],
+            output_type="latent",
+            callback_on_step_end=on_step_end,
+            callback_on_step_end_tensor_inputs=getattr(callback, "tensor_inputs", ["latents"]),
+        ).images
+
+
+@torch.no_grad()
+def from_clip(
+    pipe: StableDiffusionPipeline,
+    jobs: Sequence[Job],
+    clean: Tensor,
+    *,
+    num_inference_steps: int,
+    strength: float,
+    loop: bool,
+    mask: Tensor | None = None,
+    end_words: Tensor | None = None,
+    callback: Callback | None = None,
+) -> Tensor:
+    """Noise a clip's latents a little or a lot, and denoise them with other words: SDEdit (https://arxiv.org/abs/2108.01073).
+
+    Parameters
+    ----------
+    pipe : StableDiffusionPipeline
+        Its scheduler must be one of `begins_in_the_middle`.
+    jobs : sequence of Job
+        A batch.
+    clean : Tensor [shape=(1, 4, 64, columns)]
+        Latents of the clip.
+    num_inference_steps : int
+        For the whole way; ``int(strength * num_inference_steps)`` of them are taken, as by diffusers.
+    strength : float
+        In [0, 1]. 1: nothing of the clip is left, as if from noise; 0: nothing is changed.
+    loop : bool
+    mask : Tensor [shape=(64, columns), bool], optional
+        Where to make latents anew; elsewhere they are the clip's own, at the noise of each step, and at the end.
+    end_words : Tensor [shape=(1, tokens, width)], optional
+        Words at the clip's end; from its beginning on they take over from the jobs', column by column.
+    callback : callable, optional
+        As diffusers' ``callback_on_step_end``, but need not return anything.
+
+    Returns
+    -------
+    Tensor [shape=(jobs, 4, 64, columns)]
+
+    Taught in: 05, 07
+    """
+    scheduler, n_jobs = pipe.scheduler, len(jobs)
+    clean, noise = clean.expand(n_jobs, -1, -1, -1), torch.cat([job.noise for job in jobs])
+    scheduler.set_timesteps(num_inference_steps, device=clean.device)
+    begin = first_step(num_inference_steps, strength) * scheduler.order
+    timesteps = scheduler.timesteps[begin:]
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(begin)
+    if strength == 1:
+        latents = noise * scheduler.init_noise_sigma
+    elif len(timesteps) == 0:
+        return clean.clone()
+    else:
+        latents = scheduler.add_noise(clean, noise, timesteps[:1])
+    guide = _Guide(pipe, jobs, end_words)
+    options = pipe.prepare_extra_step_kwargs([job.generator for job in jobs], 0.0)
+    with ExitStack() as stack:
+        close_loop = _loop_closer(pipe, stack, clean.shape[-1], loop=loop)
+        for step, timestep in enumerate(timesteps):
+            close_loop((len(timesteps) - step) / len(scheduler.timesteps))
+            prediction = guide(scheduler.scale_model_input(latents, timestep), timestep)
+            latents = scheduler.step(prediction, timestep, latents, **options, return_dict=False)[0]
+            if mask is not None:
+                is_last = step == len(timesteps) - 1
+                known = clean if is_last else scheduler.add_noise(clean, noise, timesteps[step + 1 : step + 2])
+                latents = torch.where(mask, latents, known)
+            changed = callback(pipe, step, timestep, {"latents": latents}) if callback else None
+            latents = latents if changed is None else changed["latents"]
+    return latents
+
+
+def first_step(num_inference_steps: int, strength: float) -> int:
+    """Steps to leave out at the beginning, as diffusers counts them."""
+    return num_inference_steps - min(int(num_inference_steps * strength), num_inference_steps)
+
+
+def begins_in_the_middle(scheduler: SchedulerMixin) -> SchedulerMixin:
+    """Give back the scheduler, or DDIM on the same noise in place of one that must begin with its first step.
+
+    PNDM (Riffusion v1's own) repeats its second step to warm up; a walk that begins later would trail one step behind.
+    """
+    if isinstance(scheduler, diffusers.PNDMScheduler):
+        return diffusers.DDIMScheduler.from_config(scheduler.config)
+    return scheduler
+
+
+class _Guide:
+    """The U-Net with classifier-free guidance (https://arxiv.org/abs/2207.12598), as the stock pipeline has it."""
+
+    def __init__(self, pipe: StableDiffusionPipeline, jobs: Sequence[Job], end_words: Tensor | None) -> None:
+        self.unet, self.scales = pipe.unet, _scales(pipe, jobs)
+        self.is_guided = bool((self.scales > 1).any())
+        self.words = [_embeddings(pipe, jobs, guided=self.is_guided)]
+        if end_words is not None:
+            ends = [replace(job, words=end_words) for job in jobs]
+            self.words.append(_embeddings(pipe, ends, guided=self.is_guided))
+
+    def __call__(self, latents: Tensor, timestep: Tensor) -> Tensor:
+        """Predict for latents [shape=(jobs, 4, 64, columns)]; where there are end words, both predictions are mixed."""
+        first, *last = [self._predict(latents, timestep, words) for words in self.words]
+        if not last:
+            return first
+        share = torch.linspace(0, 1, latents.shape[-1], device=latents.device, dtype=latents.dtype)
+        return torch.lerp(first, last[0], share)
+
+    def _predict(self, latents: Tensor, timestep: Tensor, words: Tensor) -> Tensor:
+        latents = torch.cat([latents] * 2) if self.is_guided else latents
+        prediction = self.unet(latents, timestep, encoder_hidden_states=words, return_dict=False)[0]
+        if not self.is_guided:
+            return prediction
+        without, with_words = prediction.chunk(2)
+        return without + self.scales * (with_words - without)
+
+
+def _scales(pipe: StableDiffusionPipeline, jobs: Sequence[Job]) -> Tensor:
+    """Guidance scales [shape=(jobs, 1, 1, 1)]; below 1 there is none, as in the stock pipeline."""
+    scales = torch.tensor([max(1.0, job.guidance_scale) for job in jobs], device=pipe.device, dtype=pipe.unet.dtype)
+    return scales[:, None, None, None]
+
+
+def _embeddings(pipe: StableDiffusionPipeline, jobs: Sequence[Job], *, guided: bool = True) -> Tensor:
+    """Vectors for the U-Net: those of what is not wanted first."""
+    words = [job.no_words for job in jobs] * guided + [job.words for job in jobs]
+    return torch.cat(of_one_length(pipe, words))
+
+
+def _loop_closer(
+    pipe: StableDiffusionPipeline, stack: ExitStack, n_columns: int, *, loop: bool
+) -> Callable[[float], None]:
+    """Prepare the U-Net for the latents' width; the function returned is told which share of the steps is left."""
+    width = clip_columns(pipe)
+    if n_columns > width:
+        stack.enter_context(sliding_windows(pipe.unet, width=width, hop=width // 2, loop=loop))
+        return lambda _share_left: None
+
+    def close_loop(share_left: float) -> None:
+        if loop and share_left <= CIRCULAR_SHARE:
+            stack.enter_context(circular_time(pipe.unet))  # those that are circular already stay as they are
+
+    return close_loop

@@ -1,0 +1,319 @@
+"""From a clip to another: restyled, partly made anew, longer; on every scheduler the noise must be the right one."""
+
+import math
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from conftest import chirp
+from riffusion_lab import audio_to_audio, extend, inpaint, load_pipeline, text_to_audio
+from riffusion_lab.checks import line_up
+from riffusion_lab.clip import Clip
+from riffusion_lab.denoise import begins_in_the_middle, first_step, from_clip
+from riffusion_lab.generate import make_job
+from riffusion_lab.loops import decode, encode
+from riffusion_lab.masks import as_mask, box_mask, latent_mask, paste
+from riffusion_lab.params import SpectrogramParams
+from tiny import save_full_size_pipeline
+
+pytestmark = pytest.mark.usefixtures("no_surprising_warnings")
+
+
+def pixels(clip):
+    return np.asarray(clip.image).astype(int)
+
+
+@pytest.fixture
+def clip(pipe):
+    return text_to_audio(pipe, "church bells", seed=5)
+
+
+def recording(n_samples, **options):
+    return Clip.from_audio(chirp(200, 4000, n_samples), 44_100, **options)
+
+
+# --- masks ------------------------------------------------------------------------------------------------------
+
+
+def test_a_box_is_where_it_says():
+    clip = recording(441 * 400)
+    mask = box_mask(clip, 1.0, 2.5, low_hz=500, high_hz=2000)
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    assert (columns[0], columns[-1]) == (100, 249)
+    bands_hz = [clip.params.frequency_hz(511 - row) for row in (rows[-1], rows[0])]
+    assert 500 <= bands_hz[0] < 510 and 1980 < bands_hz[1] <= 2000
+    assert box_mask(clip).all()
+    assert np.array_equal(as_mask((1.0, 2.5, 500, 2000), clip), mask)
+
+
+def test_masks_come_as_arrays_and_pictures():
+    clip = recording(441 * 200)
+    mask = box_mask(clip, 0.5, 1)
+    for given in (mask, mask.astype(float), mask * 255, Image.fromarray(mask), Image.fromarray(mask).convert("RGB")):
+        assert np.array_equal(as_mask(given, clip), mask)
+
+
+@pytest.mark.parametrize(
+    ("mask", "error", "message"),
+    [
+        (np.zeros((512, 200)), ValueError, "the mask is empty"),
+        (np.ones((512, 100)), ValueError, r"shape \(512, 100\), the clip's picture \(512, 200\)"),
+        (np.ones((512, 200, 3)), ValueError, "the mask has the shape"),
+        ("all", TypeError, "an array, a picture or a box, not str"),
+        ((1.0,), ValueError, "give .start_s, stop_s. or"),
+        ((1.0, 3.0), ValueError, "a box from 1 to 3 s: the clip goes from 0 to 2 s"),
+        ((1.0, 0.5), ValueError, "a box from 1 to 0.5 s"),
+        ((math.nan, 1.0), ValueError, "start_s must be finite"),
+        ((0, 1, 100, 20_000), ValueError, "the picture goes from 0 to 10000 Hz"),
+        ((0, 1, 1000, 1000.1), ValueError, "low_hz|holds no pixel"),
+        ((0.501, 0.502), ValueError, "holds no pixel: a column is 10 ms"),
+    ],
+)
+def test_bad_masks(mask, error, message):
+    with pytest.raises(error, match=message):
+        as_mask(mask, recording(441 * 200))
+
+
+def test_latent_cells_are_those_a_mask_touches():
+    mask = np.zeros((512, 130), bool)
+    mask[511, 7] = mask[8, 64] = True
+    cells = latent_mask(mask, 24)
+    assert cells.shape == (64, 24)
+    assert {tuple(cell) for cell in np.argwhere(cells[:, :16].numpy())} == {(63, 0), (1, 8)}
+    assert cells[:, 17:].all()  # behind the clip's end
+
+
+@pytest.mark.parametrize("box", [np.s_[100:300, 50:90], np.s_[:, 50:90], np.s_[200:206, 60:64], np.s_[:, :]])
+def test_paste_is_new_inside_soft_at_inner_edges_and_old_outside(box):
+    old, new = Image.new("RGB", (200, 512), "white"), Image.new("RGB", (200, 512), "black")
+    mask = np.zeros((512, 200), bool)
+    mask[box] = True
+    pasted = np.asarray(paste(old, new, mask))[..., 0]
+    assert (pasted[~mask] == 255).all()
+    assert (pasted[mask] < 255).all() and pasted[mask].min() == 0  # black in the depth, however small the box
+    inner = np.asarray(mask & np.roll(~mask, 1, axis=1))  # left edge
+    assert (pasted[:, 1:][inner[:, 1:]] > 0).all()
+
+
+# --- the right noise at every step --------------------------------------------------------------------------------
+
+
+class Spy:
+    """A U-Net that knows the clip and the noise: it answers what leads straight to the clip."""
+
+    def __init__(self, pipe, clean, noise):
+        self.alphas, self.clean, self.noise, self.seen = pipe.scheduler.alphas_cumprod, clean, noise, []
+
+    def __call__(self, latents, timestep, **_):
+        a = self.alphas[int(timestep)]
+        self.seen.append((int(timestep), latents.chunk(2)[0]))
+        return ((a.sqrt() * self.noise - (1 - a).sqrt() * self.clean).expand(len(latents), -1, -1, -1),)
+
+
+@pytest.mark.parametrize("kind", ["DDIMScheduler", "UniPCMultistepScheduler", "DPMSolverMultistepScheduler"])
+@pytest.mark.parametrize("strength", [0.3, 0.55, 0.99, 1.0])
+def test_latents_have_the_noise_of_their_step_inside_and_outside_a_mask(pipe, monkeypatch, clip, kind, strength):
+    scheduler = getattr(diffusers, kind).from_config(pipe.scheduler.config)
+    monkeypatch.setitem(vars(pipe), "scheduler", scheduler)
+    job = make_job(pipe, line_up("slow piano", None, 3, None)[0], 4.0, 512)
+    clean = encode(pipe, clip.image, loop=False)
+    spy = Spy(pipe, clean, job.noise)
+    monkeypatch.setattr(pipe.unet, "forward", spy)
+    mask = torch.zeros(64, 64, dtype=torch.bool)
+    mask[:, 30:] = True
+    made = from_clip(pipe, [job], clean, num_inference_steps=10, strength=strength, loop=False, mask=mask)
+    assert len(spy.seen) == int(10 * strength)
+    for step, (timestep, latents) in enumerate(spy.seen):
+        a = spy.alphas[timestep]
+        wanted = a.sqrt() * clean + (1 - a).sqrt() * job.noise
+        assert torch.allclose(latents, wanted, atol=0.02), (kind, step, timestep)
+    assert torch.equal(made[..., :30], clean[..., :30])
+    assert torch.allclose(made, clean, atol=1e-3)
+    monkeypatch.undo()
+
+
+def test_pndm_which_must_begin_with_its_first_step_gives_way_to_ddim(pipe):
+    config = pipe.scheduler.config
+    assert type(begins_in_the_middle(diffusers.PNDMScheduler.from_config(config))) is diffusers.DDIMScheduler
+    euler = diffusers.EulerDiscreteScheduler.from_config(config)
+    assert begins_in_the_middle(euler) is euler
+
+
+@pytest.mark.parametrize(("strength", "first"), [(0, 10), (0.55, 5), (0.04, 10), (1, 0)])
+def test_steps_are_counted_as_by_diffusers(strength, first):
+    assert first_step(10, strength) == first
+
+
+def test_encode_is_decodes_way_back_and_its_strips_are_the_whole(pipe):
+    noise = torch.randn(1, 4, 64, 192, generator=torch.Generator().manual_seed(0))
+    for loop in (False, True):
+        picture = decode(pipe, noise, loop=loop)
+        strips = encode(pipe, picture, loop=loop)
+        assert strips.shape == noise.shape
+        turned = encode(pipe, Image.fromarray(np.roll(np.asarray(picture), 512, axis=1)), loop=loop)
+        inside = np.s_[..., 80:112]
+        assert torch.allclose(turned.roll(-64, dims=-1)[inside], strips[inside], atol=1e-4)
+
+
+# --- restyling ----------------------------------------------------------------------------------------------------
+
+
+def test_strength_0_keeps_the_clip_and_1_forgets_it(pipe, clip):
+    kept = audio_to_audio(pipe, clip, "techno", strength=0)
+    assert np.array_equal(pixels(kept), pixels(audio_to_audio(pipe, clip, "jazz", strength=0, seed=9)))
+    new = audio_to_audio(pipe, clip, "slow piano", strength=1, seed=1)
+    assert np.array_equal(pixels(new), pixels(text_to_audio(pipe, "slow piano", seed=1)))
+
+
+def test_prompt_seed_negative_and_strength_matter(pipe, clip):
+    plain = {"prompt": "slow piano", "strength": 0.7}
+    first = pixels(audio_to_audio(pipe, clip, **plain))
+    assert np.array_equal(first, pixels(audio_to_audio(pipe, clip, **plain)))
+    for change in ({"prompt": "jazz"}, {"seed": 1}, {"negative_prompt": "techno"}, {"strength": 0.4},
+                   {"end_prompt": "techno"}, {"guidance_scale": 1}, {"prompt": "(slow:2) piano"}):  # fmt: skip
+        assert not np.array_equal(first, pixels(audio_to_audio(pipe, clip, **{**plain, **change})))
+
+
+@pytest.mark.parametrize("n_columns", [20, 333, 512, 730, 1536])
+def test_any_length_and_nothing_of_the_end_is_lost(pipe, n_columns):
+    sound = recording(441 * n_columns)
+    made = audio_to_audio(pipe, sound, "techno", strength=0.4)
+    assert made.image.size == (n_columns, 512) and not made.loop
+    assert made.maximum == pytest.approx(sound.maximum)
+
+
+def test_any_rate_and_params(pipe):
+    stereo = Clip.from_audio(np.stack([chirp(100, 900), chirp(900, 100)])[:, :48_000], 48_000,
+                             params=SpectrogramParams(stereo=True, max_frequency=20_000))  # fmt: skip
+    made = audio_to_audio(pipe, stereo, "techno")
+    assert made.params == SpectrogramParams() and made.duration_s == stereo.duration_s
+
+
+def test_end_prompt_takes_over_column_by_column(pipe, clip):
+    options = {"strength": 1.0, "seed": 1, "loop": False, "num_inference_steps": 1}
+    start, end = (pixels(audio_to_audio(pipe, clip, text, **options)) for text in ("slow piano", "techno"))
+    morph = pixels(audio_to_audio(pipe, clip, "slow piano", end_prompt="techno", **options))
+    nearness = [[np.abs(morph - whole)[:, part].mean() for whole in (start, end)] for part in (np.s_[:64], np.s_[-64:])]
+    assert nearness[0][0] < nearness[0][1] and nearness[1][1] < nearness[1][0]
+
+
+def test_lists_and_batches(pipe, clip):
+    one = audio_to_audio(pipe, clip, "jazz", seed=[1, 2, 3])
+    two = audio_to_audio(pipe, clip, "jazz", seed=[1, 2, 3], batch_size=2)
+    assert all(np.abs(pixels(a) - pixels(b)).mean() < 1 for a, b in zip(one, two, strict=True))
+    assert [made.recipe["seed"] for made in one] == [1, 2, 3]
+
+
+def test_a_recipe_names_the_source_but_no_sound(pipe, clip):
+    recipe = audio_to_audio(pipe, clip, "jazz").recipe
+    assert recipe["kind"] == "audio_to_audio" and len(recipe["source_sha256"]) == 64
+
+
+def test_callback_sees_every_step(pipe, clip):
+    seen = []
+
+    def watch(_pipe, step, _timestep, _tensors):
+        seen.append(step)
+
+    audio_to_audio(pipe, clip, "jazz", strength=0.7, num_inference_steps=4, callback_on_step_end=watch)
+    assert seen == [0, 1]
+
+
+# --- inpainting ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mask", [(1.0, 2.0), (0.0, 5.12, 1000, 4000), (2.0, 2.1, 300, 5000), (0.0, 5.12)])
+def test_outside_the_mask_nothing_changes(pipe, clip, mask):
+    marked = as_mask(mask, clip)
+    made = inpaint(pipe, clip, mask, "techno", seed=3)
+    assert np.array_equal(pixels(made)[~marked], pixels(clip)[~marked])
+    assert (pixels(made)[marked] != pixels(clip)[marked]).mean() > 0.1
+    assert (made.params, made.maximum, made.loop) == (clip.params, clip.maximum, clip.loop)
+
+
+def test_a_recording_keeps_its_level_in_inpainting(pipe):
+    sound = recording(441 * 300)
+    made = inpaint(pipe, sound, (1.0, 1.5), "jazz")
+    assert made.maximum == sound.maximum and made.image.size == sound.image.size
+
+
+# --- longer -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("before", [False, True])
+@pytest.mark.parametrize(("n_columns", "seconds"), [(512, 7.0), (100, 1.0), (37, 0.5)])
+def test_extend_keeps_what_was_there(pipe, before, n_columns, seconds):
+    sound = recording(441 * n_columns)
+    longer = extend(pipe, sound, "jazz", seconds=seconds, before=before)
+    assert longer.image.size == (n_columns + round(100 * seconds), 512) and not longer.loop
+    kept = np.s_[:, -n_columns:] if before else np.s_[:, :n_columns]
+    assert np.array_equal(pixels(longer)[kept], pixels(sound))
+    assert longer.maximum == sound.maximum
+    assert np.array_equal(pixels(longer), pixels(extend(pipe, sound, "jazz", seconds=seconds, before=before)))
+
+
+def test_each_window_of_extend_has_its_own_noise_and_hears_the_one_before(pipe, clip):
+    longer = pixels(extend(pipe, clip, "jazz", seconds=5.12))
+    assert not np.array_equal(longer[:, 512:768], longer[:, 768:])
+    other = pixels(extend(pipe, text_to_audio(pipe, "techno", seed=8), "jazz", seconds=5.12))
+    assert not np.array_equal(longer[:, 512:], other[:, 512:])
+
+
+# --- bad input ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("function", "given", "error", "message"),
+    [
+        (audio_to_audio, {"clip": "a.wav"}, TypeError, "clip must be a Clip, not 'a.wav'"),
+        (audio_to_audio, {"strength": 2}, ValueError, "strength must be between 0 .* not 2"),
+        (audio_to_audio, {"strength": math.nan}, ValueError, "strength must be finite"),
+        (audio_to_audio, {"strength": None}, TypeError, "strength must be a number"),
+        (audio_to_audio, {"prompt": ""}, ValueError, "prompt is empty"),
+        (audio_to_audio, {"end_prompt": ""}, ValueError, "end_prompt is empty"),
+        (audio_to_audio, {"seed": -1}, ValueError, "seed must be between"),
+        (audio_to_audio, {"pipe": "riffling"}, TypeError, "pipe must be a StableDiffusionPipeline"),
+        (audio_to_audio, {"batch_size": 0}, ValueError, "batch_size"),
+        (inpaint, {"mask": np.zeros((512, 512))}, ValueError, "the mask is empty"),
+        (inpaint, {"strength": -0.1}, ValueError, "strength must be between"),
+        (extend, {"seconds": 0}, ValueError, "seconds must be above 0"),
+        (extend, {"seconds": 4000}, ValueError, "at most 3600"),
+        (extend, {"memory_s": 5}, ValueError, "memory_s must be from 0.08 to 4.48, not 5"),
+    ],
+)
+def test_bad_input_is_refused_before_the_first_step(pipe, clip, monkeypatch, function, given, error, message):
+    monkeypatch.setattr(pipe.unet, "forward", lambda *_, **__: pytest.fail("a step was taken"))
+    needed = {inpaint: {"mask": (0, 1)}, extend: {"seconds": 1}}.get(function, {})
+    with pytest.raises(error, match=message):
+        function(**{"pipe": pipe, "clip": clip, "prompt": "jazz", **needed, **given})
+    monkeypatch.undo()
+
+
+@pytest.mark.parametrize(("function", "options"), [(inpaint, {"mask": (0, 1)}), (extend, {"seconds": 1})])
+def test_pictures_that_must_be_kept_have_the_models_params(pipe, function, options):
+    stereo = recording(441 * 200, params=SpectrogramParams(stereo=True))
+    with pytest.raises(ValueError, match="params are not the model's.*Clip.from_audio"):
+        function(pipe, stereo, prompt="jazz", **options)
+
+
+def test_a_clip_too_short_to_go_on_from(pipe):
+    with pytest.raises(ValueError, match="it must last at least 0.08 s"):
+        extend(pipe, recording(441 * 5), "jazz", seconds=1)
+
+
+# --- Riffusion v1 -------------------------------------------------------------------------------------------------
+
+
+def test_the_same_calls_on_a_full_size_stable_diffusion(tmp_path):
+    """Random weights; PNDM, an AutoencoderKL and noise prediction, as in Riffusion v1."""
+    full = load_pipeline(save_full_size_pipeline(tmp_path / "full"), device="cpu")
+    sound = recording(441 * 512)
+    restyled = audio_to_audio(full, sound, "jazz", strength=0.5, num_inference_steps=2, guidance_scale=1)
+    filled = inpaint(full, sound, (1.0, 2.0), "jazz", num_inference_steps=1, guidance_scale=1)
+    marked = as_mask((1.0, 2.0), sound)
+    assert restyled.recipe["scheduler"]["class"] == "DDIMScheduler"
+    assert np.array_equal(pixels(filled)[~marked], pixels(sound)[~marked])
+    assert not np.array_equal(pixels(filled)[marked], pixels(sound)[marked])
