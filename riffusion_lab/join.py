@@ -24,7 +24,7 @@ def stitch(clips: Sequence[Clip], crossfade_s: float = CROSSFADE_S) -> Clip:
 
     Where a clip is a loop, its own beginning goes on behind its end while the next one fades in: every clip keeps its
     length and begins on its beat. A clip that is no loop has nothing behind its end: it is overlapped by the next, and
-    the whole is shorter by `crossfade_s`. Both fades together keep the power of sounds that are not alike.
+    the whole is shorter by `crossfade_s`. Both fades together keep the power, whether the sounds are alike or not.
 
     Parameters
     ----------
@@ -63,11 +63,20 @@ def stitch(clips: Sequence[Clip], crossfade_s: float = CROSSFADE_S) -> Clip:
     for clip in clips:
         sound = clip.waveform.copy()
         if tail is not None:
-            sound[:, :n_fade] = falling * tail + rising * sound[:, :n_fade]
+            head = sound[:, :n_fade]
+            # two sounds that are alike add up to more than their power
+            power = 1 + 2 * _likeness(tail, head) * rising * falling
+            sound[:, :n_fade] = (falling * tail + rising * head) / np.sqrt(power)
         tail = _tail(clip, n_fade)
         is_last = len(parts) == len(clips) - 1
         parts.append(sound if clip.loop or is_last else sound[:, : sound.shape[1] - n_fade])
     return _like(clips[0], np.concatenate(parts, axis=1), loop=is_loop)
+
+
+def _likeness(a: np.ndarray, b: np.ndarray) -> float:
+    """Correlation of two sounds, from 0 (or less) to 1."""
+    power = float(np.square(a).sum()) * float(np.square(b).sum())
+    return max(0.0, float((a * b).sum()) / power**0.5) if power else 0.0
 
 
 def _tail(clip: Clip, n_samples: int) -> np.ndarray:
