@@ -66,20 +66,15 @@ def test_vocabulary_holds_every_class(pipe):
     assert {"major", "minor", "slow", "fast", "bpm", "arpeggio", "melody", "chords", "happy", "sad"} <= known
 
 
-# 7 of 10 is what they shall all reach; the first weights do not with bells and pads. Chance is 0.2 of 10.
+# Chance is 0.2 of 10.
 @pytest.mark.parametrize(
-    ("prompt", "label", "at_least"),
-    [
-        ("church bells", "church bells", 3),
-        ("techno", "techno", 7),
-        ("ambient pad", "ambient", 5),
-        ("drums only, rock", "drums", 7),
-    ],
+    ("prompt", "label"),
+    [("church bells", "church bells"), ("techno", "techno"), ("ambient pad", "ambient"), ("drums only, rock", "drums")],
 )
-def test_prompts_are_heard(pipe, prompt, label, at_least):
+def test_prompts_are_heard(pipe, prompt, label):
     clips = text_to_audio(pipe, prompt, seed=list(range(10)), batch_size=5)
     heard = [next(iter(class_scores(clip.image))) for clip in clips]
-    assert heard.count(label) >= at_least, heard
+    assert heard.count(label) >= 7, heard
 
 
 def test_the_classifier_tells_noise_from_everything_it_knows(pipe):
@@ -103,8 +98,8 @@ def test_clips_close(pipe):
 def test_the_report_is_about_these_weights_and_good_enough(pipe):
     report = json.loads((WEIGHTS / "riffling" / "evaluation.json").read_text())
     assert report["weights_sha256"] == weights_hash(pipe)
-    assert report["n_clips"] == len(report["prompts"]) >= 128
-    assert report["groups"]["styles"]["adherence"] >= 0.8  # 0.85 is wanted, of 512 clips
+    assert report["n_clips"] == len(report["prompts"]) >= 512
+    assert report["groups"]["styles"]["adherence"] >= 0.85
     assert report["groups"]["instruments"]["adherence"] >= 0.35
     heard = [p["heard"] == p["label"] for p in report["prompts"] if p["label"] in INSTRUMENTS]
     assert np.mean(heard) == pytest.approx(report["groups"]["instruments"]["generated"])

@@ -15,7 +15,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from diffusers import AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderTiny,
+    DDIMScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+    UniPCMultistepScheduler,
+)
 from diffusers.training_utils import EMAModel
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
@@ -53,7 +59,7 @@ def new_unet() -> UNet2DConditionModel:
 
 
 def new_scheduler() -> DDIMScheduler:
-    """The noise schedule: 1000 steps to pure noise."""
+    """The noise schedule to train with: 1000 steps to pure noise."""
     return DDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
@@ -127,7 +133,7 @@ def train_denoiser(
     favoured: Collection[str] = (),
     minutes: float = 85.0,
     learning_rate: float = 6e-4,
-    compile_network: bool = True,
+    compile_network: bool | None = None,
 ) -> tuple[TextDenoiser, CLIPTokenizer]:
     """Train U-Net and text encoder from nothing or from a trained model, or go on after a break.
 
@@ -145,8 +151,9 @@ def train_denoiser(
         Classes to draw three times as often: those that a model to start from has not learned.
     minutes : float
         Time budget; the learning rate falls to 0 along it.
-    compile_network : bool
-        Let torch compile the network first: two minutes, then a fifth faster. Needs a C++ compiler.
+    compile_network : bool, optional
+        Let torch compile the network first, which takes two minutes and a C++ compiler. Default: where it calculates in
+        half precision; there a step was then a fifth faster, in single precision half as slow again.
 
     Returns
     -------
@@ -155,7 +162,9 @@ def train_denoiser(
     """
     precision = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "no"}
     on = "cuda" if torch.cuda.is_available() else "cpu"
-    accelerator = Accelerator(mixed_precision=precision[fastest_dtype(on)])
+    dtype = fastest_dtype(on)
+    compile_network = dtype != torch.float32 if compile_network is None else compile_network
+    accelerator = Accelerator(mixed_precision=precision[dtype])
     rng = np.random.default_rng()
     torch.manual_seed(0)
     if start_from:
@@ -200,13 +209,17 @@ def _tokenizer(dataset: Dataset, folder: Path) -> CLIPTokenizer:
 
 
 def assemble(network: TextDenoiser, tokenizer: CLIPTokenizer, vae: AutoencoderTiny) -> StableDiffusionPipeline:
-    """The whole model as diffusers' own pipeline."""
+    """The whole model as diffusers' own pipeline.
+
+    Its solver, UniPC (https://arxiv.org/abs/2302.04867), comes as near to the end of a long walk in 12 steps as DDIM
+    in 25.
+    """
     return StableDiffusionPipeline(
         vae=vae,
         text_encoder=network.text_encoder,
         tokenizer=tokenizer,
         unet=network.unet,
-        scheduler=new_scheduler(),
+        scheduler=UniPCMultistepScheduler.from_config(new_scheduler().config),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,

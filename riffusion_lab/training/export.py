@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 from pathlib import Path
@@ -14,7 +15,7 @@ from .captions import caption
 from .dataset import Dataset
 from .vocabulary import BEATS_PER_LOOP, bpm_of
 
-DEFAULTS = {"num_inference_steps": 25, "guidance_scale": 2.5, "loop": True}
+DEFAULTS = {"num_inference_steps": 12, "guidance_scale": 2.5, "loop": True}
 
 
 def caption_words(dataset: Dataset) -> list[str]:
@@ -43,6 +44,12 @@ def export(pipe: StableDiffusionPipeline, dataset: Dataset, folder: str | Path) 
     _edit(folder / "text_encoder" / "config.json", lambda config: config | {"dtype": "float32"})
     # diffusers writes this key itself and warns about it on loading.
     _edit(folder / "vae" / "config.json", lambda config: {k: v for k, v in config.items() if k != "block_out_channels"})
+    # Of the scheduler only what is no default: older versions of diffusers warn about settings they do not know.
+    defaults = {k: p.default for k, p in inspect.signature(type(pipe.scheduler).__init__).parameters.items()}
+    _edit(
+        folder / "scheduler" / "scheduler_config.json",
+        lambda config: {k: v for k, v in config.items() if k not in defaults or v != defaults[k]},
+    )
     beats = sorted({n for counts in BEATS_PER_LOOP.values() for n in counts})
     about = DEFAULTS | {"tempi_bpm": [bpm_of(n) for n in beats], "vocabulary": caption_words(dataset)}
     (folder / "riffusion_lab.json").write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n")
