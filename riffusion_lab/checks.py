@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 PARAMS = SpectrogramParams()  # of the pictures that the models were trained on
 COLUMNS_PER_S = PARAMS.sample_rate / PARAMS.hop_length
 LONGEST_S = 3600
+LONGEST_PROMPT = 4_000  # characters
 
 _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
 _BPM = re.compile(r"\b(\d+(?:\.\d+)?)(?=\s*bpm\b)", re.IGNORECASE)
@@ -42,7 +43,7 @@ def check_prompt(prompt: object, name: str = "prompt", *, may_be_empty: bool = F
     Parameters
     ----------
     prompt : str
-        Of any length.
+        What does not fit into the text encoder is cut into pieces; see `prompts.encode_prompt`.
     name : str
         What an error calls it.
     may_be_empty : bool
@@ -51,12 +52,14 @@ def check_prompt(prompt: object, name: str = "prompt", *, may_be_empty: bool = F
     Raises
     ------
     TypeError, ValueError
-        If it is no text, or empty.
+        If it is no text, empty, or no prompt any more but a book.
     """
     if not isinstance(prompt, str):
         raise TypeError(f"{name} must be a str such as 'solo piano, slow', not {prompt!r}")
     if not plain_text(prompt).strip() and not may_be_empty:
         raise ValueError(f"{name} is empty: {prompt!r}; describe a sound, such as 'solo piano, slow'")
+    if len(prompt) > LONGEST_PROMPT:
+        raise ValueError(f"{name} '{prompt[:40]}...' has {len(prompt):,} characters: give at most {LONGEST_PROMPT:,}")
 
 
 def taught_prompt(pipe: StableDiffusionPipeline, prompt: str) -> tuple[str, list[str]]:

@@ -412,6 +412,8 @@ BAD = [
     ({"prompt": " \n"}, ValueError, "prompt is empty"),
     ({"prompt": []}, ValueError, "not empty"),
     ({"prompt": "( )"}, ValueError, "prompt is empty"),
+    ({"prompt": "piano " * 1000}, ValueError, "prompt 'piano .*' has 6,000 characters: give at most 4,000"),
+    ({"negative_prompt": "piano " * 1000}, ValueError, "negative_prompt .* has 6,000 characters"),
     ({"negative_prompt": 3}, TypeError, "negative_prompt must be a str"),
     ({"negative_prompt": ["jazz", "techno"]}, ValueError, "2 negative prompts for one clip"),
     ({"prompt": ["piano", "jazz"], "seed": [1, 2, 3]}, ValueError, "equally long"),
