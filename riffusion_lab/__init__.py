@@ -10,21 +10,17 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-_MODULE_OF = {
-    "Clip": "clip",
-    "Prompt": "prompts",
-    "SpectrogramParams": "params",
-    "audio_to_audio": "edit",
-    "extend": "edit",
-    "inpaint": "edit",
-    "interpolate": "interpolation",
-    "load_pipeline": "models",
-    "replay": "generate",
-    "stitch": "join",
-    "text_to_audio": "generate",
-    "vocabulary": "models",
-    "walk": "interpolation",
+_NAMES_OF = {
+    "clip": ["Clip"],
+    "edit": ["audio_to_audio", "extend", "inpaint"],
+    "generate": ["replay", "text_to_audio"],
+    "interpolation": ["interpolate", "walk"],
+    "join": ["stitch"],
+    "models": ["load_pipeline", "vocabulary"],
+    "params": ["SpectrogramParams"],
+    "prompts": ["Prompt"],
 }
+_MODULE_OF = {name: module for module, names in _NAMES_OF.items() for name in names}
 __all__ = [*_MODULE_OF, "__version__"]  # noqa: PLE0604 - names of the table above
 
 

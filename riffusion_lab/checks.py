@@ -3,38 +3,34 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
+import math
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import diffusers
+import numpy as np
 import torch
 from diffusers import SchedulerMixin
 
 from .loops import clip_columns
-from .models import model_name, model_settings
-from .params import SpectrogramParams
-from .prompts import plain_text
+from .models import Pipeline, model_name, model_settings
+from .params import COLUMNS_PER_S
+from .prompts import Prompt, plain_text
 from .recipes import scheduler_parameters
-from .values import check_number, check_whole
+from .values import check_number, check_whole, warn
 
 if TYPE_CHECKING:
-    from diffusers import StableDiffusionPipeline
+    from .clip import Clip
+    from .denoise import Callback
 
-PARAMS = SpectrogramParams()  # of the pictures that the models were trained on
-COLUMNS_PER_S = PARAMS.sample_rate / PARAMS.hop_length
-LONGEST_S = 3600
+LONG_S, LONGEST_S = 60, 3600  # above the first there is a warning, above the second an error
 LONGEST_PROMPT = 4_000  # characters
 
 _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
 _BPM = re.compile(r"\b(\d+(?:\.\d+)?)(?=\s*bpm\b)", re.IGNORECASE)
-
-
-def check_pipe(pipe: object) -> None:
-    """Refuse what is no pipeline."""
-    if not isinstance(pipe, diffusers.StableDiffusionPipeline):
-        raise TypeError(f"pipe must be a StableDiffusionPipeline, as load_pipeline() gives it, not {pipe!r}")
 
 
 def check_prompt(prompt: object, name: str = "prompt", *, may_be_empty: bool = False) -> None:
@@ -62,7 +58,7 @@ def check_prompt(prompt: object, name: str = "prompt", *, may_be_empty: bool = F
         raise ValueError(f"{name} '{prompt[:40]}...' has {len(prompt):,} characters: give at most {LONGEST_PROMPT:,}")
 
 
-def taught_prompt(pipe: StableDiffusionPipeline, prompt: str) -> tuple[str, list[str]]:
+def taught_prompt(pipe: Pipeline, prompt: str) -> tuple[str, list[str]]:
     """Set the nearest tempo the model was taught, and remark on what it was not.
 
     Parameters
@@ -104,30 +100,43 @@ def one_or_list(clips: list, *given: object) -> Any:
 
 
 @dataclass(frozen=True)
-class Order:
-    """What one clip is to be made from."""
+class Order(Prompt):
+    """A prompt, checked, with the model's defaults filled in."""
 
-    prompt: str
-    negative_prompt: str | None
-    seed: int | None
-    generator: torch.Generator | None  # instead of a seed
+    generator: torch.Generator | None = None  # instead of the seed
 
     def noise(self) -> torch.Generator:
         """Give the source of noise: on the CPU, so that every device gets the same."""
         return self.generator or torch.Generator("cpu").manual_seed(self.seed)
 
     def given(self) -> dict[str, Any]:
-        """Give what a recipe keeps of it."""
-        seed = self.seed if self.seed is None else int(self.seed)
-        return {"prompt": self.prompt, "negative_prompt": self.negative_prompt, "seed": seed}
+        """Give what a recipe keeps of it: the arguments of `Prompt`."""
+        return {field.name: getattr(self, field.name) for field in fields(Prompt)}
 
 
-def line_up(prompt: Any, negative: Any, seed: Any, generator: Any) -> list[Order]:
+def check_order(pipe: Pipeline, prompt: Prompt, generator: object = None) -> Order:
+    """Check a prompt and fill in the model's defaults."""
+    if not isinstance(pipe, diffusers.StableDiffusionPipeline):
+        raise TypeError(f"pipe must be a StableDiffusionPipeline, as load_pipeline() gives it, not {pipe!r}")
+    check_prompt(prompt.text)
+    if prompt.negative_prompt is not None:
+        check_prompt(prompt.negative_prompt, "negative_prompt", may_be_empty=True)
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(f"generator must be a torch.Generator, not {generator!r}")
+    seed = None if generator else check_whole("seed", prompt.seed, 0, 2**64 - 1)
+    guidance_scale = prompt.guidance_scale
+    guidance_scale = model_settings(pipe).guidance_scale if guidance_scale is None else guidance_scale
+    guidance_scale = check_number("guidance_scale", guidance_scale, 0)
+    strength = check_number("strength", prompt.strength, 0, 1)
+    return Order(prompt.text, seed, prompt.negative_prompt, guidance_scale, strength, generator)
+
+
+def line_up(pipe: Pipeline, prompt, negative_prompt, seed, generator, guidance_scale, strength=1.0) -> list[Order]:
     """Check what is given for each clip, and repeat single values as often as the lists are long."""
     if seed is not None and generator is not None:
         raise ValueError(f"seed={seed!r} and generator exclude each other: give one of them")
     seed = 0 if seed is None and generator is None else seed
-    given = {"prompt": prompt, "negative_prompt": negative, "seed": seed, "generator": generator}
+    given = {"prompt": prompt, "seed": seed, "negative_prompt": negative_prompt, "generator": generator}
     lengths = {name: len(values) for name, values in given.items() if is_list(values)}
     if 0 in lengths.values() or len(set(lengths.values())) > 1:
         raise ValueError(f"lists must be equally long and not empty; their lengths: {lengths}")
@@ -135,74 +144,81 @@ def line_up(prompt: Any, negative: Any, seed: Any, generator: Any) -> list[Order
     if lengths.get("negative_prompt", n_clips) != n_clips:
         raise ValueError(f"{lengths['negative_prompt']} negative prompts for one clip: give one")
     repeated = [values if is_list(values) else [values] * n_clips for values in given.values()]
-    return [_check_order(*each) for each in zip(*repeated, strict=True)]
+    return [
+        check_order(pipe, Prompt(*each, guidance_scale, strength), source)
+        for *each, source in zip(*repeated, strict=True)
+    ]
 
 
-def _check_order(prompt: Any, negative: Any, seed: Any, generator: Any) -> Order:
-    check_prompt(prompt)
-    if negative is not None:
-        check_prompt(negative, "negative_prompt", may_be_empty=True)
-    if generator is None:
-        seed = check_whole("seed", seed, 0, 2**64 - 1)
-    elif not isinstance(generator, torch.Generator):
-        raise TypeError(f"generator must be a torch.Generator, not {generator!r}")
-    return Order(prompt, negative, seed, generator)
-
-
-def check_steps(pipe: StableDiffusionPipeline, steps: int | None) -> int:
-    """Give the number of denoising steps; None: the model's own."""
-    steps = model_settings(pipe).num_inference_steps if steps is None else steps
-    return check_whole("num_inference_steps", steps, 1, pipe.scheduler.config.num_train_timesteps)
-
-
-def check_guidance(pipe: StableDiffusionPipeline, guidance: float | None) -> float:
-    """Give the guidance scale; None: the model's own."""
-    guidance = check_number("guidance_scale", model_settings(pipe).guidance_scale if guidance is None else guidance)
-    if guidance < 0:
-        raise ValueError(f"guidance_scale must be 0 or more, not {guidance}; 1 is none, 5 to 9 are usual")
-    return guidance
-
-
-def check_strength(strength: object) -> float:
-    """Give back a strength, from 0 (the clip as it is) to 1 (nothing of it is left)."""
-    if not 0 <= check_number("strength", strength) <= 1:
-        raise ValueError(f"strength must be between 0 (the clip as it is) and 1 (nothing of it left), not {strength!r}")
-    return float(strength)
-
-
-def remarks(pipe: StableDiffusionPipeline, orders: list[Order], guidance_scale: float) -> Iterator[str]:
-    """Tell what is likely not meant, but can be done."""
+def remark(pipe: Pipeline, orders: Sequence[Order]) -> None:
+    """Warn, once each, of what is likely not meant, but can be done."""
+    found = scheduler_remarks(pipe.scheduler)
     for order in orders:
-        for text in (order.prompt, order.negative_prompt or ""):
-            yield from taught_prompt(pipe, text)[1]
-        if order.negative_prompt and guidance_scale <= 1:
-            yield f"negative_prompt has no effect at guidance_scale={guidance_scale:g}: take more than 1"
-    yield from scheduler_remarks(pipe.scheduler)
+        for text in (order.text, order.negative_prompt or ""):
+            found += taught_prompt(pipe, text)[1]
+        if order.negative_prompt and order.guidance_scale <= 1:
+            found.append(f"negative_prompt has no effect at guidance_scale={order.guidance_scale:g}: take more than 1")
+    for text in dict.fromkeys(found):
+        warn(text)
 
 
-def check_length(
-    pipe: StableDiffusionPipeline, duration_s: float | None, loop: bool | None, *, loop_by_default: bool | None = None
-) -> tuple[int, bool]:
-    """Give the clip's columns, and whether it is to close into a loop.
+@dataclass(frozen=True)
+class Source:
+    """The clip that others are made from."""
 
-    ``loop=None``: as `loop_by_default` (default: the model's own way), where the length allows it.
+    clip: Clip
+    mask: np.ndarray | None = None  # where they are made anew
+    end_prompt: str | None = None  # what to hear at the end
+
+    def given(self) -> dict[str, str]:
+        """Give what a recipe keeps of it."""
+        mask = {} if self.mask is None else {"mask_sha256": hashlib.sha256(self.mask).hexdigest()}
+        end = {} if self.end_prompt is None else {"end_prompt": self.end_prompt}
+        return {**mask, **end, "source_sha256": hashlib.sha256(self.clip.image.tobytes()).hexdigest()}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all clips of a call have in common."""
+
+    num_inference_steps: int
+    n_columns: int  # of the picture
+    loop: bool
+    batch_size: int
+    source: Source | None = None
+    callback: Callback | None = None
+
+    def given(self) -> dict[str, Any]:
+        """Give what a recipe keeps of it."""
+        given = {"num_inference_steps": self.num_inference_steps, "duration_s": self.n_columns / COLUMNS_PER_S}
+        return {**given, "loop": self.loop, **(self.source.given() if self.source else {})}
+
+
+def check_settings(pipe: Pipeline, steps, duration_s, loop, batch_size, source=None, callback=None) -> Settings:
+    """Check what all clips have in common. Those made from another clip are as long as that one.
+
+    ``loop=None``: as that clip, or else the model's own way, where the length allows it.
     """
+    steps = model_settings(pipe).num_inference_steps if steps is None else steps
+    steps = check_whole("num_inference_steps", steps, 1, pipe.scheduler.config.num_train_timesteps)
+    batch_size = check_whole("batch_size", batch_size, 1, math.inf)
     clip_width = clip_columns(pipe) * pipe.vae_scale_factor
-    wanted_s = clip_width / COLUMNS_PER_S if duration_s is None else check_number("duration_s", duration_s)
-    if not 0 < wanted_s <= LONGEST_S:
-        raise ValueError(f"duration_s must be above 0 and at most {LONGEST_S} (an hour), not {duration_s!r}")
+    if duration_s is None:
+        duration_s = source.clip.duration_s if source else clip_width / COLUMNS_PER_S
+    check_number("duration_s", duration_s, 1 / COLUMNS_PER_S, LONGEST_S)
     if not isinstance(loop, bool | None):
         raise TypeError(f"loop must be True, False or None, not {loop!r}")
-    n_columns = max(1, round(wanted_s * COLUMNS_PER_S))
+    n_columns = max(1, round(duration_s * COLUMNS_PER_S))
     is_whole = n_columns % clip_width == 0
     if loop and not is_whole:
         clip_s, near = clip_width / COLUMNS_PER_S, max(1, round(n_columns / clip_width))
-        raise ValueError(
-            f"a loop takes a whole number of clips of {clip_s:g} s, not duration_s={wanted_s:g}: "
-            f"take {near * clip_s:g}, or loop=False"
-        )
-    wish = model_settings(pipe).loop if loop_by_default is None else loop_by_default
-    return n_columns, (is_whole and wish if loop is None else loop)
+        advice = f"take {near * clip_s:g}, or loop=False"
+        raise ValueError(f"a loop takes a whole number of clips of {clip_s:g} s, not {duration_s:g} s: {advice}")
+    if duration_s > LONG_S and not source:
+        warn(f"{duration_s:g} s are more than {LONG_S} s: this will take a while")
+    wish = source.clip.loop if source else model_settings(pipe).loop
+    loop = is_whole and wish if loop is None else loop
+    return Settings(steps, n_columns, loop, batch_size, source, callback)
 
 
 def scheduler_remarks(scheduler: SchedulerMixin) -> list[str]:

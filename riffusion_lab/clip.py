@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import os
-import warnings
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +20,7 @@ from .image import Picture, image_from_mel, mel_from_image, open_image, save_ima
 from .params import SpectrogramParams
 from .phase import waveform_from_mel
 from .spectrogram import mel_from_waveform
-from .values import check_whole
+from .values import check_whole, warn
 
 LONG_S = 60  # longer sounds work, but slowly
 
@@ -88,10 +87,7 @@ class Clip:
             waveform = _fit(audio.as_waveform(samples), audio.check_rate(sample_rate), params, loop=loop)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
-        clip = cls(params, loop=bool(loop), recipe=recipe)
-        clip.waveform = _read_only(waveform)
-        _warn_if_long(clip, name)
-        return clip
+        return _warn_if_long(cls.from_waveform(waveform, params, loop=loop, recipe=recipe), name)
 
     @classmethod
     def from_image(
@@ -129,9 +125,22 @@ class Clip:
         given = {"loop": loop, "recipe": recipe, "maximum": maximum}
         picture = open_image(path_or_image, params)
         picture = replace(picture, **{name: value for name, value in given.items() if value is not None})
+        return _warn_if_long(cls.from_picture(picture), "the picture")
+
+    @classmethod
+    def from_waveform(
+        cls, waveform: np.ndarray, params: SpectrogramParams, loop: bool = False, recipe: dict[str, Any] | None = None
+    ) -> Clip:
+        """Make a clip from samples that have the form of `waveform` already, a whole number of columns."""
+        clip = cls(params, loop=bool(loop), recipe=recipe)
+        clip.waveform = _read_only(waveform)
+        return clip
+
+    @classmethod
+    def from_picture(cls, picture: Picture) -> Clip:
+        """Make a clip from a picture of which all is known."""
         clip = cls(picture.params, loop=bool(picture.loop), recipe=picture.recipe)
         clip._picture = picture
-        _warn_if_long(clip, "the picture")
         return clip
 
     @cached_property
@@ -216,20 +225,7 @@ class Clip:
         """Play the clip several times: `clip * 4`."""
         return join.repeat(self, check_whole("how often", n_times, 1, 10_000))
 
-    def overlay(self, other: Clip, *, start_s: float = 0.0, gain_db: float = 0.0) -> Clip:
-        """Mix another clip into this one, from `start_s` on; what reaches beyond the end is cut off.
-
-        `gain_db` makes the other clip louder or softer. Where the sum would clip, all of it is turned down.
-        """
-        return join.overlay(self, other, start_s=start_s, gain_db=gain_db)
-
-    def fade(self, in_s: float = 0.0, out_s: float = 0.0) -> Clip:
-        """Fade in over the first `in_s` seconds, and out over the last `out_s`; linear in amplitude."""
-        return join.fade(self, in_s, out_s)
-
-    def difference(self, other: Clip) -> Clip:
-        """Hear what this clip has and the other has not: the positive part of the difference of mel amplitudes."""
-        return join.difference(self, other)
+    overlay, fade, difference = join.overlay, join.fade, join.difference
 
     def __repr__(self) -> str:
         parts = [f"{self.duration_s:.2f} s", f"{self.sample_rate} Hz", "stereo" if self.params.stereo else "mono"]
@@ -247,14 +243,12 @@ def _fit(waveform: np.ndarray, sample_rate: int, params: SpectrogramParams, *, l
     n_samples = waveform.shape[1]
     n_columns = round(n_samples * params.sample_rate / sample_rate / params.hop_length)
     if n_columns == 0:
-        raise ValueError(
-            f"{n_samples} samples at {sample_rate} Hz are too short: one column of the picture takes "
-            f"{params.step_size_ms} ms, give at least half of that"
-        )
+        least = f"half of a column of the picture, {params.step_size_ms / 2:g} ms"
+        raise ValueError(f"{n_samples} samples at {sample_rate} Hz are too short: give at least {least}")
     waveform = audio.mix_channels(waveform, params.n_channels)
     peak = float(np.abs(waveform).max())
     if peak > 1:
-        warnings.warn(f"the sound peaks at {peak:.3g}, above full scale: turned down to 1", stacklevel=3)
+        warn(f"the sound peaks at {peak:.3g}, above full scale: turned down to 1")
         waveform = waveform / peak
     samples = audio.resample(torch.tensor(waveform), sample_rate, params.sample_rate, loop=loop)
     n_samples = n_columns * params.hop_length
@@ -273,10 +267,7 @@ def _json_copy(recipe: dict[str, Any] | None) -> dict[str, Any] | None:
     return json.loads(json.dumps(recipe))
 
 
-def _warn_if_long(clip: Clip, name: str) -> None:
+def _warn_if_long(clip: Clip, name: str) -> Clip:
     if clip.duration_s > LONG_S:
-        warnings.warn(
-            f"{name} lasts {clip.duration_s:.0f} s: this works, but takes time and memory; clips of up to {LONG_S} s "
-            "are what this is made for",
-            stacklevel=3,
-        )
+        warn(f"{name} lasts {clip.duration_s:.0f} s, more than {LONG_S}: this works, but takes time and memory")
+    return clip

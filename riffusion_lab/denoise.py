@@ -14,14 +14,15 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from .loops import circular_time, clip_columns, sliding_windows
+from .models import Pipeline
 from .prompts import of_one_length
 
 if TYPE_CHECKING:
-    from diffusers import SchedulerMixin, StableDiffusionPipeline
+    from diffusers import SchedulerMixin
 
 CIRCULAR_SHARE = 0.334  # of the steps, the last ones: a third
 
-Callback = Callable[["StableDiffusionPipeline", int, Tensor, dict[str, Any]], dict[str, Any] | None]
+Callback = Callable[[Pipeline, int, Tensor, dict[str, Any]], dict[str, Any] | None]
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Job:
     guidance_scale: float
 
 
-def draw_noise(pipe: StableDiffusionPipeline, generator: torch.Generator, n_columns: int) -> Tensor:
+def draw_noise(pipe: Pipeline, generator: torch.Generator, n_columns: int) -> Tensor:
     """Draw the noise that a clip begins with, as diffusers does: on the generator's own device.
 
     Parameters
@@ -61,14 +62,14 @@ def draw_noise(pipe: StableDiffusionPipeline, generator: torch.Generator, n_colu
     return randn_tensor(shape, generator=generator, device=pipe.device, dtype=pipe.unet.dtype)
 
 
-def clip_rows(pipe: StableDiffusionPipeline) -> int:
+def clip_rows(pipe: Pipeline) -> int:
     """Latent rows of a picture: 64."""
     size = pipe.unet.config.sample_size
     return size if isinstance(size, int) else size[0]
 
 
 @contextmanager
-def left_as_found(pipe: StableDiffusionPipeline) -> Iterator[None]:
+def left_as_found(pipe: Pipeline) -> Iterator[None]:
     """Work on a copy of the scheduler; on leaving, whatever happened, all is as before."""
     found = dict(vars(pipe))
     try:
@@ -80,7 +81,7 @@ def left_as_found(pipe: StableDiffusionPipeline) -> Iterator[None]:
 
 
 def from_noise(
-    pipe: StableDiffusionPipeline,
+    pipe: Pipeline,
     jobs: Sequence[Job],
     *,
     num_inference_steps: int,
@@ -135,7 +136,7 @@ def from_noise(
 
 @torch.no_grad()
 def from_clip(
-    pipe: StableDiffusionPipeline,
+    pipe: Pipeline,
     jobs: Sequence[Job],
     clean: Tensor,
     *,
@@ -187,7 +188,7 @@ def from_clip(
         return clean.clone()
     else:
         latents = scheduler.add_noise(clean, noise, timesteps[:1])
-    guide = _Guide(pipe, jobs, end_words)
+    guide = _guide(pipe, jobs, end_words)
     options = pipe.prepare_extra_step_kwargs([job.generator for job in jobs], 0.0)
     with ExitStack() as stack:
         close_loop = _loop_closer(pipe, stack, clean.shape[-1], loop=loop)
@@ -219,49 +220,37 @@ def begins_in_the_middle(scheduler: SchedulerMixin) -> SchedulerMixin:
     return scheduler
 
 
-class _Guide:
-    """The U-Net with classifier-free guidance (https://arxiv.org/abs/2207.12598), as the stock pipeline has it."""
+def _guide(pipe: Pipeline, jobs: Sequence[Job], end_words: Tensor | None) -> Callable[[Tensor, Tensor], Tensor]:
+    """Give the U-Net with classifier-free guidance (https://arxiv.org/abs/2207.12598), as the stock pipeline has it.
 
-    def __init__(self, pipe: StableDiffusionPipeline, jobs: Sequence[Job], end_words: Tensor | None) -> None:
-        self.unet, self.scales = pipe.unet, _scales(pipe, jobs)
-        self.is_guided = bool((self.scales > 1).any())
-        self.words = [_embeddings(pipe, jobs, guided=self.is_guided)]
-        if end_words is not None:
-            ends = [replace(job, words=end_words) for job in jobs]
-            self.words.append(_embeddings(pipe, ends, guided=self.is_guided))
-
-    def __call__(self, latents: Tensor, timestep: Tensor) -> Tensor:
-        """Predict for latents [shape=(jobs, 4, 64, columns)]; where there are end words, both predictions are mixed."""
-        first, *last = [self._predict(latents, timestep, words) for words in self.words]
-        if not last:
-            return first
-        share = torch.linspace(0, 1, latents.shape[-1], device=latents.device, dtype=latents.dtype)
-        return torch.lerp(first, last[0], share)
-
-    def _predict(self, latents: Tensor, timestep: Tensor, words: Tensor) -> Tensor:
-        latents = torch.cat([latents] * 2) if self.is_guided else latents
-        prediction = self.unet(latents, timestep, encoder_hidden_states=words, return_dict=False)[0]
-        if not self.is_guided:
-            return prediction
-        without, with_words = prediction.chunk(2)
-        return without + self.scales * (with_words - without)
-
-
-def _scales(pipe: StableDiffusionPipeline, jobs: Sequence[Job]) -> Tensor:
-    """Guidance scales [shape=(jobs, 1, 1, 1)]; below 1 there is none, as in the stock pipeline."""
+    Where there are end words, predictions with the jobs' and with these are mixed, column by column.
+    """
     scales = torch.tensor([max(1.0, job.guidance_scale) for job in jobs], device=pipe.device, dtype=pipe.unet.dtype)
-    return scales[:, None, None, None]
+    scales = scales[:, None, None, None]  # below 1 there is no guidance, as in the stock pipeline
+    n_parts = 2 if bool((scales > 1).any()) else 1
+    groups = [jobs] if end_words is None else [jobs, [replace(job, words=end_words) for job in jobs]]
+    embeddings = [_embeddings(pipe, group, guided=n_parts == 2) for group in groups]
+
+    def predict(latents: Tensor, timestep: Tensor, words: Tensor) -> Tensor:
+        both = pipe.unet(torch.cat([latents] * n_parts), timestep, encoder_hidden_states=words, return_dict=False)[0]
+        *without, with_words = both.chunk(n_parts)
+        return without[0] + scales * (with_words - without[0]) if without else with_words
+
+    def guide(latents: Tensor, timestep: Tensor) -> Tensor:
+        predictions = [predict(latents, timestep, words) for words in embeddings]
+        share = torch.linspace(0, 1, latents.shape[-1], device=latents.device, dtype=latents.dtype)
+        return torch.lerp(predictions[0], predictions[-1], share) if end_words is not None else predictions[0]
+
+    return guide
 
 
-def _embeddings(pipe: StableDiffusionPipeline, jobs: Sequence[Job], *, guided: bool = True) -> Tensor:
+def _embeddings(pipe: Pipeline, jobs: Sequence[Job], *, guided: bool = True) -> Tensor:
     """Vectors for the U-Net: those of what is not wanted first."""
     words = [job.no_words for job in jobs] * guided + [job.words for job in jobs]
     return torch.cat(of_one_length(pipe, words))
 
 
-def _loop_closer(
-    pipe: StableDiffusionPipeline, stack: ExitStack, n_columns: int, *, loop: bool
-) -> Callable[[float], None]:
+def _loop_closer(pipe: Pipeline, stack: ExitStack, n_columns: int, *, loop: bool) -> Callable[[float], None]:
     """Prepare the U-Net for the latents' width; the function returned is told which share of the steps is left."""
     width = clip_columns(pipe)
     if n_columns > width:

@@ -2,50 +2,29 @@
 
 from __future__ import annotations
 
-import hashlib
-import math
-import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
-from torch import Tensor
+from PIL import Image
 
-from .checks import (
-    COLUMNS_PER_S,
-    LONGEST_S,
-    PARAMS,
-    Order,
-    check_guidance,
-    check_length,
-    check_pipe,
-    check_prompt,
-    check_steps,
-    check_strength,
-    line_up,
-    one_or_list,
-    remarks,
-    taught_prompt,
-)
+from .checks import LONGEST_S, Source, check_prompt, check_settings, line_up, one_or_list, remark
 from .clip import Clip
-from .denoise import Callback, Job, begins_in_the_middle, from_clip, left_as_found
-from .generate import make_job
-from .loops import clip_columns, decode, encode, latent_columns
-from .masks import as_mask, latent_mask, paste
-from .prompts import encode_prompt
-from .recipes import Recipe, make_recipe
-from .values import check_number, check_whole
-
-if TYPE_CHECKING:
-    from diffusers import StableDiffusionPipeline
+from .denoise import Callback, begins_in_the_middle, from_clip, left_as_found
+from .generate import make_job, make_ordered
+from .image import Picture
+from .loops import clip_columns, decode, encode
+from .masks import as_mask
+from .models import Pipeline
+from .params import COLUMNS_PER_S, PARAMS
+from .recipes import make_recipe
+from .values import check_number
 
 GRID = 8  # columns of the picture in one of the latents
 
 
 def audio_to_audio(
-    pipe: StableDiffusionPipeline,
+    pipe: Pipeline,
     clip: Clip,
     prompt: str | Sequence[str],
     *,
@@ -96,27 +75,17 @@ def audio_to_audio(
     -----
     Taught in: 07
     """
-    check_pipe(pipe)
     if end_prompt is not None:
         check_prompt(end_prompt, "end_prompt")
-    clips = _edit(
-        pipe,
-        "audio_to_audio",
-        for_model(clip),
-        line_up(prompt, negative_prompt, seed, generator),
-        strength=strength,
-        num_inference_steps=num_inference_steps,
-        guidance_scale=guidance_scale,
-        loop=loop,
-        batch_size=batch_size,
-        callback=callback_on_step_end,
-        end_prompt=end_prompt,
-    )
+    source = Source(for_model(clip), end_prompt=end_prompt)
+    orders = line_up(pipe, prompt, negative_prompt, seed, generator, guidance_scale, strength)
+    settings = check_settings(pipe, num_inference_steps, None, loop, batch_size, source, callback_on_step_end)
+    clips = make_ordered(pipe, "audio_to_audio", orders, settings)
     return one_or_list(clips, prompt, seed, generator)
 
 
 def inpaint(
-    pipe: StableDiffusionPipeline,
+    pipe: Pipeline,
     clip: Clip,
     mask: np.ndarray | Image.Image | tuple[float, ...],
     prompt: str | Sequence[str],
@@ -167,25 +136,15 @@ def inpaint(
     -----
     Taught in: 05
     """
-    check_pipe(pipe)
-    clips = _edit(
-        pipe,
-        "inpaint",
-        _check_model_params(clip),
-        line_up(prompt, negative_prompt, seed, generator),
-        strength=strength,
-        num_inference_steps=num_inference_steps,
-        guidance_scale=guidance_scale,
-        loop=loop,
-        batch_size=batch_size,
-        callback=callback_on_step_end,
-        mask=as_mask(mask, clip),
-    )
+    source = Source(for_model(clip, keep=True), as_mask(mask, clip))
+    orders = line_up(pipe, prompt, negative_prompt, seed, generator, guidance_scale, strength)
+    settings = check_settings(pipe, num_inference_steps, None, loop, batch_size, source, callback_on_step_end)
+    clips = make_ordered(pipe, "inpaint", orders, settings)
     return one_or_list(clips, prompt, seed, generator)
 
 
 def extend(
-    pipe: StableDiffusionPipeline,
+    pipe: Pipeline,
     clip: Clip,
     prompt: str,
     *,
@@ -212,7 +171,7 @@ def extend(
     prompt : str
         What to hear.
     seconds : float
-        How much to add, in (0, 3600].
+        How much to add, in [0.01, 3600].
     before : bool
         Add it before the beginning instead of behind the end.
     memory_s : float
@@ -234,143 +193,48 @@ def extend(
     -----
     Taught in: 05
     """
-    check_pipe(pipe)
-    clip = _check_model_params(clip)
-    order = line_up(prompt, negative_prompt, seed, generator)[0]
-    if not 0 < check_number("seconds", seconds) <= LONGEST_S:
-        raise ValueError(f"seconds must be above 0 and at most {LONGEST_S}, not {seconds!r}")
+    clip = for_model(clip, keep=True)
+    order = line_up(pipe, prompt, negative_prompt, seed, generator, guidance_scale)[0]
+    check_number("seconds", seconds, 1 / COLUMNS_PER_S, LONGEST_S)
     window = clip_columns(pipe) * pipe.vae_scale_factor
-    memory = round(check_number("memory_s", memory_s) * COLUMNS_PER_S) // GRID * GRID
-    if not GRID <= memory <= window - 64:
-        raise ValueError(f"memory_s must be from 0.08 to {(window - 64) / COLUMNS_PER_S:g}, not {memory_s!r}")
-    memory = min(memory, clip.image.width // GRID * GRID)
+    check_number("memory_s", memory_s, GRID / COLUMNS_PER_S, (window - 64) / COLUMNS_PER_S)
+    memory = min(round(memory_s * COLUMNS_PER_S), clip.image.width) // GRID * GRID
     if memory == 0:
         raise ValueError(f"the clip lasts {clip.duration_s:g} s: to go on from it, it must last at least 0.08 s")
-    steps, guidance_scale = check_steps(pipe, num_inference_steps), check_guidance(pipe, guidance_scale)
-    settings = {"num_inference_steps": steps, "guidance_scale": guidance_scale, "seconds": float(seconds)}
-    settings |= {"before": bool(before), "memory_s": memory / COLUMNS_PER_S}
-    for remark in dict.fromkeys(remarks(pipe, [order], guidance_scale)):
-        warnings.warn(remark, stacklevel=2)
+    settings = check_settings(pipe, num_inference_steps, None, False, 1)
+    remark(pipe, [order])
+    facts = {"seconds": float(seconds), "before": bool(before), "memory_s": memory / COLUMNS_PER_S}
+    options = {"num_inference_steps": settings.num_inference_steps, "callback": callback_on_step_end}
     picture, n_columns = np.asarray(clip.image), clip.image.width + max(1, round(seconds * COLUMNS_PER_S))
+    turn = slice(None, None, -1 if before else 1)  # before the beginning is behind the end of the mirror image
+    picture = picture[:, turn]
     with left_as_found(pipe):
         pipe.scheduler = begins_in_the_middle(pipe.scheduler)
         own = order.noise()
         while picture.shape[1] < n_columns:
-            job = make_job(pipe, order, guidance_scale, window, own)
-            known = picture[:, :memory] if before else picture[:, -memory:]
-            new = _go_on(pipe, job, known, window, steps, callback_on_step_end, before=before)
-            picture = np.concatenate([new, picture] if before else [picture, new], axis=1)
-        recipe = make_recipe(pipe, "extend", **order.given(), **settings, source_sha256=picture_hash(clip))
-    picture = picture[:, -n_columns:] if before else picture[:, :n_columns]
-    return _same_level(Image.fromarray(picture), clip, loop=False, recipe=recipe)
+            job = make_job(pipe, order, window, own)
+            known = np.pad(picture[:, -memory:], ((0, 0), (0, window - memory), (0, 0)), constant_values=255)
+            clean = encode(pipe, Image.fromarray(known[:, turn]), loop=False)
+            is_new = torch.arange(clean.shape[-1], device=clean.device) >= memory // GRID
+            mask = (is_new.flip(0) if before else is_new).expand(clean.shape[-2], -1)
+            made = decode(
+                pipe, from_clip(pipe, [job], clean, strength=1.0, loop=False, mask=mask, **options), loop=False
+            )
+            picture = np.concatenate([picture, np.asarray(made)[:, turn][:, memory:]], axis=1)
+        facts |= {"prompt": order.text, "seed": order.seed, "negative_prompt": order.negative_prompt}
+        facts |= {"guidance_scale": order.guidance_scale, "num_inference_steps": settings.num_inference_steps}
+        recipe = make_recipe(pipe, "extend", **facts, **Source(clip).given())
+    made = Image.fromarray(picture[:, :n_columns][:, turn])
+    return Clip.from_picture(Picture(made, PARAMS, clip.maximum, loop=False, recipe=recipe))
 
 
-def _go_on(
-    pipe: StableDiffusionPipeline,
-    job: Job,
-    known: np.ndarray,
-    window: int,
-    steps: int,
-    callback: Callback | None,
-    *,
-    before: bool,
-) -> np.ndarray:
-    """Make a window of which one end is known; pixels [shape=(512, columns, 3), uint8] of the new part."""
-    n_known = known.shape[1]
-    blank = np.full((known.shape[0], window - n_known, 3), 255, np.uint8)
-    clean = encode(
-        pipe, Image.fromarray(np.concatenate([blank, known] if before else [known, blank], axis=1)), loop=False
-    )
-    is_new = torch.arange(clean.shape[-1], device=clean.device) * pipe.vae_scale_factor >= n_known
-    mask = (is_new.flip(0) if before else is_new).expand(clean.shape[-2], -1)
-    options = {"num_inference_steps": steps, "strength": 1.0, "loop": False, "callback": callback}
-    made = np.asarray(decode(pipe, from_clip(pipe, [job], clean, mask=mask, **options), loop=False))
-    return made[:, : window - n_known] if before else made[:, n_known:]
-
-
-def _edit(
-    pipe: StableDiffusionPipeline,
-    kind: str,
-    clip: Clip,
-    orders: list[Order],
-    *,
-    strength: float,
-    num_inference_steps: int | None,
-    guidance_scale: float | None,
-    loop: bool | None,
-    batch_size: int,
-    callback: Callback | None,
-    mask: np.ndarray | None = None,
-    end_prompt: str | None = None,
-) -> list[Clip]:
-    """Noise a clip and denoise it again: all of it, or what a mask marks."""
-    settings = {
-        "strength": check_strength(strength),
-        "num_inference_steps": check_steps(pipe, num_inference_steps),
-        "guidance_scale": check_guidance(pipe, guidance_scale),
-        "loop": check_length(pipe, clip.duration_s, loop, loop_by_default=clip.loop)[1],
-    }
-    batch_size = check_whole("batch_size", batch_size, 1, math.inf)
-    for remark in dict.fromkeys(remarks(pipe, orders, settings["guidance_scale"])):
-        warnings.warn(remark, stacklevel=3)
-    old, extra = clip.image, {} if mask is None else {"mask_sha256": hashlib.sha256(mask).hexdigest()}
-    options = {name: settings[name] for name in ("strength", "num_inference_steps", "loop")}
-    clips = []
-    with left_as_found(pipe):
-        pipe.scheduler = begins_in_the_middle(pipe.scheduler)
-        clean = encode_clip(pipe, clip, loop=settings["loop"])
-        if end_prompt is not None:
-            extra["end_prompt"] = end_prompt
-            options["end_words"] = encode_prompt(pipe, taught_prompt(pipe, end_prompt)[0])
-        if mask is not None:
-            options["mask"] = latent_mask(mask, clean.shape[-1]).to(clean.device)
-        for start in range(0, len(orders), batch_size):
-            batch = orders[start : start + batch_size]
-            jobs = [make_job(pipe, order, settings["guidance_scale"], old.width) for order in batch]
-            latents = from_clip(pipe, jobs, clean, **options, callback=callback)
-            for order, latent in zip(batch, latents.split(1), strict=True):
-                new = decode(pipe, latent, loop=settings["loop"]).crop((0, 0, *old.size))
-                picture = new if mask is None else paste(old, new, mask)
-                recipe = make_recipe(pipe, kind, **order.given(), **settings, **extra, source_sha256=picture_hash(clip))
-                clips.append(_same_level(picture, clip, loop=settings["loop"], recipe=recipe))
-    return clips
-
-
-def _same_level(picture: Image.Image, clip: Clip, *, loop: bool, recipe: Recipe) -> Clip:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="the picture lasts")  # the clip has said so already
-        return Clip.from_image(picture, params=PARAMS, loop=loop, recipe=recipe, maximum=clip.maximum)
-
-
-def picture_hash(clip: Clip) -> str:
-    """SHA-256 (hexadecimal) of a clip's pixels."""
-    return hashlib.sha256(clip.image.tobytes()).hexdigest()
-
-
-def encode_clip(pipe: StableDiffusionPipeline, clip: Clip, *, loop: bool) -> Tensor:
-    """Latents of a clip [shape=(1, 4, 64, columns)], filled up with silence to a width that the U-Net takes."""
-    picture = clip.image
-    width = latent_columns(pipe, picture.width) * pipe.vae_scale_factor
-    return encode(pipe, ImageOps.expand(picture, (0, 0, width - picture.width, 0), fill="white"), loop=loop)
-
-
-def _check_clip(clip: object) -> Clip:
+def for_model(clip: object, *, keep: bool = False) -> Clip:
+    """Give a clip as the models know it: mono, 44,100 Hz, up to 10 kHz. `keep`: refuse others."""
     if not isinstance(clip, Clip):
         raise TypeError(f"clip must be a Clip, not {clip!r}: make one with Clip.from_audio or Clip.from_image")
-    return clip
-
-
-def for_model(clip: Clip) -> Clip:
-    """A clip as the models know it: mono, 44,100 Hz, up to 10 kHz."""
-    if _check_clip(clip).params == PARAMS:
+    if clip.params == PARAMS:
         return clip
+    if keep:
+        advice = f"convert it first with Clip.from_audio(clip.waveform, {clip.sample_rate})"
+        raise ValueError(f"the clip's params are not the model's, so its picture cannot be kept: {advice}")
     return Clip.from_audio(clip.waveform, clip.sample_rate, loop=clip.loop)
-
-
-def _check_model_params(clip: Clip) -> Clip:
-    if _check_clip(clip).params != PARAMS:
-        raise ValueError(
-            "the clip's params are not the model's, so its picture cannot be kept: convert it first with "
-            f"Clip.from_audio(clip.waveform, {clip.sample_rate})"
-        )
-    return clip

@@ -2,43 +2,29 @@
 
 from __future__ import annotations
 
-import math
-import warnings
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
+from typing import Any
 
 import torch
-from torch import Tensor
 
-from .checks import (
-    COLUMNS_PER_S,
-    PARAMS,
-    Order,
-    check_guidance,
-    check_length,
-    check_pipe,
-    check_steps,
-    line_up,
-    one_or_list,
-    remarks,
-    taught_prompt,
-)
+from .checks import Order, Settings, check_settings, line_up, one_or_list, remark, taught_prompt
 from .clip import Clip
-from .denoise import Callback, Job, draw_noise, from_noise, left_as_found
-from .loops import decode, latent_columns
-from .models import load_pipeline
+from .denoise import Callback, Job, begins_in_the_middle, draw_noise, first_step, from_clip, from_noise, left_as_found
+from .image import Picture
+from .loops import decode, encode, latent_columns
+from .masks import latent_mask, paste
+from .models import Pipeline, load_pipeline
+from .params import PARAMS
 from .prompts import Prompt, encode_prompt
 from .recipes import FOLLOWED, Recipe, check_recipe, make_recipe, scheduler_from_recipe, weights_hash
-from .values import check_whole
-
-if TYPE_CHECKING:
-    from diffusers import StableDiffusionPipeline
-
-LONG_S = 60  # above this, a warning
+from .values import warn
 
 
 def text_to_audio(
-    pipe: StableDiffusionPipeline,
+    pipe: Pipeline,
     prompt: str | Sequence[str],
     *,
     negative_prompt: str | Sequence[str] | None = None,
@@ -70,7 +56,7 @@ def text_to_audio(
     num_inference_steps, guidance_scale : int, float, optional
         Default: the model's own.
     duration_s : float, optional
-        In (0, 3600]. Default: one clip of the model, 5.12 s. Longer ones are denoised in
+        In [0.01, 3600]. Default: one clip of the model, 5.12 s. Longer ones are denoised in
         overlapping windows.
     loop : bool, optional
         Whether the end leads into the beginning; the duration must then be a whole number of the
@@ -97,28 +83,13 @@ def text_to_audio(
     -----
     Taught in: 00, 03
     """
-    check_pipe(pipe)
-    orders = line_up(prompt, negative_prompt, seed, generator)
-    n_columns, loop = check_length(pipe, duration_s, loop)
-    settings = {
-        "num_inference_steps": check_steps(pipe, num_inference_steps),
-        "guidance_scale": check_guidance(pipe, guidance_scale),
-        "duration_s": n_columns / COLUMNS_PER_S,
-        "loop": loop,
-    }
-    batch_size = check_whole("batch_size", batch_size, 1, math.inf)
-    for remark in dict.fromkeys(remarks(pipe, orders, settings["guidance_scale"])):
-        warnings.warn(remark, stacklevel=2)
-    if settings["duration_s"] > LONG_S:
-        warnings.warn(f"{settings['duration_s']:g} s are more than {LONG_S} s: this will take a while", stacklevel=2)
-    clips = []
-    with left_as_found(pipe):
-        for batch in range(0, len(orders), batch_size):
-            clips += _make(pipe, orders[batch : batch + batch_size], settings, callback_on_step_end)
+    orders = line_up(pipe, prompt, negative_prompt, seed, generator, guidance_scale)
+    settings = check_settings(pipe, num_inference_steps, duration_s, loop, batch_size, callback=callback_on_step_end)
+    clips = make_ordered(pipe, "text_to_audio", orders, settings)
     return one_or_list(clips, prompt, seed, generator)
 
 
-def replay(clip_or_recipe: Clip | Recipe, pipe: StableDiffusionPipeline | None = None) -> Clip:
+def replay(clip_or_recipe: Clip | Recipe, pipe: Pipeline | None = None) -> Clip:
     """Make a clip of `text_to_audio` or `interpolate` again from its recipe.
 
     On the same weights, device and versions it is the same clip; other weights are said.
@@ -151,7 +122,7 @@ def replay(clip_or_recipe: Clip | Recipe, pipe: StableDiffusionPipeline | None =
     scheduler = scheduler_from_recipe(recipe)
     pipe = load_pipeline(recipe["model"]) if pipe is None else pipe
     if weights_hash(pipe) != recipe["weights_sha256"]:
-        warnings.warn(f"the clip was made with other weights of {recipe['model']}: it will differ", stacklevel=2)
+        warn(f"the clip was made with other weights of {recipe['model']}: it will differ")
     given = {name: recipe[name] for name in FOLLOWED[recipe["kind"]]}
     with left_as_found(pipe):
         pipe.scheduler = scheduler
@@ -161,54 +132,85 @@ def replay(clip_or_recipe: Clip | Recipe, pipe: StableDiffusionPipeline | None =
         return next(interpolate(pipe, start, end, num_clips=1, curve=lambda _: alpha, **given))
 
 
-def _make(
-    pipe: StableDiffusionPipeline, orders: list[Order], settings: dict[str, Any], callback: Callback | None
-) -> list[Clip]:
+@dataclass(frozen=True)
+class Task:
+    """What one clip is to be made from."""
+
+    job: Callable[[], Job]  # words and noise take memory: they are made when their turn comes
+    guidance_scale: float
+    strength: float  # counts only where there is a source
+    facts: dict[str, Any]  # for the recipe
+
+
+def make_ordered(pipe: Pipeline, kind: str, orders: list[Order], settings: Settings) -> list[Clip]:
+    """Make a clip of each order, after the remarks on them."""
+    remark(pipe, orders)
+    tasks = []
+    for order in orders:
+        facts = order.given()
+        facts = {"prompt": facts.pop("text"), **facts}
+        if settings.source is None:
+            del facts["strength"]
+        job = partial(make_job, pipe, order, settings.n_columns)
+        tasks.append(Task(job, order.guidance_scale, order.strength, facts))
+    return list(make_clips(pipe, kind, tasks, settings))
+
+
+def make_clips(pipe: Pipeline, kind: str, tasks: list[Task], settings: Settings) -> Iterator[Clip]:
+    """Make clips, those that a batch can hold together, `batch_size` at a time; each is made when it is asked for."""
+
+    def what_a_batch_shares(task: Task) -> tuple:
+        first = settings.source and (task.strength == 1, first_step(settings.num_inference_steps, task.strength))
+        return task.guidance_scale, first
+
+    for _, group in groupby(tasks, what_a_batch_shares):
+        alike = list(group)
+        for start in range(0, len(alike), settings.batch_size):
+            with left_as_found(pipe):  # not across a yield: in between, the pipe is the caller's
+                clips = _make_batch(pipe, kind, alike[start : start + settings.batch_size], settings)
+            yield from clips
+
+
+def _make_batch(pipe: Pipeline, kind: str, tasks: list[Task], settings: Settings) -> list[Clip]:
     """Denoise a batch, decode its clips one by one."""
-    n_columns = round(settings["duration_s"] * COLUMNS_PER_S)
-    jobs = [make_job(pipe, order, settings["guidance_scale"], n_columns) for order in orders]
-    options = {"num_inference_steps": settings["num_inference_steps"], "loop": settings["loop"]}
-    latents = from_noise(pipe, jobs, **options, callback=callback)
-    recipes = [make_recipe(pipe, "text_to_audio", **order.given(), **settings) for order in orders]
-    return [
-        clip_from_latents(pipe, latent, n_columns, loop=settings["loop"], recipe=recipe)
-        for latent, recipe in zip(latents.split(1), recipes, strict=True)
-    ]
+    jobs, loop, source = [task.job() for task in tasks], settings.loop, settings.source
+    options = {"num_inference_steps": settings.num_inference_steps, "loop": loop, "callback": settings.callback}
+    maximum, mask = (source.clip.maximum, source.mask) if source else (None, None)
+    if source is None:
+        latents = from_noise(pipe, jobs, **options)
+    else:
+        pipe.scheduler = begins_in_the_middle(pipe.scheduler)
+        clean = encode(pipe, source.clip.image, loop=loop)
+        if mask is not None:
+            options["mask"] = latent_mask(mask, clean.shape[-1]).to(clean.device)
+        if source.end_prompt is not None:
+            options["end_words"] = _encode(pipe, source.end_prompt)
+        latents = from_clip(pipe, jobs, clean, strength=tasks[0].strength, **options)
+    clips = []
+    for task, latent in zip(tasks, latents.split(1), strict=True):
+        picture = decode(pipe, latent, loop=loop)
+        picture = picture.crop((0, 0, settings.n_columns, picture.height))
+        if mask is not None:
+            picture = paste(source.clip.image, picture, mask)
+        recipe = make_recipe(pipe, kind, **task.facts, **settings.given())
+        clips.append(Clip.from_picture(Picture(picture, PARAMS, maximum, loop, recipe)))
+    return clips
 
 
-def make_job(
-    pipe: StableDiffusionPipeline,
-    order: Order,
-    guidance_scale: float,
-    n_columns: int,
-    generator: torch.Generator | None = None,
-) -> Job:
+def make_job(pipe: Pipeline, order: Order, n_columns: int, generator: torch.Generator | None = None) -> Job:
     """Encode an order's words and draw its noise, for a picture of `n_columns`.
 
     `generator` goes on drawing where another window of the same clip has stopped; default: the order's own, anew.
     """
     generator = generator or order.noise()
     return Job(
-        words=encode_prompt(pipe, taught_prompt(pipe, order.prompt)[0]),
-        no_words=encode_prompt(pipe, taught_prompt(pipe, order.negative_prompt or "")[0]),
+        words=_encode(pipe, order.text),
+        no_words=_encode(pipe, order.negative_prompt or ""),
         noise=draw_noise(pipe, generator, latent_columns(pipe, n_columns)),
         generator=generator,
-        guidance_scale=guidance_scale,
+        guidance_scale=order.guidance_scale,
     )
 
 
-def clip_from_latents(
-    pipe: StableDiffusionPipeline,
-    latents: Tensor,
-    n_columns: int,
-    *,
-    loop: bool,
-    recipe: Recipe,
-    maximum: float | None = None,
-) -> Clip:
-    """Decode latents [shape=(1, 4, 64, columns)] into a clip of `n_columns` columns of the picture."""
-    picture = decode(pipe, latents, loop=loop)
-    picture = picture.crop((0, 0, n_columns, picture.height))
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="the picture lasts")  # said before the work
-        return Clip.from_image(picture, params=PARAMS, loop=loop, recipe=recipe, maximum=maximum)
+def _encode(pipe: Pipeline, text: str) -> torch.Tensor:
+    return encode_prompt(pipe, taught_prompt(pipe, text)[0])

@@ -182,10 +182,8 @@ def _load(path: str | os.PathLike[str]) -> Image.Image:
 
 def _as_rgb(image: Image.Image, params: SpectrogramParams) -> Image.Image:
     if image.height != params.num_frequencies or image.width < 1:
-        raise ValueError(
-            f"{image.width} × {image.height} pixels: a spectrogram here is {params.num_frequencies} pixels high, one "
-            "for each mel band; resize it, or give params with another num_frequencies"
-        )
+        wanted = f"{params.num_frequencies} pixels high, one for each mel band"
+        raise ValueError(f"{image.width} × {image.height} pixels: a spectrogram here is {wanted}; resize it, or params")
     if image.mode not in MODES:
         raise ValueError(f"a picture of mode {image.mode}: convert it to RGB first")
     if image.mode in ("LA", "P", "RGBA"):  # what is transparent is white: silence

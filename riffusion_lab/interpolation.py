@@ -3,36 +3,23 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import groupby
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from functools import partial
+from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .checks import (
-    COLUMNS_PER_S,
-    Order,
-    check_guidance,
-    check_length,
-    check_pipe,
-    check_steps,
-    check_strength,
-    line_up,
-    remarks,
-)
+from .checks import Order, Source, check_order, check_settings, is_list, remark
 from .clip import Clip
-from .denoise import Job, begins_in_the_middle, first_step, from_clip, from_noise, left_as_found
-from .edit import encode_clip, for_model, picture_hash
-from .generate import clip_from_latents, make_job
+from .denoise import Job
+from .edit import for_model
+from .generate import Task, make_clips, make_job
+from .models import Pipeline
 from .prompts import Prompt, of_one_length
-from .recipes import make_recipe
 from .values import check_number, check_whole
-
-if TYPE_CHECKING:
-    from diffusers import StableDiffusionPipeline
 
 STRENGTH = 0.75  # of prompts that say none, where there is a seed clip: the original's
 PARALLEL = 0.9995  # cosine above which the arc is as good as a line
@@ -76,9 +63,9 @@ def lerp(start: Tensor, end: Tensor, alpha: float) -> Tensor:
 
 
 def interpolate(
-    pipe: StableDiffusionPipeline,
+    pipe: Pipeline,
     start: Prompt,
-    end: Prompt,
+    end: Prompt | Sequence[Prompt],
     *,
     num_clips: int,
     seed_clip: Clip | None = None,
@@ -97,9 +84,12 @@ def interpolate(
     Parameters
     ----------
     pipe : StableDiffusionPipeline
-    start, end : Prompt
+    start : Prompt
+    end : Prompt or sequence of Prompt
+        Of many, go from each to the next (see `walk`).
     num_clips : int
-        Both ends included; 1 gives the start alone.
+        From each prompt to the next, both included; 1 gives the start alone. A prompt in between is passed once, so
+        there are ``(num_clips - 1) * legs + 1`` clips.
     seed_clip : Clip, optional
         Begin from this clip instead of pure noise (see `audio_to_audio`), by the prompts' `strength` (default: 0.75).
         Strength 1 is the walk without it. It sets duration and loop.
@@ -123,32 +113,24 @@ def interpolate(
     -----
     Taught in: 04
     """
-    return walk(
-        pipe,
-        [start, end],
-        num_clips=num_clips,
-        seed_clip=seed_clip,
-        curve=curve,
-        num_inference_steps=num_inference_steps,
-        duration_s=duration_s,
-        loop=loop,
-        batch_size=batch_size,
-    )
+    num_clips = check_whole("num_clips", num_clips, 1, math.inf)
+    points = [_check_point(pipe, prompt) for prompt in [start, *(end if is_list(end) else [end])]]
+    if seed_clip is not None and duration_s is not None:
+        raise ValueError(f"duration_s={duration_s!r} and seed_clip exclude each other: the clip says how long")
+    source = None if seed_clip is None else Source(for_model(seed_clip))
+    settings = check_settings(pipe, num_inference_steps, duration_s, loop, batch_size, source)
+    alphas = list(_alphas(num_clips, curve))
+    remark(pipe, points)
+    legs = list(pairwise(points)) if num_clips > 1 else [points[:2]]
+    tasks = [
+        _task(pipe, start, end, alpha, settings.n_columns)
+        for leg, (start, end) in enumerate(legs)
+        for alpha in alphas[leg > 0 :]  # the first clip of a leg is the last one of the leg before
+    ]
+    return make_clips(pipe, "interpolate", tasks, settings)
 
 
-def walk(
-    pipe: StableDiffusionPipeline,
-    prompts: Sequence[Prompt],
-    *,
-    num_clips: int,
-    closed: bool = False,
-    seed_clip: Clip | None = None,
-    curve: Callable[[float], float] | None = None,
-    num_inference_steps: int | None = None,
-    duration_s: float | None = None,
-    loop: bool | None = None,
-    batch_size: int = 1,
-) -> Iterator[Clip]:
+def walk(pipe: Pipeline, prompts: Sequence[Prompt], *, closed: bool = False, **options: Any) -> Iterator[Clip]:
     """Walk through many prompts and seeds: `interpolate` from each to the next.
 
     Parameters
@@ -156,13 +138,11 @@ def walk(
     pipe : StableDiffusionPipeline
     prompts : sequence of Prompt
         At least two.
-    num_clips : int
-        From each prompt to the next, both included; a prompt in between is passed once. So there are
-        ``(num_clips - 1) * legs + 1`` clips.
     closed : bool
         Go back to the first prompt at the end; the last clip is then the first one again.
-    seed_clip, curve, num_inference_steps, duration_s, loop, batch_size
-        As in `interpolate`.
+    **options
+        As in `interpolate`: `num_clips` (needed), `seed_clip`, `curve`, `num_inference_steps`, `duration_s`, `loop`,
+        `batch_size`.
 
     Returns
     -------
@@ -177,136 +157,41 @@ def walk(
     -----
     Taught in: 04
     """
-    check_pipe(pipe)
-    points = _check_points(pipe, prompts)
-    points += points[:1] if closed else []
-    num_clips = check_whole("num_clips", num_clips, 1, math.inf)
-    batch_size = check_whole("batch_size", batch_size, 1, math.inf)
-    clip = None if seed_clip is None else for_model(seed_clip)
-    if clip is not None and duration_s is not None:
-        raise ValueError(f"duration_s={duration_s!r} and seed_clip exclude each other: the clip says how long")
-    by_default = None if clip is None else clip.loop
-    n_columns, loop = check_length(
-        pipe, duration_s if clip is None else clip.duration_s, loop, loop_by_default=by_default
-    )
-    settings = {"num_inference_steps": check_steps(pipe, num_inference_steps), "loop": loop}
-    for remark in dict.fromkeys(r for p in points for r in remarks(pipe, [p.order], p.guidance_scale)):
-        warnings.warn(remark, stacklevel=2)
-    stations = list(_stations(len(points), num_clips, curve))
-    return _walk(pipe, points, stations, clip, n_columns, settings, batch_size)
-
-
-@dataclass(frozen=True)
-class _Point:
-    """A prompt, checked, with the model's defaults filled in."""
-
-    order: Order
-    guidance_scale: float
-    strength: float
-
-    def given(self) -> dict:
-        """What a recipe keeps of it: the arguments of `Prompt`."""
-        given = self.order.given()
-        return {"text": given.pop("prompt"), **given, "guidance_scale": self.guidance_scale, "strength": self.strength}
-
-
-def _check_points(pipe: StableDiffusionPipeline, prompts: Sequence[Prompt]) -> list[_Point]:
     prompts = list(prompts)
-    for prompt in prompts:
-        if not isinstance(prompt, Prompt):
-            raise TypeError(f"{prompt!r} is no Prompt: give Prompt('piano', seed=1)")
     if len(prompts) < 2:
         raise ValueError(f"a walk needs two prompts at least, not {len(prompts)}")
-    return [
-        _Point(
-            order=line_up(prompt.text, prompt.negative_prompt, prompt.seed, None)[0],
-            guidance_scale=check_guidance(pipe, prompt.guidance_scale),
-            strength=check_strength(STRENGTH if prompt.strength is None else prompt.strength),
-        )
-        for prompt in prompts
-    ]
+    return interpolate(pipe, prompts[0], [*prompts[1:], *prompts[:closed]], **options)
 
 
-def _stations(n_points: int, num_clips: int, curve: Callable[[float], float] | None) -> Iterator[tuple[int, float]]:
-    """(leg, alpha) of every clip."""
-    for leg in range(n_points - 1 if num_clips > 1 else 1):
-        for i in range(0 if leg == 0 else 1, num_clips):
-            share = i / max(1, num_clips - 1)
-            alpha = check_number("what curve returns", share if curve is None else curve(share))
-            if not 0 <= alpha <= 1:
-                raise ValueError(f"curve must return alphas from 0 to 1, not {alpha!r} for {share:g}")
-            yield leg, alpha
+def _check_point(pipe: Pipeline, prompt: object) -> Order:
+    if not isinstance(prompt, Prompt):
+        raise TypeError(f"{prompt!r} is no Prompt: give Prompt('piano', seed=1)")
+    return check_order(pipe, replace(prompt, strength=STRENGTH if prompt.strength is None else prompt.strength))
 
 
-def _walk(
-    pipe: StableDiffusionPipeline,
-    points: list[_Point],
-    stations: list[tuple[int, float]],
-    clip: Clip | None,
-    n_columns: int,
-    settings: dict,
-    batch_size: int,
-) -> Iterator[Clip]:
-    """Make the clips: those that a batch can hold together, `batch_size` at a time."""
-
-    def kind(station: tuple[int, float]) -> tuple:
-        guidance_scale, strength = _between(points, *station)
-        return guidance_scale, clip and (strength == 1, first_step(settings["num_inference_steps"], strength))
-
-    for _, group in groupby(stations, kind):
-        alike = list(group)
-        for first in range(0, len(alike), batch_size):
-            with left_as_found(pipe):  # not across a yield: in between, the pipe is the caller's
-                clips = _make(pipe, points, alike[first : first + batch_size], clip, n_columns, settings)
-            yield from clips
+def _alphas(num_clips: int, curve: Callable[[float], float] | None) -> Iterator[float]:
+    for i in range(num_clips):
+        share = i / max(1, num_clips - 1)
+        yield check_number("what curve returns", share if curve is None else curve(share), 0, 1)
 
 
-def _between(points: list[_Point], leg: int, alpha: float) -> tuple[float, float]:
-    """Guidance scale and strength of a station."""
-    a, b = points[leg], points[leg + 1]
-    return _line(a.guidance_scale, b.guidance_scale, alpha), _line(a.strength, b.strength, alpha)
+def _task(pipe: Pipeline, start: Order, end: Order, alpha: float, n_columns: int) -> Task:
+    return Task(
+        job=partial(_job, pipe, start, end, alpha, n_columns),
+        guidance_scale=(1 - alpha) * start.guidance_scale + alpha * end.guidance_scale,
+        strength=(1 - alpha) * start.strength + alpha * end.strength,
+        facts={"start": start.given(), "end": end.given(), "alpha": alpha},
+    )
 
 
-def _line(start: float, end: float, alpha: float) -> float:
-    return start + alpha * (end - start)
-
-
-def _make(
-    pipe: StableDiffusionPipeline,
-    points: list[_Point],
-    stations: list[tuple[int, float]],
-    clip: Clip | None,
-    n_columns: int,
-    settings: dict,
-) -> list[Clip]:
-    """Make one batch."""
-    if clip is not None:
-        pipe.scheduler = begins_in_the_middle(pipe.scheduler)
-    jobs = [_job(pipe, points[leg], points[leg + 1], alpha, n_columns) for leg, alpha in stations]
-    if clip is None:
-        latents = from_noise(pipe, jobs, **settings)
-    else:
-        strength = _between(points, *stations[0])[1]
-        latents = from_clip(pipe, jobs, encode_clip(pipe, clip, loop=settings["loop"]), strength=strength, **settings)
-    clips = []
-    for (leg, alpha), latent in zip(stations, latents.split(1), strict=True):
-        ends = {"start": points[leg].given(), "end": points[leg + 1].given(), "alpha": alpha}
-        if clip is not None:
-            ends["source_sha256"] = picture_hash(clip)
-        recipe = make_recipe(pipe, "interpolate", **ends, **settings, duration_s=n_columns / COLUMNS_PER_S)
-        maximum = None if clip is None else clip.maximum
-        clips.append(clip_from_latents(pipe, latent, n_columns, loop=settings["loop"], recipe=recipe, maximum=maximum))
-    return clips
-
-
-def _job(pipe: StableDiffusionPipeline, start: _Point, end: _Point, alpha: float, n_columns: int) -> Job:
-    a, b = (make_job(pipe, point.order, point.guidance_scale, n_columns) for point in (start, end))
-    if alpha in (0, 1):
+def _job(pipe: Pipeline, start: Order, end: Order, alpha: float, n_columns: int) -> Job:
+    a, b = (make_job(pipe, order, n_columns) for order in (start, end))
+    if alpha in (0, 1):  # to the bit, also where the prompts are of unlike length
         return b if alpha else a
     return Job(
         words=lerp(*of_one_length(pipe, [a.words, b.words]), alpha),
         no_words=lerp(*of_one_length(pipe, [a.no_words, b.no_words]), alpha),
         noise=slerp(a.noise, b.noise, alpha),
         generator=a.generator,
-        guidance_scale=_line(a.guidance_scale, b.guidance_scale, alpha),
+        guidance_scale=(1 - alpha) * a.guidance_scale + alpha * b.guidance_scale,
     )

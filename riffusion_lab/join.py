@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -10,7 +9,7 @@ import numpy as np
 import torch
 
 from .image import image_from_mel
-from .spectrogram import mel_from_waveform
+from .spectrogram import mel_from_waveform, n_columns
 from .values import check_number
 
 if TYPE_CHECKING:
@@ -50,11 +49,7 @@ def stitch(clips: Sequence[Clip], crossfade_s: float = CROSSFADE_S) -> Clip:
     clips = list(clips)
     check_alike(clips)
     shortest = min(clip.duration_s for clip in clips)
-    if not 0 <= check_number("crossfade_s", crossfade_s) <= shortest / 2:
-        raise ValueError(
-            f"crossfade_s must be from 0 to half of the shortest clip, {shortest / 2:g} s, not {crossfade_s!r}"
-        )
-    n_fade = round(crossfade_s * clips[0].sample_rate)
+    n_fade = round(check_number("crossfade_s", crossfade_s, 0, shortest / 2) * clips[0].sample_rate)
     share = np.linspace(0, np.pi / 2, n_fade, endpoint=False, dtype=np.float32)
     rising, falling = np.sin(share), np.cos(share)
     is_loop = all(clip.loop for clip in clips)
@@ -91,11 +86,12 @@ def concatenate(clips: Sequence[Clip]) -> Clip:
 
 
 def overlay(clip: Clip, other: Clip, *, start_s: float = 0.0, gain_db: float = 0.0) -> Clip:
-    """Mix another clip into a clip; see `Clip.overlay`."""
+    """Mix another clip into a clip, from `start_s` on; what reaches beyond the end is cut off.
+
+    `gain_db` makes the other clip louder or softer. Where the sum would clip, all of it is turned down.
+    """
     check_alike([clip, other])
-    start = round(check_number("start_s", start_s) * clip.sample_rate)
-    if not 0 <= start < clip.waveform.shape[1]:
-        raise ValueError(f"start_s must be within the clip, from 0 to {clip.duration_s:g}, not {start_s!r}")
+    start = round(check_number("start_s", start_s, 0, clip.duration_s) * clip.sample_rate)
     added = other.waveform[:, : clip.waveform.shape[1] - start] * 10 ** (check_number("gain_db", gain_db) / 20)
     mixed = clip.waveform.copy()
     mixed[:, start : start + added.shape[1]] += added
@@ -104,7 +100,7 @@ def overlay(clip: Clip, other: Clip, *, start_s: float = 0.0, gain_db: float = 0
 
 
 def difference(clip: Clip, other: Clip) -> Clip:
-    """What one clip has and another has not; see `Clip.difference`."""
+    """Give what a clip has and the other has not: the positive part of the difference of mel amplitudes."""
     check_alike([clip, other])
     if clip.image.size != other.image.size:
         raise ValueError(f"clips of {clip.duration_s:g} and {other.duration_s:g} s: cut them to one length first")
@@ -114,10 +110,9 @@ def difference(clip: Clip, other: Clip) -> Clip:
 
 
 def fade(clip: Clip, in_s: float = 0.0, out_s: float = 0.0) -> Clip:
-    """Fade a clip in and out; see `Clip.fade`."""
+    """Fade a clip in over its first `in_s` seconds, and out over its last `out_s`; linear in amplitude."""
     for name, value in (("in_s", in_s), ("out_s", out_s)):
-        if not 0 <= check_number(name, value) <= clip.duration_s:
-            raise ValueError(f"{name} must be from 0 to the clip's {clip.duration_s:g} s, not {value!r}")
+        check_number(name, value, 0, clip.duration_s)
     n_samples = clip.waveform.shape[1]
     time_s = np.arange(n_samples, dtype=np.float32) / clip.sample_rate
     gain = np.ones(n_samples, np.float32)
@@ -164,6 +159,7 @@ def _below_full_scale(waveform: np.ndarray) -> np.ndarray:
 
 
 def _like(clip: Clip, waveform: np.ndarray, *, loop: bool = False) -> Clip:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*lasts")  # nothing is computed yet
-        return clip.from_audio(waveform, clip.sample_rate, params=clip.params, loop=loop)
+    """Make a clip of these samples, cut or filled up to a whole number of columns."""
+    n_samples = n_columns(waveform.shape[1], clip.params) * clip.params.hop_length
+    waveform = np.pad(waveform[:, :n_samples], ((0, 0), (0, max(0, n_samples - waveform.shape[1]))))
+    return clip.from_waveform(waveform, clip.params, loop=loop)

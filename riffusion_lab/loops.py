@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from diffusers import StableDiffusionPipeline
+from .models import Pipeline
 
 # Latent columns decoded beside a strip and dropped again. riffling's decoder sees 18 columns to
 # either side, so its strips are exact.
@@ -114,13 +113,13 @@ def windows(n_columns: int, *, width: int, hop: int, loop: bool) -> list[Tensor]
     return [torch.arange(start, start + width) % n_columns for start in starts]
 
 
-def latent_columns(pipe: StableDiffusionPipeline, n_columns: int) -> int:
+def latent_columns(pipe: Pipeline, n_columns: int) -> int:
     """Latent columns to make a picture of `n_columns` from: pictures are made in multiples of 64, then trimmed."""
     return math.ceil(n_columns / COLUMN_STEP) * COLUMN_STEP // pipe.vae_scale_factor
 
 
 @torch.no_grad()
-def encode(pipe: StableDiffusionPipeline, picture: Image.Image, *, loop: bool) -> Tensor:
+def encode(pipe: Pipeline, picture: Image.Image, *, loop: bool) -> Tensor:
     """Encode a picture into latents, in strips if it is longer than the model's own: the way back of `decode`.
 
     Parameters
@@ -128,38 +127,29 @@ def encode(pipe: StableDiffusionPipeline, picture: Image.Image, *, loop: bool) -
     pipe : StableDiffusionPipeline
         Its autoencoder encodes; of a distribution, the likeliest latents are taken.
     picture : PIL.Image.Image
-        RGB, 512 high, and a multiple of 8 wide.
+        RGB, 512 high; filled up with silence to a width that the U-Net takes.
     loop : bool
         Whether the first column follows the last one.
 
     Returns
     -------
-    Tensor [shape=(1, 4, 64, width / 8)]
+    Tensor [shape=(1, 4, 64, columns)]
     """
-    width, scale = clip_columns(pipe), pipe.vae_scale_factor
+    scale, n_columns = pipe.vae_scale_factor, latent_columns(pipe, picture.width)
+    picture = ImageOps.expand(picture, (0, 0, n_columns * scale - picture.width, 0), fill="white")
     pixels = pipe.image_processor.preprocess(picture)  # (1, 3, 512, width)
-    n_columns = picture.width // scale
-    if n_columns <= width:
-        with circular_time(pipe.vae.encoder) if loop else nullcontext():
-            return _encode_strip(pipe, pixels)
-    latents = []
-    for start in range(0, n_columns, width):
-        first = start - MARGIN if loop else max(0, start - MARGIN)
-        stop = start + width + MARGIN if loop else min(n_columns, start + width + MARGIN)
-        columns = torch.arange(first * scale, stop * scale) % picture.width
-        strip = _encode_strip(pipe, pixels[..., columns])
-        latents.append(strip[..., start - first : min(start + width, n_columns) - first])
-    return torch.cat(latents, dim=-1)
 
+    def encode_strip(columns: Tensor) -> Tensor:
+        seen = (columns[:, None] * scale + torch.arange(scale)).flatten()
+        encoded = pipe.vae.encode(pixels[..., seen].to(pipe.device, pipe.vae.dtype))
+        latents = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents
+        return latents * pipe.vae.config.scaling_factor
 
-def _encode_strip(pipe: StableDiffusionPipeline, pixels: Tensor) -> Tensor:
-    encoded = pipe.vae.encode(pixels.to(pipe.device, pipe.vae.dtype))
-    latents = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents
-    return latents * pipe.vae.config.scaling_factor
+    return _in_strips(pipe.vae.encoder, encode_strip, n_columns, clip_columns(pipe), 1, loop)
 
 
 @torch.no_grad()
-def decode(pipe: StableDiffusionPipeline, latents: Tensor, *, loop: bool) -> Image.Image:
+def decode(pipe: Pipeline, latents: Tensor, *, loop: bool) -> Image.Image:
     """Decode one clip's latents into its picture, in strips if it is longer than the model's own.
 
     Parameters
@@ -176,27 +166,34 @@ def decode(pipe: StableDiffusionPipeline, latents: Tensor, *, loop: bool) -> Ima
     PIL.Image.Image
         RGB, 8 * columns wide and 512 high.
     """
-    width, scale, n_columns = clip_columns(pipe), pipe.vae_scale_factor, latents.shape[-1]
+
+    def decode_strip(columns: Tensor) -> Tensor:
+        image = pipe.vae.decode(latents[..., columns] / pipe.vae.config.scaling_factor, return_dict=False)[0]
+        return torch.from_numpy(np.array(pipe.image_processor.postprocess(image)[0])).mT  # (512, 3, width), bytes
+
+    width, scale = clip_columns(pipe), pipe.vae_scale_factor
+    pixels = _in_strips(pipe.vae.decoder, decode_strip, latents.shape[-1], width, scale, loop)
+    return Image.fromarray(pixels.mT.numpy())
+
+
+def _in_strips(
+    network: nn.Module, one_strip: Callable[[Tensor], Tensor], n_columns: int, width: int, per_column: int, loop: bool
+) -> Tensor:
+    """Let a part of the autoencoder work on all latent columns, those of a clip and a margin at once."""
     if n_columns <= width:
-        with circular_time(pipe.vae.decoder) if loop else nullcontext():
-            return _decode_strip(pipe, latents)
-    picture = Image.new("RGB", (n_columns * scale, latents.shape[-2] * scale))
+        with circular_time(network) if loop else nullcontext():
+            return one_strip(torch.arange(n_columns))
+    strips = []
     for start in range(0, n_columns, width):
-        first = start - MARGIN if loop else max(0, start - MARGIN)
-        stop = start + width + MARGIN if loop else min(n_columns, start + width + MARGIN)
-        strip = _decode_strip(pipe, latents[..., torch.arange(first, stop) % n_columns])
-        left = (start - first) * scale
-        right = min(left + width * scale, strip.width)
-        picture.paste(strip.crop((left, 0, right, strip.height)), (start * scale, 0))
-    return picture
+        first, stop = start - MARGIN, start + width + MARGIN
+        first, stop = (first, stop) if loop else (max(0, first), min(n_columns, stop))
+        strip = one_strip(torch.arange(first, stop) % n_columns)
+        wanted = slice((start - first) * per_column, (min(start + width, n_columns) - first) * per_column)
+        strips.append(strip[..., wanted])
+    return torch.cat(strips, dim=-1)
 
 
-def _decode_strip(pipe: StableDiffusionPipeline, latents: Tensor) -> Image.Image:
-    image = pipe.vae.decode(latents / pipe.vae.config.scaling_factor, return_dict=False)[0]
-    return pipe.image_processor.postprocess(image)[0]
-
-
-def clip_columns(pipe: StableDiffusionPipeline) -> int:
+def clip_columns(pipe: Pipeline) -> int:
     """Latent columns of the clips the model was trained on: 64."""
     size = pipe.unet.config.sample_size
     return size if isinstance(size, int) else size[1]

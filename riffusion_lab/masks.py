@@ -59,10 +59,8 @@ def box_mask(
     if not (0 <= start_s < stop_s <= clip.duration_s + 1e-6):
         raise ValueError(f"a box from {start_s:g} to {stop_s:g} s: the clip goes from 0 to {clip.duration_s:g} s")
     if not (params.min_frequency <= low_hz < high_hz <= params.max_frequency):
-        raise ValueError(
-            f"a box from {low_hz:g} to {high_hz:g} Hz: the picture goes from {params.min_frequency} to "
-            f"{params.max_frequency} Hz"
-        )
+        shown = f"{params.min_frequency} to {params.max_frequency} Hz"
+        raise ValueError(f"a box from {low_hz:g} to {high_hz:g} Hz: the picture goes from {shown}")
     per_s = params.sample_rate / params.hop_length
     columns = np.arange(n_columns) / per_s  # where each begins
     bands = np.array([params.frequency_hz(band) for band in range(params.num_frequencies)])[::-1]

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import diffusers
 import torch
@@ -28,6 +28,7 @@ from packaging.version import Version
 if TYPE_CHECKING:  # importing it makes transformers talk: see _quiet
     from diffusers import StableDiffusionPipeline
 
+Pipeline: TypeAlias = "StableDiffusionPipeline"
 WEIGHTS = Path(__file__).parent / "weights"  # the embedded models, one folder each
 SETTINGS_FILE = "riffusion_lab.json"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -57,7 +58,7 @@ def load_pipeline(
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
     lora: str | os.PathLike[str] | None = None,
-) -> StableDiffusionPipeline:
+) -> Pipeline:
     """Load a model, and say in one line what was loaded, where and how exactly it calculates.
 
     Parameters
@@ -119,7 +120,7 @@ def keep_freed_memory() -> None:
         c_library.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: give back nothing
 
 
-def vocabulary(pipe: StableDiffusionPipeline) -> list[str]:
+def vocabulary(pipe: Pipeline) -> list[str]:
     """Words the model was taught; an empty list where nobody wrote them down.
 
     Taught in: 00, 03
@@ -127,13 +128,13 @@ def vocabulary(pipe: StableDiffusionPipeline) -> list[str]:
     return list(model_settings(pipe).vocabulary)
 
 
-def model_name(pipe: StableDiffusionPipeline) -> str:
+def model_name(pipe: Pipeline) -> str:
     """Name under which ``load_pipeline`` finds the model again: no path of this machine."""
     name = pipe.name_or_path or "unnamed"
     return name if HUB_ID.fullmatch(name) else Path(name).name
 
 
-def model_settings(pipe: StableDiffusionPipeline) -> ModelSettings:
+def model_settings(pipe: Pipeline) -> ModelSettings:
     """Read the model's own settings, or Riffusion v1's where the model brings none.
 
     Raises
@@ -165,10 +166,8 @@ def _source(model: str | os.PathLike[str]) -> str:
         return str(Path(model).resolve())
     if isinstance(model, str) and HUB_ID.fullmatch(model):
         return model
-    raise OSError(
-        f"there is no model {str(model)!r}: give 'riffling', a folder in diffusers' layout, "
-        "or a name on the Hugging Face Hub such as 'riffusion/riffusion-model-v1'"
-    )
+    known = "'riffling', a folder in diffusers' layout, or a name on the Hub such as 'riffusion/riffusion-model-v1'"
+    raise OSError(f"there is no model {str(model)!r}: give {known}")
 
 
 def _lora_source(lora: str | os.PathLike[str]) -> str:
@@ -202,7 +201,7 @@ def _dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype
     return chosen
 
 
-def _read(source: str, dtype: torch.dtype) -> StableDiffusionPipeline:
+def _read(source: str, dtype: torch.dtype) -> Pipeline:
     """Read a stock pipeline; every failure becomes an OSError that names the model."""
     on_hub = HUB_ID.fullmatch(source) is not None
     # the safety checker judges photographs, and the feature extractor serves nothing else

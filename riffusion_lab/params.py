@@ -45,15 +45,11 @@ class SpectrogramParams:
         if not 1_000 <= self.sample_rate <= 1_000_000:
             raise ValueError(f"sample_rate is {self.sample_rate} Hz: give one from 1,000 to 1,000,000")
         if not self.min_frequency < self.max_frequency <= self.sample_rate / 2:
-            raise ValueError(
-                f"min_frequency {self.min_frequency} and max_frequency {self.max_frequency} Hz: give a rising pair up "
-                f"to half the sample rate, {self.sample_rate / 2:g} Hz"
-            )
+            band = f"min_frequency {self.min_frequency}, max_frequency {self.max_frequency}"
+            raise ValueError(f"{band}: give a rising pair up to half the sample rate, {self.sample_rate / 2:g} Hz")
         if not 1 <= self.hop_length <= self.win_length <= self.n_fft:
-            raise ValueError(
-                f"step {self.step_size_ms}, window {self.window_duration_ms} and padded {self.padded_duration_ms} ms: "
-                "give a step of at least one sample, no longer than the window, which is no longer than the FFT"
-            )
+            given = f"step {self.step_size_ms}, window {self.window_duration_ms}, padded {self.padded_duration_ms} ms"
+            raise ValueError(f"{given}: give at least one sample, the window no shorter than the step, nor the FFT")
         if self.n_fft > LONGEST_FFT:
             raise ValueError(f"padded_duration_ms is {self.padded_duration_ms}: give at most {LONGEST_FFT:,} samples")
 
@@ -92,9 +88,12 @@ class SpectrogramParams:
         return (hz_to_mel(frequency_hz) - low) / (high - low) * (self.num_frequencies + 1) - 1
 
 
+PARAMS = SpectrogramParams()  # of the pictures that the models were trained on
+COLUMNS_PER_S = PARAMS.sample_rate / PARAMS.hop_length
+
 # The settings one is likely to want. Models read pictures of the first kind only, unless they were trained on another.
 PRESETS = {
-    "riffusion": SpectrogramParams(),
+    "riffusion": PARAMS,
     "stereo": SpectrogramParams(stereo=True),
     "20 kHz": SpectrogramParams(max_frequency=20_000),
     "stereo, 20 kHz": SpectrogramParams(stereo=True, max_frequency=20_000),

@@ -11,7 +11,7 @@ import torchaudio
 
 from .audio import resample
 from .params import SpectrogramParams
-from .spectrogram import mel_filterbank, mel_from_waveform
+from .spectrogram import mel_filterbank, mel_from_waveform, mel_options
 
 N_ITER = {"fast": 48, "riffusion": 32}
 MOMENTUM = 0.99  # of fast Griffin-Lim; Perraudin, Balazs, Søndergaard (2013)
@@ -20,12 +20,7 @@ SEED = 0
 
 
 def waveform_from_mel(
-    mel: torch.Tensor,
-    params: SpectrogramParams,
-    *,
-    loop: bool = False,
-    method: str = "fast",
-    n_iter: int | None = None,
+    mel: torch.Tensor, params: SpectrogramParams, *, loop: bool = False, method: str = "fast", n_iter: int | None = None
 ) -> torch.Tensor:
     """Find a waveform with these mel amplitudes. The same picture always gives the same waveform.
 
@@ -188,24 +183,10 @@ def _magnitude(spectra: torch.Tensor) -> torch.Tensor:
 
 def _riffusion(mel: torch.Tensor, params: SpectrogramParams, n_iter: int) -> torch.Tensor:
     """Riffusion's own way, on all channels."""
-    amplitude = torchaudio.transforms.InverseMelScale(
-        n_stft=params.n_fft // 2 + 1,
-        n_mels=params.num_frequencies,
-        sample_rate=params.sample_rate,
-        f_min=params.min_frequency,
-        f_max=params.max_frequency,
-        norm=None,
-        mel_scale="htk",
-    )(mel)
+    amplitude = torchaudio.transforms.InverseMelScale(params.n_fft // 2 + 1, **mel_options(params))(mel)
     # GriffinLim makes one hop less than there are columns: the last column twice gives a whole waveform.
     amplitude = torch.cat([amplitude, amplitude[..., -1:]], dim=-1)
     with torch.random.fork_rng(devices=[]):  # GriffinLim draws its first phase from torch's global generator
         torch.manual_seed(SEED)
-        return torchaudio.transforms.GriffinLim(
-            n_fft=params.n_fft,
-            n_iter=n_iter,
-            win_length=params.win_length,
-            hop_length=params.hop_length,
-            power=1.0,
-            momentum=MOMENTUM,
-        )(amplitude)
+        lengths = {"n_fft": params.n_fft, "win_length": params.win_length, "hop_length": params.hop_length}
+        return torchaudio.transforms.GriffinLim(**lengths, n_iter=n_iter, power=1.0, momentum=MOMENTUM)(amplitude)

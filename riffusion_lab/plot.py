@@ -68,12 +68,8 @@ def spectrogram(clip: Clip, ax: Axes | None = None, *, colorbar: bool = False, t
         )
         ticks = [hz for hz in HZ_TICKS if params.min_frequency <= hz <= params.max_frequency]
         ax.set_yticks(ticks, [f"{hz:,}" for hz in ticks])
-        ax.set(
-            xlabel="time (s)",
-            ylabel="frequency (Hz)",
-            xlim=(0, clip.duration_s),
-            ylim=(params.min_frequency, params.max_frequency),
-        )
+        ax.set(xlabel="time (s)", ylabel="frequency (Hz)")
+        ax.set(xlim=(0, clip.duration_s), ylim=(params.min_frequency, params.max_frequency))
         if title:
             ax.set_title(title)
         if colorbar:

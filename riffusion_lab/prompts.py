@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from diffusers import StableDiffusionPipeline
+from .models import Pipeline
 
 STRONGER, WEAKER = 1.1, 1 / 1.1  # what plain ( ) and [ ] do; see `weighted_parts`
 _PIECE = re.compile(r"\\[\\()\[\]]|:\s*(\d*\.?\d+)\s*\)|[()\[\]]|[^\\()\[\]:]+|.", re.DOTALL)
@@ -83,7 +81,7 @@ def plain_text(text: str) -> str:
 
 
 @torch.no_grad()
-def encode_prompt(pipe: StableDiffusionPipeline, text: str) -> Tensor:
+def encode_prompt(pipe: Pipeline, text: str) -> Tensor:
     """Turn a prompt of any length into the vectors that the U-Net attends to.
 
     What fits into the text encoder (75 tokens, as a rule) and has no weights is encoded by the pipeline itself. A
@@ -105,7 +103,7 @@ def encode_prompt(pipe: StableDiffusionPipeline, text: str) -> Tensor:
     return torch.cat([_encode_piece(pipe, words) for words in _pieces(pipe, text)], dim=1)
 
 
-def of_one_length(pipe: StableDiffusionPipeline, vectors: list[Tensor]) -> list[Tensor]:
+def of_one_length(pipe: Pipeline, vectors: list[Tensor]) -> list[Tensor]:
     """Fill up shorter prompts with empty pieces, so that all fit into one batch."""
     longest = max(each.shape[1] for each in vectors)
     if all(each.shape[1] == longest for each in vectors):
@@ -115,12 +113,12 @@ def of_one_length(pipe: StableDiffusionPipeline, vectors: list[Tensor]) -> list[
     return [torch.cat([each, *[empty] * n], dim=1) for each, n in zip(vectors, missing, strict=True)]
 
 
-def n_tokens(pipe: StableDiffusionPipeline, text: str) -> int:
+def n_tokens(pipe: Pipeline, text: str) -> int:
     """How many tokens a text is."""
     return len(pipe.tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
 
 
-def _pieces(pipe: StableDiffusionPipeline, text: str) -> list[list[tuple[str, float]]]:
+def _pieces(pipe: Pipeline, text: str) -> list[list[tuple[str, float]]]:
     """Parts of a prompt that fit into the text encoder together: (words, weight)."""
     parts = weighted_parts(text)
     limit = min(pipe.tokenizer.model_max_length, pipe.text_encoder.config.max_position_embeddings) - 2  # start, end
@@ -137,7 +135,7 @@ def _pieces(pipe: StableDiffusionPipeline, text: str) -> list[list[tuple[str, fl
     return pieces
 
 
-def _encode_piece(pipe: StableDiffusionPipeline, words: list[tuple[str, float]]) -> Tensor:
+def _encode_piece(pipe: Pipeline, words: list[tuple[str, float]]) -> Tensor:
     vectors = _encode_text(pipe, " ".join(word for word, _ in words))
     weights = [1.0] + [weight for word, weight in words for _ in range(n_tokens(pipe, word))]
     if set(weights) == {1.0}:
@@ -147,5 +145,5 @@ def _encode_piece(pipe: StableDiffusionPipeline, words: list[tuple[str, float]])
     return empty + torch.tensor(weights, dtype=vectors.dtype, device=vectors.device)[None, :, None] * (vectors - empty)
 
 
-def _encode_text(pipe: StableDiffusionPipeline, text: str) -> Tensor:
+def _encode_text(pipe: Pipeline, text: str) -> Tensor:
     return pipe.encode_prompt(text, pipe.device, 1, do_classifier_free_guidance=False)[0]

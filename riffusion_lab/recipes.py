@@ -7,7 +7,7 @@ import inspect
 import json
 from collections.abc import Mapping
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import diffusers
@@ -15,10 +15,7 @@ import torch
 from diffusers import SchedulerMixin
 
 from . import __version__
-from .models import model_name
-
-if TYPE_CHECKING:
-    from diffusers import StableDiffusionPipeline
+from .models import Pipeline, model_name
 
 Recipe = dict[str, Any]
 LIBRARIES = ("torch", "diffusers", "transformers")
@@ -29,7 +26,7 @@ FOLLOWED = {  # kinds of recipes that hold all that is needed, and the arguments
 }
 
 
-def make_recipe(pipe: StableDiffusionPipeline, kind: str, **arguments: Any) -> Recipe:
+def make_recipe(pipe: Pipeline, kind: str, **arguments: Any) -> Recipe:
     """Write down how a clip is made.
 
     Parameters
@@ -117,7 +114,7 @@ def scheduler_parameters(scheduler: SchedulerMixin) -> set[str]:
     return set(inspect.signature(type(scheduler).__init__).parameters) - {"self"}
 
 
-def weights_hash(pipe: StableDiffusionPipeline) -> str:
+def weights_hash(pipe: Pipeline) -> str:
     """SHA-256 (hexadecimal) of the weights of text encoder, U-Net and autoencoder, read as float32."""
     hashes = [_module_hash(part) for part in (pipe.text_encoder, pipe.unet, pipe.vae)]
     return hashlib.sha256("".join(hashes).encode()).hexdigest()

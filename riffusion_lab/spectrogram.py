@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 import torch
 import torchaudio
@@ -10,6 +11,12 @@ import torchaudio
 from .params import SpectrogramParams
 
 BLOCK = 2_048  # columns analysed at once
+
+
+def mel_options(params: SpectrogramParams) -> dict[str, Any]:
+    """Give torchaudio's names for the mel scale of these params: HTK's, filters not normalized."""
+    band = {"f_min": params.min_frequency, "f_max": params.max_frequency, "n_mels": params.num_frequencies}
+    return {**band, "sample_rate": params.sample_rate, "norm": None, "mel_scale": "htk"}
 
 
 @lru_cache(maxsize=8)
@@ -20,15 +27,7 @@ def mel_filterbank(params: SpectrogramParams) -> torch.Tensor:
     -------
     torch.Tensor [shape=(n_fft // 2 + 1, num_frequencies), float32]
     """
-    return torchaudio.functional.melscale_fbanks(
-        n_freqs=params.n_fft // 2 + 1,
-        f_min=params.min_frequency,
-        f_max=params.max_frequency,
-        n_mels=params.num_frequencies,
-        sample_rate=params.sample_rate,
-        norm=None,
-        mel_scale="htk",
-    )
+    return torchaudio.functional.melscale_fbanks(params.n_fft // 2 + 1, **mel_options(params))
 
 
 def n_columns(n_samples: int, params: SpectrogramParams) -> int:

@@ -118,7 +118,7 @@ class Spy:
 def test_latents_have_the_noise_of_their_step_inside_and_outside_a_mask(pipe, monkeypatch, clip, kind, strength):
     scheduler = getattr(diffusers, kind).from_config(pipe.scheduler.config)
     monkeypatch.setitem(vars(pipe), "scheduler", scheduler)
-    job = make_job(pipe, line_up("slow piano", None, 3, None)[0], 4.0, 512)
+    job = make_job(pipe, line_up(pipe, "slow piano", None, 3, None, 4.0)[0], 512)
     clean = encode(pipe, clip.image, loop=False)
     spy = Spy(pipe, clean, job.noise)
     monkeypatch.setattr(pipe.unet, "forward", spy)
@@ -279,9 +279,9 @@ def test_each_window_of_extend_has_its_own_noise_and_hears_the_one_before(pipe, 
         (audio_to_audio, {"batch_size": 0}, ValueError, "batch_size"),
         (inpaint, {"mask": np.zeros((512, 512))}, ValueError, "the mask is empty"),
         (inpaint, {"strength": -0.1}, ValueError, "strength must be between"),
-        (extend, {"seconds": 0}, ValueError, "seconds must be above 0"),
-        (extend, {"seconds": 4000}, ValueError, "at most 3600"),
-        (extend, {"memory_s": 5}, ValueError, "memory_s must be from 0.08 to 4.48, not 5"),
+        (extend, {"seconds": 0}, ValueError, "seconds must be between 0.01 and 3600, not 0"),
+        (extend, {"seconds": 4000}, ValueError, "seconds must be between 0.01 and 3600, not 4000"),
+        (extend, {"memory_s": 5}, ValueError, "memory_s must be between 0.08 and 4.48, not 5"),
     ],
 )
 def test_bad_input_is_refused_before_the_first_step(pipe, clip, monkeypatch, function, given, error, message):

@@ -162,7 +162,7 @@ def test_a_model_of_its_own_file_does_not_loop(pipe, monkeypatch):
 # --- any length -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("duration_s", "n_columns", "width"), [(0.004, 1, 64), (2.0, 200, 256), (5.0, 500, 512)])
+@pytest.mark.parametrize(("duration_s", "n_columns", "width"), [(0.01, 1, 64), (2.0, 200, 256), (5.0, 500, 512)])
 def test_shorter_clips_are_rounded_up_and_trimmed(pipe, duration_s, n_columns, width):
     clip = text_to_audio(pipe, PROMPT, duration_s=duration_s)
     assert clip.image.size == (n_columns, 512) and not clip.loop
@@ -432,15 +432,15 @@ BAD = [
     ({"guidance_scale": math.inf}, ValueError, "guidance_scale must be finite, not inf"),
     ({"guidance_scale": -1}, ValueError, "guidance_scale must be 0 or more, not -1"),
     ({"guidance_scale": "7"}, TypeError, "guidance_scale must be a number, not '7'"),
-    ({"duration_s": 0}, ValueError, "duration_s must be above 0 .* not 0"),
+    ({"duration_s": 0}, ValueError, "duration_s must be between 0.01 and 3600, not 0"),
     ({"duration_s": -2}, ValueError, "duration_s .* not -2"),
-    ({"duration_s": 1e9}, ValueError, "at most 3600 .* not 1000000000.0"),
+    ({"duration_s": 1e9}, ValueError, "between 0.01 and 3600, not 1000000000.0"),
     ({"duration_s": math.nan}, ValueError, "duration_s must be finite, not nan"),
     ({"duration_s": "5"}, TypeError, "duration_s must be a number, not '5'"),
     (
         {"duration_s": 7.0, "loop": True},
         ValueError,
-        "whole number of clips of 5.12 s, not .*7: take 5.12, or loop=False",
+        "whole number of clips of 5.12 s, not 7 s: take 5.12, or loop=False",
     ),
     ({"loop": "yes"}, TypeError, "loop must be True, False or None, not 'yes'"),
     ({"batch_size": 0}, ValueError, "batch_size must be .* not 0"),

@@ -161,9 +161,9 @@ def test_a_seed_clip_of_other_params_and_length(pipe):
         ({"end": Prompt("a", guidance_scale=-1)}, ValueError, "guidance_scale must be 0 or more"),
         ({"num_clips": 0}, ValueError, "num_clips must be .* not 0"),
         ({"batch_size": 0}, ValueError, "batch_size"),
-        ({"curve": lambda x: 2 * x}, ValueError, "curve must return alphas from 0 to 1, not 2.0"),
+        ({"curve": lambda x: 2 * x}, ValueError, "what curve returns must be between 0 and 1, not 2.0"),
         ({"seed_clip": "clip.png"}, TypeError, "clip must be a Clip"),
-        ({"duration_s": 0}, ValueError, "duration_s must be above 0"),
+        ({"duration_s": 0}, ValueError, "duration_s must be between 0.01 and 3600"),
     ],
 )
 def test_bad_input_is_refused_at_once(pipe, given, error, message):

@@ -65,7 +65,7 @@ def test_clips_that_are_no_loops_overlap():
     [
         ([], 0.03, ValueError, "there is no clip"),
         ([3], 0.03, TypeError, "3 is no Clip"),
-        ([loop(220)], -1, ValueError, "crossfade_s must be from 0 to half of the shortest clip, 2.56 s, not -1"),
+        ([loop(220)], -1, ValueError, "crossfade_s must be between 0 and 2.56, not -1"),
         ([loop(220)], 3, ValueError, "not 3"),
         ([loop(220), Clip.from_audio(tone(220), RATE, params=SpectrogramParams(stereo=True))], 0.03, ValueError,
          "44100 Hz with 1 channel.* and 44100 Hz with 2 channel.* do not fit together"),
@@ -115,7 +115,7 @@ def test_overlay_mixes_and_never_clips():
     assert np.array_equal(late.waveform[:, :RATE], a.waveform[:, :RATE]) and not late.loop
     loud = loop(220, 0.9).overlay(loop(330, 0.9))
     assert np.abs(loud.waveform).max() == pytest.approx(1)
-    with pytest.raises(ValueError, match="start_s must be within the clip, from 0 to 5.12, not 6"):
+    with pytest.raises(ValueError, match="start_s must be between 0 and 5.12, not 6"):
         a.overlay(b, start_s=6)
 
 
@@ -125,7 +125,7 @@ def test_fades():
     assert envelope[0] < 0.01 and envelope[50] == pytest.approx(0.25, abs=0.01)
     assert envelope[200] == pytest.approx(0.5, abs=0.01) and envelope[-100] == pytest.approx(0.25, abs=0.01)
     assert not faded.loop and loop(220).fade().loop
-    with pytest.raises(ValueError, match="out_s must be from 0 to the clip's 5.12 s, not 6"):
+    with pytest.raises(ValueError, match="out_s must be between 0 and 5.12, not 6"):
         loop(220).fade(out_s=6)
 
 
