@@ -15,6 +15,7 @@ import soundfile
 import torch
 
 from .files import existing_file
+from .values import check_number
 
 FORMATS = {".wav": "WAV", ".flac": "FLAC", ".ogg": "OGG", ".mp3": "MP3", ".aiff": "AIFF", ".caf": "CAF"}
 RMS_DBFS, PEAK_DBFS = -18.0, -1.0  # the level of sounds that bring none
@@ -122,9 +123,8 @@ def encode_for(suffix: str, waveform: np.ndarray, sample_rate: int, **tags: str)
     with tempfile.TemporaryDirectory() as folder:  # some formats cannot be written to a pipe
         file = Path(folder) / f"sound{suffix}"
         command = ["ffmpeg", "-v", "error", "-f", "wav", "-i", "-", f"file:{file}"]
-        run = subprocess.run(
-            command, input=encode_audio(waveform, sample_rate, "WAV"), capture_output=True, check=False
-        )
+        wav = encode_audio(waveform, sample_rate, "WAV")
+        run = subprocess.run(command, input=wav, capture_output=True, check=False)
         if run.returncode != 0 or not file.is_file():
             raise ValueError(f"neither soundfile nor ffmpeg knows sounds that end in {suffix!r}: {known}")
         return file.read_bytes()
@@ -174,10 +174,8 @@ def check_rate(sample_rate: int | None) -> int:
     """
     if sample_rate is None:
         raise ValueError("an array of samples does not say its rate: give sample_rate=44100, or whatever it is")
-    if isinstance(sample_rate, bool) or not isinstance(sample_rate, (int, np.integer, float, np.floating)):
-        raise TypeError(f"sample_rate must be a number of hertz, not {sample_rate!r}")
-    if not 1_000 <= sample_rate <= 1_000_000 or sample_rate != int(sample_rate):
-        raise ValueError(f"sample_rate is {sample_rate!r}: give a whole number of hertz from 1,000 to 1,000,000")
+    if check_number("sample_rate", sample_rate, 1_000, 1_000_000) != int(sample_rate):
+        raise ValueError(f"sample_rate is {sample_rate!r}: give a whole number of hertz")
     return int(sample_rate)
 
 

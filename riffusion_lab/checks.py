@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from diffusers import SchedulerMixin
 
-from .loops import clip_columns
+from .loops import clip_size
 from .models import Pipeline, model_name, model_settings
 from .params import COLUMNS_PER_S
 from .prompts import Prompt, plain_text
@@ -202,7 +202,7 @@ def check_settings(pipe: Pipeline, steps, duration_s, loop, batch_size, source=N
     steps = model_settings(pipe).num_inference_steps if steps is None else steps
     steps = check_whole("num_inference_steps", steps, 1, pipe.scheduler.config.num_train_timesteps)
     batch_size = check_whole("batch_size", batch_size, 1, math.inf)
-    clip_width = clip_columns(pipe) * pipe.vae_scale_factor
+    clip_width = clip_size(pipe)[1] * pipe.vae_scale_factor
     if duration_s is None:
         duration_s = source.clip.duration_s if source else clip_width / COLUMNS_PER_S
     check_number("duration_s", duration_s, 1 / COLUMNS_PER_S, LONGEST_S)

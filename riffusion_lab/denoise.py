@@ -13,7 +13,7 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from .loops import circular_time, clip_columns, sliding_windows
+from .loops import circular_time, clip_size, sliding_windows
 from .models import Pipeline
 from .prompts import of_one_length
 
@@ -58,14 +58,8 @@ def draw_noise(pipe: Pipeline, generator: torch.Generator, n_columns: int) -> Te
     -------
     Tensor [shape=(1, 4, 64, n_columns)]
     """
-    shape = (1, pipe.unet.config.in_channels, clip_rows(pipe), n_columns)
+    shape = (1, pipe.unet.config.in_channels, clip_size(pipe)[0], n_columns)
     return randn_tensor(shape, generator=generator, device=pipe.device, dtype=pipe.unet.dtype)
-
-
-def clip_rows(pipe: Pipeline) -> int:
-    """Latent rows of a picture: 64."""
-    size = pipe.unet.config.sample_size
-    return size if isinstance(size, int) else size[0]
 
 
 @contextmanager
@@ -252,7 +246,7 @@ def _embeddings(pipe: Pipeline, jobs: Sequence[Job], *, guided: bool = True) -> 
 
 def _loop_closer(pipe: Pipeline, stack: ExitStack, n_columns: int, *, loop: bool) -> Callable[[float], None]:
     """Prepare the U-Net for the latents' width; the function returned is told which share of the steps is left."""
-    width = clip_columns(pipe)
+    width = clip_size(pipe)[1]
     if n_columns > width:
         stack.enter_context(sliding_windows(pipe.unet, width=width, hop=width // 2, loop=loop))
         return lambda _share_left: None

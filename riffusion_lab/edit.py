@@ -13,7 +13,7 @@ from .clip import Clip
 from .denoise import Callback, begins_in_the_middle, from_clip, left_as_found
 from .generate import make_job, make_ordered
 from .image import Picture
-from .loops import clip_columns, decode, encode
+from .loops import clip_size, decode, encode
 from .masks import as_mask
 from .models import Pipeline
 from .params import COLUMNS_PER_S, PARAMS
@@ -80,8 +80,7 @@ def audio_to_audio(
     source = Source(for_model(clip), end_prompt=end_prompt)
     orders = line_up(pipe, prompt, negative_prompt, seed, generator, guidance_scale, strength)
     settings = check_settings(pipe, num_inference_steps, None, loop, batch_size, source, callback_on_step_end)
-    clips = make_ordered(pipe, "audio_to_audio", orders, settings)
-    return one_or_list(clips, prompt, seed, generator)
+    return one_or_list(make_ordered(pipe, "audio_to_audio", orders, settings), prompt, seed, generator)
 
 
 def inpaint(
@@ -139,8 +138,7 @@ def inpaint(
     source = Source(for_model(clip, keep=True), as_mask(mask, clip))
     orders = line_up(pipe, prompt, negative_prompt, seed, generator, guidance_scale, strength)
     settings = check_settings(pipe, num_inference_steps, None, loop, batch_size, source, callback_on_step_end)
-    clips = make_ordered(pipe, "inpaint", orders, settings)
-    return one_or_list(clips, prompt, seed, generator)
+    return one_or_list(make_ordered(pipe, "inpaint", orders, settings), prompt, seed, generator)
 
 
 def extend(
@@ -196,7 +194,7 @@ def extend(
     clip = for_model(clip, keep=True)
     order = line_up(pipe, prompt, negative_prompt, seed, generator, guidance_scale)[0]
     check_number("seconds", seconds, 1 / COLUMNS_PER_S, LONGEST_S)
-    window = clip_columns(pipe) * pipe.vae_scale_factor
+    window = clip_size(pipe)[1] * pipe.vae_scale_factor
     check_number("memory_s", memory_s, GRID / COLUMNS_PER_S, (window - 64) / COLUMNS_PER_S)
     memory = min(round(memory_s * COLUMNS_PER_S), clip.image.width) // GRID * GRID
     if memory == 0:

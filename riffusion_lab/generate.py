@@ -85,8 +85,7 @@ def text_to_audio(
     """
     orders = line_up(pipe, prompt, negative_prompt, seed, generator, guidance_scale)
     settings = check_settings(pipe, num_inference_steps, duration_s, loop, batch_size, callback=callback_on_step_end)
-    clips = make_ordered(pipe, "text_to_audio", orders, settings)
-    return one_or_list(clips, prompt, seed, generator)
+    return one_or_list(make_ordered(pipe, "text_to_audio", orders, settings), prompt, seed, generator)
 
 
 def replay(clip_or_recipe: Clip | Recipe, pipe: Pipeline | None = None) -> Clip:

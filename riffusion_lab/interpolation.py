@@ -115,13 +115,16 @@ def interpolate(
     """
     num_clips = check_whole("num_clips", num_clips, 1, math.inf)
     points = [_check_point(pipe, prompt) for prompt in [start, *(end if is_list(end) else [end])]]
+    if len(points) < 2:
+        raise ValueError(f"a walk needs two prompts at least, not {len(points)}")
     if seed_clip is not None and duration_s is not None:
         raise ValueError(f"duration_s={duration_s!r} and seed_clip exclude each other: the clip says how long")
     source = None if seed_clip is None else Source(for_model(seed_clip))
     settings = check_settings(pipe, num_inference_steps, duration_s, loop, batch_size, source)
-    alphas = list(_alphas(num_clips, curve))
+    shares = [i / max(1, num_clips - 1) for i in range(num_clips)]
+    alphas = [check_number("what curve returns", curve(share) if curve else share, 0, 1) for share in shares]
     remark(pipe, points)
-    legs = list(pairwise(points)) if num_clips > 1 else [points[:2]]
+    legs = list(pairwise(points))[: None if num_clips > 1 else 1]
     tasks = [
         _task(pipe, start, end, alpha, settings.n_columns)
         for leg, (start, end) in enumerate(legs)
@@ -157,22 +160,14 @@ def walk(pipe: Pipeline, prompts: Sequence[Prompt], *, closed: bool = False, **o
     -----
     Taught in: 04
     """
-    prompts = list(prompts)
-    if len(prompts) < 2:
-        raise ValueError(f"a walk needs two prompts at least, not {len(prompts)}")
-    return interpolate(pipe, prompts[0], [*prompts[1:], *prompts[:closed]], **options)
+    start, *rest = prompts or [None]
+    return interpolate(pipe, start, [*rest, start] if closed else rest, **options)
 
 
 def _check_point(pipe: Pipeline, prompt: object) -> Order:
     if not isinstance(prompt, Prompt):
         raise TypeError(f"{prompt!r} is no Prompt: give Prompt('piano', seed=1)")
     return check_order(pipe, replace(prompt, strength=STRENGTH if prompt.strength is None else prompt.strength))
-
-
-def _alphas(num_clips: int, curve: Callable[[float], float] | None) -> Iterator[float]:
-    for i in range(num_clips):
-        share = i / max(1, num_clips - 1)
-        yield check_number("what curve returns", share if curve is None else curve(share), 0, 1)
 
 
 def _task(pipe: Pipeline, start: Order, end: Order, alpha: float, n_columns: int) -> Task:

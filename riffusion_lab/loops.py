@@ -145,7 +145,7 @@ def encode(pipe: Pipeline, picture: Image.Image, *, loop: bool) -> Tensor:
         latents = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents
         return latents * pipe.vae.config.scaling_factor
 
-    return _in_strips(pipe.vae.encoder, encode_strip, n_columns, clip_columns(pipe), 1, loop)
+    return _in_strips(pipe.vae.encoder, encode_strip, n_columns, clip_size(pipe)[1], 1, loop)
 
 
 @torch.no_grad()
@@ -171,7 +171,7 @@ def decode(pipe: Pipeline, latents: Tensor, *, loop: bool) -> Image.Image:
         image = pipe.vae.decode(latents[..., columns] / pipe.vae.config.scaling_factor, return_dict=False)[0]
         return torch.from_numpy(np.array(pipe.image_processor.postprocess(image)[0])).mT  # (512, 3, width), bytes
 
-    width, scale = clip_columns(pipe), pipe.vae_scale_factor
+    width, scale = clip_size(pipe)[1], pipe.vae_scale_factor
     pixels = _in_strips(pipe.vae.decoder, decode_strip, latents.shape[-1], width, scale, loop)
     return Image.fromarray(pixels.mT.numpy())
 
@@ -193,7 +193,7 @@ def _in_strips(
     return torch.cat(strips, dim=-1)
 
 
-def clip_columns(pipe: Pipeline) -> int:
-    """Latent columns of the clips the model was trained on: 64."""
+def clip_size(pipe: Pipeline) -> tuple[int, int]:
+    """Latent rows and columns of the clips the model was trained on: 64 and 64."""
     size = pipe.unet.config.sample_size
-    return size if isinstance(size, int) else size[1]
+    return (size, size) if isinstance(size, int) else tuple(size)

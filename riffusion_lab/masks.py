@@ -53,21 +53,17 @@ def box_mask(
     stop_s = clip.duration_s if stop_s is None else stop_s
     low_hz = params.min_frequency if low_hz is None else low_hz
     high_hz = params.max_frequency if high_hz is None else high_hz
-    box = {"start_s": start_s, "stop_s": stop_s, "low_hz": low_hz, "high_hz": high_hz}
-    for name, value in box.items():
-        check_number(name, value)
-    if not (0 <= start_s < stop_s <= clip.duration_s + 1e-6):
-        raise ValueError(f"a box from {start_s:g} to {stop_s:g} s: the clip goes from 0 to {clip.duration_s:g} s")
-    if not (params.min_frequency <= low_hz < high_hz <= params.max_frequency):
-        shown = f"{params.min_frequency} to {params.max_frequency} Hz"
-        raise ValueError(f"a box from {low_hz:g} to {high_hz:g} Hz: the picture goes from {shown}")
+    start_s, stop_s = (check_number("a time in seconds", t, 0, clip.duration_s + 1e-9) for t in (start_s, stop_s))
+    limits = params.min_frequency, params.max_frequency
+    low_hz, high_hz = (check_number("a frequency in hertz", f, *limits) for f in (low_hz, high_hz))
     per_s = params.sample_rate / params.hop_length
     columns = np.arange(n_columns) / per_s  # where each begins
     bands = np.array([params.frequency_hz(band) for band in range(params.num_frequencies)])[::-1]
     inside = (columns > start_s - 0.5 / per_s) & (columns < stop_s - 0.5 / per_s)
     mask = ((bands >= low_hz) & (bands <= high_hz))[:, None] & inside[None]
     if not mask.any():
-        raise ValueError(f"the box {box} holds no pixel: a column is {1000 / per_s:g} ms, make it larger")
+        box = f"from {start_s:g} to {stop_s:g} s and {low_hz:g} to {high_hz:g} Hz"
+        raise ValueError(f"a box {box} holds no pixel: a column is {1000 / per_s:g} ms; make it larger")
     return mask
 
 

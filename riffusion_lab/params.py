@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields
 
+from .values import check_number
+
 LONGEST_FFT = 1_000_000  # samples; what is longer is a mistake, and would take all memory
 
 
@@ -42,8 +44,7 @@ class SpectrogramParams:
                 raise TypeError(f"{field.name} must be a number, not {value!r}")
             if not math.isfinite(value) or value < 0 or (value == 0 and field.default):
                 raise ValueError(f"{field.name} is {value!r}: give a positive number, such as {field.default}")
-        if not 1_000 <= self.sample_rate <= 1_000_000:
-            raise ValueError(f"sample_rate is {self.sample_rate} Hz: give one from 1,000 to 1,000,000")
+        check_number("sample_rate", self.sample_rate, 1_000, 1_000_000)
         if not self.min_frequency < self.max_frequency <= self.sample_rate / 2:
             band = f"min_frequency {self.min_frequency}, max_frequency {self.max_frequency}"
             raise ValueError(f"{band}: give a rising pair up to half the sample rate, {self.sample_rate / 2:g} Hz")

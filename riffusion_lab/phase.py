@@ -8,36 +8,42 @@ from functools import lru_cache
 
 import torch
 import torchaudio
+from torch import Tensor
 
 from .audio import resample
 from .params import SpectrogramParams
 from .spectrogram import mel_filterbank, mel_from_waveform, mel_options
+from .values import check_whole
 
-N_ITER = {"fast": 48, "riffusion": 32}
+N_ITER = {"fast": 4, "best": 48, "riffusion": 32}
+COARSE = ((4, 24), (2, 10))  # before these, on every 4th and every 2nd column: (columns, iterations)
 MOMENTUM = 0.99  # of fast Griffin-Lim; Perraudin, Balazs, Søndergaard (2013)
+FADE = 2  # columns over which a stream's new part takes over from what is known
 HEADROOM = 2.1  # sample rate / highest frequency in the picture
 SEED = 0
 
 
 def waveform_from_mel(
-    mel: torch.Tensor, params: SpectrogramParams, *, loop: bool = False, method: str = "fast", n_iter: int | None = None
-) -> torch.Tensor:
+    mel: Tensor, params: SpectrogramParams, *, loop: bool = False, method: str = "fast", n_iter: int | None = None
+) -> Tensor:
     """Find a waveform with these mel amplitudes. The same picture always gives the same waveform.
 
     Parameters
     ----------
-    mel : torch.Tensor [shape=(channels, num_frequencies, n_columns), non-negative, float32]
+    mel : Tensor [shape=(channels, num_frequencies, n_columns), non-negative, float32]
+        A batch of clips goes as so many channels. The work is done where the tensor lies, on a CPU or a GPU.
     params : SpectrogramParams
     loop : bool
         Let the frames wrap around, so that the end runs into the beginning without a seam.
-    method : {"fast", "riffusion"}
-        "riffusion" is the original: torchaudio's InverseMelScale, then GriffinLim; it knows no loops.
+    method : {"fast", "best", "riffusion"}
+        "best" differs from "fast" by its iterations only. "riffusion" is the original: torchaudio's InverseMelScale,
+        then GriffinLim; it knows no loops.
     n_iter : int, optional
-        Iterations; default 48, or the original's 32. More are closer to the picture, and slower.
+        Iterations over all columns; default 4, 48, or the original's 32. More are closer to the picture, and slower.
 
     Returns
     -------
-    torch.Tensor [shape=(channels, hop_length * n_columns), float32]
+    Tensor [shape=(channels, hop_length * n_columns), float32]
         At `params.sample_rate`, as loud as the amplitudes say.
 
     Raises
@@ -49,25 +55,76 @@ def waveform_from_mel(
     """
     if method not in N_ITER:
         raise ValueError(f"method {method!r} is unknown: give one of {', '.join(map(repr, N_ITER))}")
-    n_iter = N_ITER[method] if n_iter is None else n_iter
-    if n_iter < 1:
-        raise ValueError(f"n_iter is {n_iter}: give 1 or more")
-    if method == "fast":
-        return torch.stack([_fast(channel, params, loop=loop, n_iter=n_iter) for channel in mel.float()])
+    n_iter = check_whole("n_iter", N_ITER[method] if n_iter is None else n_iter, 1, math.inf)
+    if method != "riffusion":
+        none = mel.new_zeros(0)
+        waveforms = [_griffin_lim(channel, params, n_iter, loop=loop, known=none) for channel in mel.float()]
+        return resample(torch.stack(waveforms), _working_hop(params), params.hop_length, loop=loop)
     if loop:
         raise ValueError("method 'riffusion' knows no loops: take method='fast', or loop=False")
     return _riffusion(mel.float(), params, n_iter)
 
 
-def spectral_convergence(
-    waveform: torch.Tensor, mel: torch.Tensor, params: SpectrogramParams, *, loop: bool = False
-) -> float:
+class PhaseStream:
+    """Turn a growing strip of pictures into sound, part by part, as if it were one picture.
+
+    Each part hears the last 0.2 s of the sound before it, and goes on with its phase. What a part gives ends 70 ms
+    before the part's own end: the rest depends on what comes next. Time and memory for a part do not depend on how
+    long the strip is.
+
+    Parameters
+    ----------
+    params : SpectrogramParams
+    method : {"fast", "best"}
+
+    Attributes
+    ----------
+    rest : Tensor
+        What the last part has held back: the end of the sound, if nothing follows.
+
+    Taught in: 02
+    """
+
+    def __init__(self, params: SpectrogramParams, method: str = "fast") -> None:
+        self.params, self.n_iter = params, N_ITER[method]
+        self.half = math.ceil(params.win_length / params.hop_length / 2)  # of a window, in columns
+        # the last columns, their sound but for half a window, and what of it was not given yet
+        self.mel = self.known = self.rest = None
+
+    def push(self, mel: Tensor) -> Tensor:
+        """Add a part.
+
+        Parameters
+        ----------
+        mel : Tensor [shape=(channels, num_frequencies, n_columns), non-negative]
+            Of one scale throughout, at least a window long.
+
+        Returns
+        -------
+        Tensor [shape=(channels, n_samples), float32]
+            What follows on the last part's samples: as long as this part, the first one is shorter by the lag.
+        """
+        hop, n_out = _working_hop(self.params), self.params.hop_length
+        mel = mel.float() if self.mel is None else torch.cat([self.mel, mel.float()], dim=-1)
+        known = mel.new_zeros(len(mel), 0) if self.known is None else self.known
+        pairs = zip(mel, known, strict=True)
+        sound = torch.stack([_griffin_lim(m, self.params, self.n_iter, loop=False, known=k) for m, k in pairs])
+        said = max(0, known.shape[-1] // hop - FADE)
+        final = mel.shape[-1] - self.half
+        keep = max(0, final - 4 * self.half)
+        self.mel, self.known = mel[..., keep:], sound[..., keep * hop : final * hop]
+        heard = resample(sound, hop, n_out)
+        self.rest = heard[..., (final - FADE) * n_out :]
+        return heard[..., said * n_out : (final - FADE) * n_out]
+
+
+def spectral_convergence(waveform: Tensor, mel: Tensor, params: SpectrogramParams, *, loop: bool = False) -> float:
     """How far a waveform's mel amplitudes are from those wanted: ‖g·mel(y) - M‖ / ‖M‖ with the best gain g.
 
     Parameters
     ----------
-    waveform : torch.Tensor [shape=(channels, n_samples), float32]
-    mel : torch.Tensor [shape=(channels, num_frequencies, n_columns), non-negative]
+    waveform : Tensor [shape=(channels, n_samples), float32]
+    mel : Tensor [shape=(channels, num_frequencies, n_columns), non-negative]
     params : SpectrogramParams
     loop : bool
 
@@ -86,51 +143,48 @@ def spectral_convergence(
 class _Frames:
     """Windowed FFTs of a waveform and back; frames may wrap around its ends."""
 
-    def __init__(self, params: SpectrogramParams, hop: int, n_columns: int, *, loop: bool) -> None:
-        self.hop, self.loop, self.n_samples = hop, loop, hop * n_columns
-        self.window = torch.hann_window(params.win_length * hop // params.hop_length)
-        self.n_hops = math.ceil(len(self.window) / hop)  # that one frame reaches across
-        padding = self.n_hops * hop - len(self.window)
-        self.window = torch.nn.functional.pad(self.window, (padding // 2, padding - padding // 2))
+    def __init__(self, window: Tensor, hop: int, n_columns: int, *, loop: bool) -> None:
+        self.hop, self.loop, self.n_samples, self.n_fft = hop, loop, hop * n_columns, 2 * len(window)
+        self.n_hops = math.ceil(len(window) / hop)  # that one frame reaches across
+        padding = self.n_hops * hop - len(window)
+        self.window = torch.nn.functional.pad(window, (padding // 2, padding - padding // 2))
         # Frame k is centred on sample k * hop, so frames stand out at both ends.
-        self.margin = len(self.window) // 2
-        self.index = torch.arange(self.n_samples + len(self.window)) - self.margin
+        self.index = torch.arange(self.n_samples + len(self.window), device=window.device) - len(self.window) // 2
         self.inside = (self.index >= 0) & (self.index < self.n_samples)
         self.index %= self.n_samples
-        self.n_fft = 2 * params.win_length * hop // params.hop_length
         self.overlap = self._overlap_add(self.window.square().expand(n_columns, -1))
 
-    def spectra(self, waveform: torch.Tensor, n_bins: int) -> torch.Tensor:
+    def spectra(self, waveform: Tensor, n_bins: int) -> Tensor:
         """Spectra, shape (n_columns, n_bins)."""
         samples = waveform[self.index] if self.loop else waveform[self.index] * self.inside
         frames = samples.unfold(0, len(self.window), self.hop)[: self.n_samples // self.hop]
         return torch.fft.rfft(frames * self.window, n=self.n_fft)[:, :n_bins]
 
-    def waveform(self, spectra: torch.Tensor) -> torch.Tensor:
+    def waveform(self, spectra: Tensor) -> Tensor:
         """Waveform whose spectra are nearest, shape (n_samples,); Griffin and Lim (1984), eq. 6."""
         frames = torch.fft.irfft(spectra, n=self.n_fft)[:, : len(self.window)] * self.window
         return self._overlap_add(frames) / self.overlap
 
-    def _overlap_add(self, frames: torch.Tensor) -> torch.Tensor:
+    def _overlap_add(self, frames: Tensor) -> Tensor:
         n_columns = len(frames)
-        sums = torch.zeros(n_columns + self.n_hops, self.hop)
+        sums = frames.new_zeros(n_columns + self.n_hops, self.hop)
         for part, hops in enumerate(frames.reshape(n_columns, self.n_hops, self.hop).unbind(1)):
             sums[part : part + n_columns] += hops
         sums = sums.reshape(-1)
         if self.loop:
-            return torch.zeros(self.n_samples).index_add_(0, self.index, sums)
+            return sums.new_zeros(self.n_samples).index_add_(0, self.index, sums)
         return sums[self.inside]
 
 
 @lru_cache(maxsize=4)
-def _filters(params: SpectrogramParams, hop: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _filters(params: SpectrogramParams, hop: int) -> tuple[Tensor, Tensor, Tensor]:
     """Mel filters for the FFT of `_Frames`, and what is needed to go back.
 
     Returns
     -------
-    filters : torch.Tensor [shape=(num_frequencies, n_bins), sparse]
-    transposed : torch.Tensor [shape=(n_bins, num_frequencies), sparse]
-    inverse : torch.Tensor [shape=(num_frequencies, num_frequencies)]
+    filters : Tensor [shape=(num_frequencies, n_bins), sparse]
+    transposed : Tensor [shape=(n_bins, num_frequencies), sparse]
+    inverse : Tensor [shape=(num_frequencies, num_frequencies)]
         Of `filters @ transposed`; filters that caught no bin are left out.
     """
     short = replace(params, padded_duration_ms=2 * params.window_duration_ms)
@@ -150,38 +204,60 @@ def _working_hop(params: SpectrogramParams) -> int:
     return min(hop, math.ceil(fewest / whole) * whole)
 
 
-def _fast(mel: torch.Tensor, params: SpectrogramParams, *, loop: bool, n_iter: int) -> torch.Tensor:
-    """Griffin-Lim with momentum, at a sample rate just high enough, on one channel.
+def _griffin_lim(mel: Tensor, params: SpectrogramParams, n_iter: int, *, loop: bool, known: Tensor) -> Tensor:
+    """Griffin-Lim at a sample rate just high enough, on one channel; first on some of the columns.
+
+    A sound that fits every fourth column nearly fits the others too, for a fourth of the cost. What is `known` of the
+    beginning of the sound stays.
+    """
+    hop, n_columns = _working_hop(params), mel.shape[1]
+    window = torch.hann_window(params.win_length * hop // params.hop_length, device=mel.device)
+    filters = [part.to(mel.device) for part in _filters(params, hop)]
+    weight = (torch.arange(len(known), 0, -1, device=mel.device) / (FADE * hop)).clamp(max=1)
+    waveform = None
+    for step, n_steps in (*COARSE, (1, n_iter)):
+        step = 1 if loop and n_columns % step else step  # else the loop would not close
+        some = mel[:, ::step]
+        frames = _Frames(window, step * hop, some.shape[1], loop=loop)
+        waveform = _iterate(some, frames, filters, n_steps, waveform, [known, weight])[: n_columns * hop]
+    return waveform
+
+
+def _iterate(
+    mel: Tensor, frames: _Frames, filters: list[Tensor], n_iter: int, waveform: Tensor | None, keep: list[Tensor]
+) -> Tensor:
+    """Griffin-Lim with momentum, from a waveform or from chance.
 
     Amplitudes are not fixed: at every step they move to the nearest ones that have the wanted mel amplitudes, which
     leaves the phase more room than any fixed guess of the spectrum under the filters.
     """
-    hop = _working_hop(params)
-    frames = _Frames(params, hop, mel.shape[1], loop=loop)
-    filters, transposed, inverse = _filters(params, hop)
+    (to_mel, from_mel, inverse), (known, weight) = filters, keep
 
-    def nearest(amplitude: torch.Tensor) -> torch.Tensor:  # (n_columns, n_bins)
-        missing = mel - torch.sparse.mm(filters, amplitude.T)
-        return (amplitude + torch.sparse.mm(transposed, inverse @ missing).T).clamp(min=0)
+    def nearest(amplitude: Tensor) -> Tensor:  # (n_columns, n_bins)
+        missing = mel - torch.sparse.mm(to_mel, amplitude.T)
+        return (amplitude + torch.sparse.mm(from_mel, inverse @ missing).T).clamp(min=0)
 
-    n_bins = filters.shape[1]
-    angle = torch.rand(mel.shape[1], n_bins, generator=torch.Generator().manual_seed(SEED)) * (2 * math.pi)
-    amplitude = nearest(torch.zeros(mel.shape[1], n_bins))
-    spectra, previous = torch.polar(amplitude, angle), None
+    if waveform is None:
+        angle = torch.rand(mel.shape[1], to_mel.shape[1], generator=torch.Generator().manual_seed(SEED))
+        angle = angle.to(mel.device) * (2 * math.pi)
+        waveform = frames.waveform(torch.polar(nearest(torch.zeros_like(angle)), angle))
+    waveform, previous = torch.nn.functional.pad(waveform, (0, frames.n_samples - len(waveform))), None
+    waveform[: len(known)].lerp_(known, weight)
     for _ in range(n_iter):
-        consistent = frames.spectra(frames.waveform(spectra), n_bins)
+        consistent = frames.spectra(waveform, to_mel.shape[1])
         ahead = consistent if previous is None else consistent.sub(previous, alpha=MOMENTUM / (1 + MOMENTUM))
-        spectra = ahead * (nearest(_magnitude(consistent)) / _magnitude(ahead).clamp(min=1e-16))
+        waveform = frames.waveform(ahead * (nearest(_magnitude(consistent)) / _magnitude(ahead).clamp(min=1e-16)))
+        waveform[: len(known)].lerp_(known, weight)
         previous = consistent
-    return resample(frames.waveform(spectra), hop, params.hop_length, loop=loop)
+    return waveform
 
 
-def _magnitude(spectra: torch.Tensor) -> torch.Tensor:
+def _magnitude(spectra: Tensor) -> Tensor:
     """`spectra.abs()` in a third of its time."""
     return spectra.real.square().addcmul_(spectra.imag, spectra.imag).sqrt_()
 
 
-def _riffusion(mel: torch.Tensor, params: SpectrogramParams, n_iter: int) -> torch.Tensor:
+def _riffusion(mel: Tensor, params: SpectrogramParams, n_iter: int) -> Tensor:
     """Riffusion's own way, on all channels."""
     amplitude = torchaudio.transforms.InverseMelScale(params.n_fft // 2 + 1, **mel_options(params))(mel)
     # GriffinLim makes one hop less than there are columns: the last column twice gives a whole waveform.

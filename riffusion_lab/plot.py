@@ -70,8 +70,7 @@ def spectrogram(clip: Clip, ax: Axes | None = None, *, colorbar: bool = False, t
         ax.set_yticks(ticks, [f"{hz:,}" for hz in ticks])
         ax.set(xlabel="time (s)", ylabel="frequency (Hz)")
         ax.set(xlim=(0, clip.duration_s), ylim=(params.min_frequency, params.max_frequency))
-        if title:
-            ax.set_title(title)
+        ax.set_title(title or "")
         if colorbar:
             ax.figure.colorbar(picture, ax=ax, label="level (dB)")
     return ax

@@ -14,7 +14,6 @@ from .masks import box_mask
 
 SEEDS = ("beat", "groove", "arpeggio", "chords", "bass", "melody")
 BEAT_S = 0.64  # 94 bpm, rounded: 8 beats in 5.12 s
-STRUCK_S = 0.12  # what "between the beats" leaves of each
 
 
 def seed_clip(name: str) -> Clip:
@@ -52,7 +51,7 @@ def seed_masks(name: str) -> dict[str, np.ndarray]:
     Taught in: 05, 07
     """
     clip = seed_clip(name)
-    struck = np.arange(clip.image.width) / 100 % BEAT_S < STRUCK_S
+    struck = np.arange(clip.image.width) / 100 % BEAT_S < 0.12
     return {
         "between the beats": np.broadcast_to(~struck, (clip.params.num_frequencies, len(struck))).copy(),
         "second bar": box_mask(clip, 4 * BEAT_S),

@@ -25,7 +25,7 @@ def check_number(name: str, value: object, least: float = -math.inf, most: float
     if not math.isfinite(value):
         raise ValueError(f"{name} must be finite, not {value!r}")
     if not least <= value <= most:
-        limits = f"{least:g} or more" if math.isinf(most) else f"between {least:g} and {most:g}"
+        limits = f"{least:g} or more" if math.isinf(most) else f"between {least:.7g} and {most:.7g}"
         raise ValueError(f"{name} must be {limits}, not {value!r}")
     return float(value)
 

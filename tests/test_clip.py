@@ -173,7 +173,7 @@ def test_a_wide_picture_works_with_a_warning():
 
 @pytest.mark.parametrize("rate", [1, 10_000_000])
 def test_impossible_rates_are_named(rate):
-    with pytest.raises(ValueError, match=f"sample_rate is {rate}: give .* 1,000 to 1,000,000"):
+    with pytest.raises(ValueError, match=f"sample_rate must be between 1000 and 1000000, not {rate}"):
         Clip.from_audio(tone(441), rate)
 
 
@@ -230,8 +230,8 @@ def test_a_failed_save_leaves_the_old_file(clip, tmp_path, monkeypatch, name):
         (np.zeros(1), {"sample_rate": RATE}, ValueError, "1 samples at 44100 Hz are too short"),
         (np.full(900, np.nan), {"sample_rate": RATE}, ValueError, "900 samples are NaN"),
         (np.zeros(900), {}, ValueError, "give sample_rate"),
-        (np.zeros(900), {"sample_rate": 0}, ValueError, "sample_rate is 0"),
-        (np.zeros(900), {"sample_rate": float("nan")}, ValueError, "sample_rate is nan"),
+        (np.zeros(900), {"sample_rate": 0}, ValueError, "sample_rate must be between 1000 and 1000000, not 0"),
+        (np.zeros(900), {"sample_rate": float("nan")}, ValueError, "sample_rate must be finite"),
         (np.zeros(900), {"sample_rate": "44100"}, TypeError, "'44100'"),
         (np.zeros(900), {"sample_rate": RATE, "recipe": "jazz"}, TypeError, "recipe must be a dict"),
         ("no_such_file.wav", {}, OSError, "no_such_file.wav does not exist"),

@@ -1,0 +1,185 @@
+"""How fast, beside the original's way: ``python tests/benchmarks/run.py``. Prints tables in Markdown; takes 15 minutes.
+
+Ratios come from paired runs: both ways after one another, on the same input, several times, warmed up. Nothing else
+should be running. Nothing here is asserted, for times differ from machine to machine.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from datetime import date
+
+import numpy as np
+import psutil
+import torch
+from diffusers import DDIMScheduler
+
+from riffusion_lab import Clip, Prompt, interpolate, load_pipeline, text_to_audio
+from riffusion_lab.image import image_from_mel, mel_from_image
+from riffusion_lab.params import PARAMS
+from riffusion_lab.phase import PhaseStream, spectral_convergence, waveform_from_mel
+from riffusion_lab.seeds import SEEDS, seed_clip
+from riffusion_lab.spectrogram import mel_from_waveform
+
+CLIP_S = 5.12
+METHODS = ("riffusion", "fast", "best")
+
+
+def timed(work: Callable[[], object]) -> tuple[float, object]:
+    """Seconds that `work` takes, and what it gives."""
+    started = time.perf_counter()
+    result = work()
+    return time.perf_counter() - started, result
+
+
+def dry_sound(seed: int) -> Clip:
+    """Plucked harmonic tones and clicks, without any reverberation."""
+    rng, rate = np.random.default_rng(seed), PARAMS.sample_rate
+    n_samples = round(CLIP_S * rate)
+    sound = np.zeros(n_samples)
+    for k in range(12):
+        start = k * n_samples // 12
+        since = np.arange(n_samples - start) / rate
+        pitch = 55 * 2 ** (rng.integers(12, 48) / 12)
+        for harmonic in (h for h in range(1, 9) if h * pitch < 9_500):
+            tone = np.sin(2 * np.pi * (harmonic * pitch * since + rng.random()))
+            sound[start:] += tone * np.exp(-(2 + harmonic) * since) / harmonic
+        if k % 3 == 0:
+            sound[start:] += 0.5 * rng.standard_normal(len(since)) * np.exp(-60 * since)
+    return Clip.from_audio(0.3 * sound / np.abs(sound).max(), rate)
+
+
+def picture_psnr(waveform: torch.Tensor, clip: Clip) -> float:
+    """PSNR in dB of the picture of a reconstructed sound, against the clip's own."""
+    mel = mel_from_waveform(waveform, PARAMS)
+    old, new = (np.asarray(image.convert("L"), float) for image in (clip.image, image_from_mel(mel, PARAMS)[0]))
+    return 10 * np.log10(255**2 / np.square(new - old).mean())
+
+
+def benchmark_phase() -> None:
+    """Picture → waveform, by each method."""
+    groups = {
+        "rendered music": [Clip.from_audio(seed_clip(name).waveform, PARAMS.sample_rate) for name in SEEDS],
+        "dry sounds": [dry_sound(seed) for seed in range(4)],
+    }
+    for method in METHODS:  # warm up
+        waveform_from_mel(torch.ones(1, 512, 512), PARAMS, method=method)
+    print(
+        "\n| Picture → waveform | method | seconds | times faster | SC | picture PSNR (dB) |\n|---|---|---|---|---|---|"
+    )
+    for name, clips in groups.items():
+        found = {method: [] for method in METHODS}
+        for clip in clips:
+            mel = mel_from_image(clip.image, PARAMS, clip.maximum)
+            for method in METHODS:
+                seconds, waveform = timed(lambda m=mel, way=method: waveform_from_mel(m, PARAMS, method=way))
+                found[method].append(
+                    (seconds, spectral_convergence(waveform, mel, PARAMS), picture_psnr(waveform, clip))
+                )
+        table = {method: np.array(rows) for method, rows in found.items()}
+        for method, rows in table.items():
+            ratio = np.median(table["riffusion"][:, 0] / rows[:, 0])
+            seconds, error, psnr = np.median(rows[:, 0]), *rows[:, 1:].mean(axis=0)
+            print(f"| {name} | {method} | {seconds:.2f} | {ratio:.1f} | {error:.3f} | {psnr:.1f} |", flush=True)
+
+
+def benchmark_chain(pipe) -> None:
+    """Prompt → waveform: ours, and plain diffusers with 50 steps of DDIM and the original's way back to sound."""
+    ours_scheduler = pipe.scheduler
+    plain_scheduler = DDIMScheduler.from_config(ours_scheduler.config, timestep_spacing="trailing")
+
+    def ours(seed: int) -> np.ndarray:
+        return text_to_audio(pipe, "jazz", seed=seed).waveform
+
+    def plain(seed: int) -> torch.Tensor:
+        pipe.scheduler = plain_scheduler
+        generator = torch.Generator().manual_seed(seed)
+        picture = pipe("jazz", num_inference_steps=50, guidance_scale=2.5, generator=generator).images[0]
+        pipe.scheduler = ours_scheduler
+        return waveform_from_mel(mel_from_image(picture, PARAMS), PARAMS, method="riffusion")
+
+    ours(0), plain(0)
+    times = np.array([(timed(lambda s=seed: ours(s))[0], timed(lambda s=seed: plain(s))[0]) for seed in range(1, 4)])
+    fast, slow = np.median(times, axis=0)
+    print("\n| Prompt → waveform, 5.12 s | seconds | × real time | times faster |\n|---|---|---|---|")
+    print(f"| plain diffusers, 50 steps of DDIM; original conversion | {slow:.2f} | {CLIP_S / slow:.2f} | 1 |")
+    print(
+        f"| riffusion-lab, defaults | {fast:.2f} | {CLIP_S / fast:.2f} | {np.median(times[:, 1] / times[:, 0]):.1f} |"
+    )
+
+
+def benchmark_growth(pipe) -> None:
+    """What longer sounds, larger batches and more clips cost."""
+    print("\n| Growth | 1 | 2 | 4 | 8 |\n|---|---|---|---|---|")
+    mel = mel_from_image(seed_clip("groove").image, PARAMS)
+    sizes = (1, 2, 4, 8)
+    longer = [timed(lambda n=n: waveform_from_mel(mel.repeat(1, 1, n), PARAMS))[0] / n for n in sizes]
+    print("| waveform of 5.12 s × n, s for each 5.12 s | " + " | ".join(f"{seconds:.2f}" for seconds in longer) + " |")
+    stream, pushes = PhaseStream(PARAMS), []
+    for _ in range(8):
+        pushes.append(timed(lambda: stream.push(mel))[0])
+    print("| stream, s for the n-th clip | " + " | ".join(f"{pushes[n - 1]:.2f}" for n in sizes) + " |")
+    batches = []
+    for n in sizes:
+        seeds = list(range(n))
+        batches.append(timed(lambda s=seeds, n=n: text_to_audio(pipe, "jazz", seed=s, batch_size=n))[0] / n)
+    print("| pictures in batches of n, s for each | " + " | ".join(f"{seconds:.2f}" for seconds in batches) + " |")
+    lengths = [timed(lambda n=n: text_to_audio(pipe, "jazz", duration_s=CLIP_S * n))[0] / n for n in sizes]
+    print("| picture of 5.12 s × n, s for each 5.12 s | " + " | ".join(f"{seconds:.2f}" for seconds in lengths) + " |")
+
+
+def benchmark_start() -> None:
+    """How long one waits before anything happens."""
+
+    def python(code: str) -> float:
+        command = [
+            sys.executable,
+            "-c",
+            f"import time; t = time.perf_counter(); {code}; print(time.perf_counter() - t)",
+        ]
+        outputs = [subprocess.run(command, capture_output=True, text=True, check=True).stdout for _ in range(3)]
+        return float(np.median([float(output.split()[-1]) for output in outputs]))
+
+    load = "from riffusion_lab import load_pipeline; load_pipeline()"
+    print("\n| Start | seconds |\n|---|---|")
+    print(f"| import riffusion_lab | {python('import riffusion_lab'):.2f} |")
+    print(f"| import, and load_pipeline() | {python(load):.2f} |")
+
+
+def benchmark_memory(pipe) -> None:
+    """How much memory long sounds and many clips take, beyond what they are."""
+    process = psutil.Process()
+    print("\n| Memory | grown by (MB) | of it the output (MB) |\n|---|---|---|")
+    before = process.memory_info().rss
+    clip = text_to_audio(pipe, "jazz", duration_s=60, num_inference_steps=3)
+    output = clip.waveform.nbytes + np.asarray(clip.image).nbytes
+    print(f"| 60 s of text_to_audio | {(process.memory_info().rss - before) / 1e6:.0f} | {output / 1e6:.0f} |")
+    del clip
+    before, pictures = process.memory_info().rss, []
+    for made in interpolate(pipe, Prompt("jazz"), Prompt("techno", seed=1), num_clips=100, num_inference_steps=2):
+        pictures.append(made.image)
+    output = sum(np.asarray(picture).nbytes for picture in pictures)
+    print(f"| 100 clips of interpolate | {(process.memory_info().rss - before) / 1e6:.0f} | {output / 1e6:.0f} |")
+
+
+def main() -> None:
+    """Print all tables."""
+    print(
+        f"{date.today()}, {platform.machine()}, {torch.get_num_threads()} threads of {os.cpu_count()} cores, ", end=""
+    )
+    print(f"no GPU used, torch {torch.__version__}")
+    benchmark_start()
+    benchmark_phase()
+    pipe = load_pipeline()
+    benchmark_chain(pipe)
+    benchmark_growth(pipe)
+    benchmark_memory(pipe)
+
+
+if __name__ == "__main__":
+    main()
