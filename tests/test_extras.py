@@ -23,6 +23,29 @@ CHANGES = {
         ('NAME = "RIFF"', 'NAME = "ANNA"'),
     ],
     "03_text_to_music": [('"piano, slow", 7', '"harsh funk, 94 bpm", 8'), ("[11, 12]", "[0, 1]")],
+    "04_interpolation": [
+        ('"jazz with piano, 94 bpm", seed=1', '"harp, slow, 117 bpm", seed=7'),
+        ('"techno, 94 bpm", seed=2', '"rock, 117 bpm", seed=8'),
+        ("SEED, FIRST, SECOND = 4,", "SEED, FIRST, SECOND = 9,"),
+        ('seed_clip("beat")', 'seed_clip("melody")'),
+    ],
+    "05_inpainting": [
+        ('"rock band with drums, 94 bpm", 3, 11', '"slow choir", 8, 2'),
+        ('"church organ, 94 bpm"', '"techno"'),
+        ('"drum solo, fast", seed=10', '"rain", seed=4'),
+        ("(1.87, 3.25)", "(2, 3)"),
+    ],
+    "06_negative_prompts": [
+        ('PROMPT, SEED = "jazz with piano", 1', 'PROMPT, SEED = "rock, 117 bpm", 7'),
+        ('"drums only"', '"church organ"'),
+        ('"jazz with (piano:1.3), (drums:0.5)"', '"[slow] ((techno)) (flute:0)"'),
+    ],
+    "07_audio_to_audio": [
+        ('(seed_clip("arpeggio") * 2)[:5.76]', 'seed_clip("melody")[:3.1]'),
+        ('STYLE = "church organ"', 'STYLE = "techno"'),
+        ('"electric piano, 94 bpm"', '"rain"'),
+        ('"music box", "choir"', '"techno", "rain"'),
+    ],
 }
 
 
