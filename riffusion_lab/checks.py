@@ -109,9 +109,9 @@ class Order(Prompt):
         """Give the source of noise: on the CPU, so that every device gets the same."""
         return self.generator or torch.Generator("cpu").manual_seed(self.seed)
 
-    def given(self) -> dict[str, Any]:
-        """Give what a recipe keeps of it: the arguments of `Prompt`."""
-        return {field.name: getattr(self, field.name) for field in fields(Prompt)}
+    def given(self, text: str = "text") -> dict[str, Any]:
+        """Give what a recipe keeps of it: the arguments of `Prompt`; `text` is the name of the words."""
+        return {text if field.name == "text" else field.name: getattr(self, field.name) for field in fields(Prompt)}
 
 
 def check_order(pipe: Pipeline, prompt: Prompt, generator: object = None) -> Order:

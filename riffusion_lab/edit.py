@@ -159,7 +159,8 @@ def extend(
     """Go on where a clip ends, or begin before it does: outpainting in time.
 
     Window after window, the last `memory_s` seconds are kept and the rest of the model's 5.12 s is made anew, so that
-    each window hears the one before it. What was there stays bit for bit. Memory grows with the picture only.
+    each window hears the one before it. What was there stays bit for bit; of a window that another one follows, the
+    last 80 ms are made again. Memory grows with the picture only.
 
     Parameters
     ----------
@@ -210,17 +211,18 @@ def extend(
         pipe.scheduler = begins_in_the_middle(pipe.scheduler)
         own = order.noise()
         while picture.shape[1] < n_columns:
+            if picture.shape[1] > clip.image.width:
+                picture = picture[:, :-GRID]  # the open end of a window sounds like one
             job = make_job(pipe, order, window, own)
-            known = np.pad(picture[:, -memory:], ((0, 0), (0, window - memory), (0, 0)), constant_values=255)
+            # what is not known is no silence either, which the encoder would smear into what is
+            known = np.pad(picture[:, -memory:], ((0, 0), (0, window - memory), (0, 0)), mode="reflect")
             clean = encode(pipe, Image.fromarray(known[:, turn]), loop=False)
             is_new = torch.arange(clean.shape[-1], device=clean.device) >= memory // GRID
             mask = (is_new.flip(0) if before else is_new).expand(clean.shape[-2], -1)
-            made = decode(
-                pipe, from_clip(pipe, [job], clean, strength=1.0, loop=False, mask=mask, **options), loop=False
-            )
-            picture = np.concatenate([picture, np.asarray(made)[:, turn][:, memory:]], axis=1)
-        facts |= {"prompt": order.text, "seed": order.seed, "negative_prompt": order.negative_prompt}
-        facts |= {"guidance_scale": order.guidance_scale, "num_inference_steps": settings.num_inference_steps}
+            latents = from_clip(pipe, [job], clean, strength=1.0, loop=False, mask=mask, **options)
+            made = np.asarray(decode(pipe, latents, loop=False))[:, turn]
+            picture = np.concatenate([picture, made[:, memory:]], axis=1)
+        facts |= {**order.given("prompt"), "num_inference_steps": settings.num_inference_steps}
         recipe = make_recipe(pipe, "extend", **facts, **Source(clip).given())
     made = Image.fromarray(picture[:, :n_columns][:, turn])
     return Clip.from_picture(Picture(made, PARAMS, clip.maximum, loop=False, recipe=recipe))

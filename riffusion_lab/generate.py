@@ -146,8 +146,7 @@ def make_ordered(pipe: Pipeline, kind: str, orders: list[Order], settings: Setti
     remark(pipe, orders)
     tasks = []
     for order in orders:
-        facts = order.given()
-        facts = {"prompt": facts.pop("text"), **facts}
+        facts = order.given("prompt")
         if settings.source is None:
             del facts["strength"]
         job = partial(make_job, pipe, order, settings.n_columns)

@@ -10,7 +10,7 @@ from functools import partial
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor, nn
 
 from .models import Pipeline
@@ -127,7 +127,7 @@ def encode(pipe: Pipeline, picture: Image.Image, *, loop: bool) -> Tensor:
     pipe : StableDiffusionPipeline
         Its autoencoder encodes; of a distribution, the likeliest latents are taken.
     picture : PIL.Image.Image
-        RGB, 512 high; filled up with silence to a width that the U-Net takes.
+        RGB, 512 high; mirrored at its end up to a width that the U-Net takes.
     loop : bool
         Whether the first column follows the last one.
 
@@ -136,7 +136,8 @@ def encode(pipe: Pipeline, picture: Image.Image, *, loop: bool) -> Tensor:
     Tensor [shape=(1, 4, 64, columns)]
     """
     scale, n_columns = pipe.vae_scale_factor, latent_columns(pipe, picture.width)
-    picture = ImageOps.expand(picture, (0, 0, n_columns * scale - picture.width, 0), fill="white")
+    missing = n_columns * scale - picture.width
+    picture = Image.fromarray(np.pad(np.asarray(picture), ((0, 0), (0, missing), (0, 0)), mode="reflect"))
     pixels = pipe.image_processor.preprocess(picture)  # (1, 3, 512, width)
 
     def encode_strip(columns: Tensor) -> Tensor:

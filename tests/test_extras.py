@@ -39,6 +39,7 @@ CHANGES = {
         ('PROMPT, SEED = "jazz with piano", 1', 'PROMPT, SEED = "rock, 117 bpm", 7'),
         ('"drums only"', '"church organ"'),
         ('"jazz with (piano:1.3), (drums:0.5)"', '"[slow] ((techno)) (flute:0)"'),
+        ('"slow jazz trio with piano, warm double bass, no drums, "', '"funk with saxophone, "'),
     ],
     "07_audio_to_audio": [
         ('(seed_clip("arpeggio") * 2)[:5.76]', 'seed_clip("melody")[:3.1]'),

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import riffusion_lab
-from riffusion_lab import load_pipeline, text_to_audio, vocabulary
+from riffusion_lab import extend, load_pipeline, text_to_audio, vocabulary
 from riffusion_lab.recipes import weights_hash
 from riffusion_lab.training.evaluation import CLASSES, class_scores
 from riffusion_lab.training.vocabulary import EFFECT_NAMES, INSTRUMENTS, STYLE_NAMES
@@ -103,3 +103,13 @@ def test_the_report_is_about_these_weights_and_good_enough(pipe):
     assert report["groups"]["instruments"]["adherence"] >= 0.35
     heard = [p["heard"] == p["label"] for p in report["prompts"] if p["label"] in INSTRUMENTS]
     assert np.mean(heard) == pytest.approx(report["groups"]["instruments"]["generated"])
+
+
+def test_where_windows_of_extend_meet_nothing_swells_or_sinks(pipe):
+    clip = text_to_audio(pipe, "strings chords", seed=1, num_inference_steps=8)
+    longer = extend(pipe, clip, "strings chords", seconds=5, seed=2, num_inference_steps=8)
+    darkness = 255 - np.asarray(longer.image.convert("L"), float).mean(axis=0)
+    for seam in (512, 512 + 256 - 8):  # of the second window the last 8 columns are made again
+        beside = np.median(darkness[seam - 64 : seam + 64])
+        for first in (seam - 8, seam):
+            assert 0.8 < darkness[first : first + 8].mean() / beside < 1.25

@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import librosa
 import numpy as np
+from scipy.signal import find_peaks
 
 from riffusion_lab import (
     Clip,
@@ -76,29 +77,31 @@ def measure_joins(pipe) -> None:
         )
 
 
-def tempo(clip: Clip, near: float) -> float:
-    """Beats per minute: where the onsets look most like themselves again, four beats later, between columns too."""
+def off_tempo(clip: Clip, bpm: float) -> float:
+    """How far the strongest period of the onsets, between 1 and 4 s, is from a whole number of half beats."""
     onsets = librosa.onset.onset_strength(y=clip.waveform[0], sr=RATE, hop_length=441)
     onsets = onsets - onsets.mean()
     alike = np.correlate(onsets, onsets, "full")[len(onsets) - 1 :]
-    beat = 60 * COLUMNS_PER_S / near
-    first, last = round(3.8 * beat), round(4.2 * beat)
-    peak = first + int(alike[first:last].argmax())
+    peaks, _ = find_peaks(alike[:400])
+    peak = max(peaks[peaks > 100], key=lambda lag: alike[lag])
     left, middle, right = alike[peak - 1 : peak + 2]
-    return 4 * 60 * COLUMNS_PER_S / (peak + (left - right) / (2 * (left - 2 * middle + right)))
+    period = peak + (left - right) / (2 * (left - 2 * middle + right))  # columns, between them too
+    half_beat = 30 * COLUMNS_PER_S / bpm
+    return period / (half_beat * round(period / half_beat)) - 1
 
 
 def measure_a_minute(pipe) -> None:
     """Add a minute to a clip, and see whether level and tempo hold."""
     for prompt in ("techno, 117 bpm", "rock, 94 bpm"):
         clip = text_to_audio(pipe, prompt, seed=1)
-        bpm = float(prompt.split()[-2])
+        bpm = {"117": 600 / 5.12, "94": 480 / 5.12}[prompt.split()[-2]]  # the exact ones, of whole beats in 5.12 s
         long = extend(pipe, clip, prompt, seconds=60, seed=2)
         parts = [long[s : s + 10.0] for s in (5.12, 15.12, 25.12, 35.12, 45.12, 55.12)]
         levels = [rms_dbfs(part.waveform) - rms_dbfs(clip.waveform) for part in parts]
-        tempi = [tempo(part, bpm) / tempo(clip * 2, bpm) - 1 for part in parts]
+        tempi = [off_tempo(part, bpm) for part in parts]
         print(
-            f"{prompt}, a minute more: level " + ", ".join(f"{level:+.1f}" for level in levels) + " dB; tempo", end=" "
+            f"{prompt}, a minute more: level " + ", ".join(f"{level:+.1f}" for level in levels) + " dB; off the tempo",
+            end=" ",
         )
         print(", ".join(f"{change:+.1%}" for change in tempi))
 
