@@ -78,16 +78,14 @@ def measure_joins(pipe) -> None:
 
 
 def off_tempo(clip: Clip, bpm: float) -> float:
-    """How far the strongest period of the onsets, between 1 and 4 s, is from a whole number of half beats."""
+    """How far the place near four beats later, where the onsets look like themselves again, is from four beats."""
     onsets = librosa.onset.onset_strength(y=clip.waveform[0], sr=RATE, hop_length=441)
     onsets = onsets - onsets.mean()
     alike = np.correlate(onsets, onsets, "full")[len(onsets) - 1 :]
-    peaks, _ = find_peaks(alike[:400])
-    peak = max(peaks[peaks > 100], key=lambda lag: alike[lag])
+    four_beats = 240 * COLUMNS_PER_S / bpm
+    peak = min(find_peaks(alike)[0], key=lambda lag: abs(lag - four_beats))
     left, middle, right = alike[peak - 1 : peak + 2]
-    period = peak + (left - right) / (2 * (left - 2 * middle + right))  # columns, between them too
-    half_beat = 30 * COLUMNS_PER_S / bpm
-    return period / (half_beat * round(period / half_beat)) - 1
+    return (peak + (left - right) / (2 * (left - 2 * middle + right))) / four_beats - 1  # between columns too
 
 
 def measure_a_minute(pipe) -> None:
@@ -100,8 +98,7 @@ def measure_a_minute(pipe) -> None:
         levels = [rms_dbfs(part.waveform) - rms_dbfs(clip.waveform) for part in parts]
         tempi = [off_tempo(part, bpm) for part in parts]
         print(
-            f"{prompt}, a minute more: level " + ", ".join(f"{level:+.1f}" for level in levels) + " dB; off the tempo",
-            end=" ",
+            f"{prompt}, a minute more: level", ", ".join(f"{level:+.1f}" for level in levels), "dB; tempo off", end=" "
         )
         print(", ".join(f"{change:+.1%}" for change in tempi))
 
