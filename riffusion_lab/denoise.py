@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from threading import RLock
 from typing import TYPE_CHECKING, Any
 
 import diffusers
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from diffusers import SchedulerMixin
 
 CIRCULAR_SHARE = 0.334  # of the steps, the last ones: a third
+_TURN = RLock()
 
 Callback = Callable[[Pipeline, int, Tensor, dict[str, Any]], dict[str, Any] | None]
 
@@ -64,14 +66,18 @@ def draw_noise(pipe: Pipeline, generator: torch.Generator, n_columns: int) -> Te
 
 @contextmanager
 def left_as_found(pipe: Pipeline) -> Iterator[None]:
-    """Work on a copy of the scheduler; on leaving, whatever happened, all is as before."""
-    found = dict(vars(pipe))
-    try:
-        pipe.scheduler = copy.deepcopy(pipe.scheduler)
-        yield
-    finally:
-        vars(pipe).clear()
-        vars(pipe).update(found)
+    """Work on a copy of the scheduler; on leaving, whatever happened, all is as before.
+
+    Threads take turns: networks are made circular where they are, and a live session plays beside the notebook's cells.
+    """
+    with _TURN:
+        found = dict(vars(pipe))
+        try:
+            pipe.scheduler = copy.deepcopy(pipe.scheduler)
+            yield
+        finally:
+            vars(pipe).clear()
+            vars(pipe).update(found)
 
 
 def from_noise(

@@ -114,7 +114,7 @@ def interpolate(
     Taught in: 04
     """
     num_clips = check_whole("num_clips", num_clips, 1, math.inf)
-    points = [_check_point(pipe, prompt) for prompt in [start, *(end if is_list(end) else [end])]]
+    points = [check_point(pipe, prompt) for prompt in [start, *(end if is_list(end) else [end])]]
     if len(points) < 2:
         raise ValueError(f"a walk needs two prompts at least, not {len(points)}")
     if seed_clip is not None and duration_s is not None:
@@ -126,7 +126,7 @@ def interpolate(
     remark(pipe, points)
     legs = list(pairwise(points))[: None if num_clips > 1 else 1]
     tasks = [
-        _task(pipe, start, end, alpha, settings.n_columns)
+        step_task(pipe, start, end, alpha, settings.n_columns)
         for leg, (start, end) in enumerate(legs)
         for alpha in alphas[leg > 0 :]  # the first clip of a leg is the last one of the leg before
     ]
@@ -164,13 +164,15 @@ def walk(pipe: Pipeline, prompts: Sequence[Prompt], *, closed: bool = False, **o
     return interpolate(pipe, start, [*rest, start] if closed else rest, **options)
 
 
-def _check_point(pipe: Pipeline, prompt: object) -> Order:
+def check_point(pipe: Pipeline, prompt: object) -> Order:
+    """Check an end of a walk and fill in the model's defaults."""
     if not isinstance(prompt, Prompt):
         raise TypeError(f"{prompt!r} is no Prompt: give Prompt('piano', seed=1)")
     return check_order(pipe, replace(prompt, strength=STRENGTH if prompt.strength is None else prompt.strength))
 
 
-def _task(pipe: Pipeline, start: Order, end: Order, alpha: float, n_columns: int) -> Task:
+def step_task(pipe: Pipeline, start: Order, end: Order, alpha: float, n_columns: int) -> Task:
+    """Say what the clip is made from that lies at `alpha`, 0…1, between two ends."""
     return Task(
         job=partial(_job, pipe, start, end, alpha, n_columns),
         guidance_scale=(1 - alpha) * start.guidance_scale + alpha * end.guidance_scale,

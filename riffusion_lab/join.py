@@ -50,22 +50,25 @@ def stitch(clips: Sequence[Clip], crossfade_s: float = CROSSFADE_S) -> Clip:
     check_alike(clips)
     shortest = min(clip.duration_s for clip in clips)
     n_fade = round(check_number("crossfade_s", crossfade_s, 0, shortest / 2) * clips[0].sample_rate)
-    share = np.linspace(0, np.pi / 2, n_fade, endpoint=False, dtype=np.float32)
-    rising, falling = np.sin(share), np.cos(share)
     is_loop = all(clip.loop for clip in clips)
     parts: list[np.ndarray] = []
     tail = _tail(clips[-1], n_fade) if is_loop else None
     for clip in clips:
-        sound = clip.waveform.copy()
+        sound = clip.waveform
         if tail is not None:
-            head = sound[:, :n_fade]
-            # two sounds that are alike add up to more than their power
-            power = 1 + 2 * _likeness(tail, head) * rising * falling
-            sound[:, :n_fade] = (falling * tail + rising * head) / np.sqrt(power)
+            sound = crossfade(tail, sound, n_fade)
         tail = _tail(clip, n_fade)
         is_last = len(parts) == len(clips) - 1
         parts.append(sound if clip.loop or is_last else sound[:, : sound.shape[1] - n_fade])
     return _like(clips[0], np.concatenate(parts, axis=1), loop=is_loop)
+
+
+def crossfade(tail: np.ndarray, sound: np.ndarray, n_fade: int) -> np.ndarray:
+    """Fade a sound in under what sounds on from before, over `n_fade` samples; both [shape=(channels, samples)]."""
+    share = np.linspace(0, np.pi / 2, n_fade, endpoint=False, dtype=np.float32)
+    rising, falling, tail, head = np.sin(share), np.cos(share), tail[:, :n_fade], sound[:, :n_fade]
+    power = 1 + 2 * _likeness(tail, head) * rising * falling  # what is alike adds up to more than its power
+    return np.concatenate([(falling * tail + rising * head) / np.sqrt(power), sound[:, n_fade:]], axis=1)
 
 
 def _likeness(a: np.ndarray, b: np.ndarray) -> float:

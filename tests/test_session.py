@@ -1,0 +1,299 @@
+"""The engine of endless music: the way it takes, what it drops, that it waits, fails, goes on, and can be repeated."""
+
+import json
+import threading
+import time
+
+import numpy as np
+import pytest
+import soundfile
+
+from conftest import N_SAMPLES, RATE, tone
+from riffusion_lab import Clip, Prompt, stitch
+from riffusion_lab.widgets import Session, replay_session, session
+from riffusion_lab.widgets.session import LONGEST_QUEUE
+
+WAIT_S = 60
+
+
+def fake_clip(point):
+    """A tone for each place, made at once."""
+    frequency_hz = 100 + 7 * point.end.seed + 50 * point.alpha + 10 * len(point.end.text)
+    return Clip.from_audio(tone(round(frequency_hz * 5.12) / 5.12), RATE, loop=True)
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """Make tones instead of clips, and keep the points they were made for."""
+    points = []
+
+    def make_point(_pipe, point, _settings):
+        points.append(point)
+        return fake_clip(point)
+
+    monkeypatch.setattr(session, "make_point", make_point)
+    return points
+
+
+@pytest.fixture
+def begin(pipe):
+    """Begin sessions; they end with the test."""
+    begun = []
+
+    def begin(prompt="piano", **options):
+        begun.append(Session(pipe, prompt, **options))
+        return begun[-1]
+
+    yield begin
+    for each in begun:
+        each.stop()
+        if each._thread:
+            each._thread.join(WAIT_S)
+            assert not each._thread.is_alive()
+
+
+def hear(live, n_clips):
+    for _ in range(n_clips):
+        live.next(WAIT_S)
+    return [(point.label, point.start.seed, point.end.seed) for point, _ in live.heard[-n_clips:]]
+
+
+def wait_until(live, condition):
+    with live.changed:
+        assert live.changed.wait_for(condition, WAIT_S)
+
+
+def test_seeds_wander_while_no_prompt_waits(begin, made):
+    live = begin(clips_per_seed=2)
+    assert hear(live, 4) == [("piano", 0, 0), ("piano", 0, 1), ("piano", 0, 1), ("piano", 1, 2)]
+    assert [point.alpha for point in made[:5]] == [0, 0.5, 1, 0.5, 1]
+
+
+@pytest.mark.parametrize("n_before", [1, 2, 3, 6])
+def test_new_prompt_is_heard_next_though_clips_were_made_ahead(begin, made, n_before):
+    live = begin()
+    hear(live, n_before)
+    wait_until(live, lambda: len(live.ready) == live.ahead)
+    live.add("techno")
+    first, second = hear(live, 2)
+    assert first[0] == "piano → techno (50%)"
+    assert second[0] == "techno"
+    assert first[1] == first[2]  # the seed stays
+
+
+def test_prompts_that_wait_are_heard_in_turn(begin, made):
+    live = begin()
+    hear(live, 1)
+    for prompt in ("techno", Prompt("jazz", seed=7), "slow"):
+        live.add(prompt)
+    labels = [label for label, *_ in hear(live, 7)]
+    assert labels[:6] == ["piano → techno (50%)", "techno", "techno → jazz (50%)", "jazz", "jazz → slow (50%)", "slow"]
+    assert labels[6] == "slow"
+    assert live.heard[4][0].end.seed == 7
+
+
+def test_a_prompt_on_its_way_is_not_dropped_for_the_next(begin, made):
+    live = begin(clips_per_prompt=1)
+    hear(live, 1)
+    live.add("techno")
+    wait_until(live, lambda: live.ready and live.ready[-1].asked.wanders)  # techno is made, and more
+    live.add("jazz")
+    assert [label for label, *_ in hear(live, 2)] == ["techno", "jazz"]
+
+
+def test_what_is_in_the_making_is_given_up_for_a_new_prompt(begin, monkeypatch):
+    given_up = threading.Event()
+
+    def make_point(pipe, point, settings):
+        if point.alpha == 0 or point.end.text == "techno":
+            return fake_clip(point)
+        try:
+            for step in range(100_000):  # until the callback says no
+                time.sleep(0.001)
+                settings.callback(pipe, step % 12, None, {})
+        except session._NotWanted:
+            given_up.set()
+            raise
+        raise AssertionError("nobody stopped it")
+
+    monkeypatch.setattr(session, "make_point", make_point)
+    live = begin(clips_per_prompt=1)
+    hear(live, 1)
+    wait_until(live, lambda: live._making)
+    live.add("techno")
+    assert hear(live, 1)[0][0] == "techno"
+    assert given_up.is_set()
+
+
+def test_guidance_and_strength_change_from_the_next_clip_on(begin, made):
+    live = begin(clips_per_seed=4)
+    hear(live, 1)
+    wait_until(live, lambda: len(live.ready) == live.ahead)
+    live.change(guidance_scale=9.0, strength=0.25)
+    live.next(WAIT_S)
+    point, _ = live.heard[-1]
+    assert (point.alpha, point.start.guidance_scale, point.end.strength) == (0.25, 9.0, 0.25)
+    live.add(Prompt("techno", guidance_scale=2.0))
+    hear(live, 2)
+    assert live.heard[-1][0].end.guidance_scale == 2.0  # a prompt's own stays
+
+
+def test_it_is_never_further_ahead_than_asked(begin, made):
+    live = begin(ahead=2)
+    live.take()
+    wait_until(live, lambda: len(live.ready) == 2)
+    time.sleep(0.2)  # it would go on now, if it did
+    assert live.n_made == len(made) == 2
+    assert [clip.number for clip in live.take()] == [1, 2]
+    assert [clip.number for clip in live.take(have=1)] == [2]
+    live.begin(1)
+    wait_until(live, lambda: live.n_made == 3)
+    for number in range(1, 40):
+        wait_until(live, lambda n=number: live.n_made >= n)
+        live.begin(number)
+    assert len(live.recent) <= live.ahead + session.RECENT
+
+
+def test_the_last_clip_goes_round_and_is_counted(begin, made):
+    live = begin()
+    live.take()
+    wait_until(live, lambda: live.ready)
+    for _ in range(3):
+        live.begin(1)
+    assert [(point.alpha, times) for point, times in live.heard] == [(0, 3)]
+
+
+def test_an_error_is_told_once_and_the_clip_is_tried_again(begin, monkeypatch):
+    tried = []
+
+    def make_point(_pipe, point, _settings):
+        tried.append(point.alpha)
+        if tried.count(0.25) == 1 and point.alpha == 0.25:
+            raise RuntimeError("out of memory")
+        return fake_clip(point)
+
+    monkeypatch.setattr(session, "make_point", make_point)
+    live = begin()
+    hear(live, 1)
+    wait_until(live, lambda: live.error)
+    assert live.status["error"] == "RuntimeError: out of memory"
+    with pytest.raises(RuntimeError, match="out of memory"):
+        live.next(WAIT_S)
+    assert live.status["error"] == ""
+    hear(live, 1)
+    assert live.heard[-1][0].alpha == 0.25
+
+
+def test_waiting_has_an_end(begin, monkeypatch):
+    monkeypatch.setattr(session, "make_point", lambda *_: time.sleep(1))
+    live = begin()
+    with pytest.raises(TimeoutError, match=r"0\.01 s"):
+        live.next(0.01)
+    live.stop()
+    with pytest.raises(RuntimeError, match="stopped"):
+        live.next(WAIT_S)
+
+
+@pytest.mark.parametrize("suffix", [".wav", ".flac", ".ogg"])
+def test_recording_is_what_is_heard(begin, made, tmp_path, suffix):
+    live = begin()
+    hear(live, 1)
+    live.record(tmp_path / f"take{suffix}")
+    hear(live, 1)
+    live.begin(live.n_made - len(live.ready))  # round again
+    hear(live, 1)
+    path = live.stop_recording()
+    assert path == tmp_path / f"take{suffix}"
+    assert live.stop_recording() is None
+    sound, rate = soundfile.read(path)
+    assert (rate, len(sound)) == (RATE, 3 * N_SAMPLES)
+    a, b = (fake_clip(point) for point, _ in live.heard[-2:])
+    wanted = stitch([a, a, b]).waveform[0]
+    if suffix == ".ogg":
+        assert np.corrcoef(sound, wanted)[0, 1] > 0.95
+    else:  # stitch closes a loop, a recording does not: the first fade is its own
+        fade = round(0.03 * RATE)
+        np.testing.assert_allclose(sound[fade:], wanted[fade:], atol=1 / 32_767)
+
+
+def test_the_recipe_plays_the_same_again(begin):
+    live = begin(num_inference_steps=2)
+    clips = [live.next(WAIT_S)]
+    live.add("techno")
+    live.change(guidance_scale=3.0)
+    clips += [live.next(WAIT_S) for _ in range(3)]
+    recipe = json.loads(json.dumps(live.recipe))
+    live.stop()
+    again = list(replay_session(recipe, live.pipe))
+    for clip, other in zip(clips, again, strict=True):
+        np.testing.assert_array_equal(np.asarray(clip.image), np.asarray(other.image))
+        np.testing.assert_array_equal(clip.waveform, other.waveform)
+
+
+def test_a_seed_clip_is_needed_again(begin, music):
+    seed_clip = Clip.from_audio(music, RATE, loop=True)
+    live = begin(seed_clip=seed_clip, num_inference_steps=2)
+    clip = live.next(WAIT_S)
+    recipe = live.recipe
+    live.stop()
+    with pytest.raises(ValueError, match="seed clip"):
+        replay_session(recipe, live.pipe)
+    (again,) = replay_session(recipe, live.pipe, seed_clip=seed_clip)
+    np.testing.assert_array_equal(clip.waveform, again.waveform)
+    assert clip.maximum == seed_clip.maximum
+
+
+def test_bad_input_is_refused_and_changes_nothing(begin, made, tmp_path):
+    live = begin()
+    hear(live, 1)
+    before = live.status["queue"], live.recipe
+    for prompt, words in (("", "empty"), ("x" * 10_000, "10,000"), (None, "str"), (3, "str")):
+        with pytest.raises((TypeError, ValueError), match=words):
+            live.add(prompt)
+    for change in ({"guidance_scale": -1}, {"strength": 2}, {"guidance_scale": float("nan")}, {"strength": "much"}):
+        with pytest.raises((TypeError, ValueError)):
+            live.change(**change)
+    with pytest.raises(ValueError, match="99"):
+        live.begin(99)
+    with pytest.raises(ValueError, match="format"):
+        live.record(tmp_path / "take.xyz")
+    with pytest.raises(FileNotFoundError, match="missing"):
+        live.record(tmp_path / "missing" / "take.wav")
+    assert (live.status["queue"], live.recipe) == before
+    with pytest.raises(ValueError, match="no recipe of a session"):
+        replay_session({"kind": "text_to_audio"}, live.pipe)
+
+
+def test_bad_beginnings_are_refused(begin, music):
+    for options in ({"ahead": 0}, {"clips_per_prompt": 0}, {"clips_per_seed": 1.5}, {"num_inference_steps": 0}):
+        with pytest.raises((TypeError, ValueError), match=next(iter(options))):
+            begin(**options)
+    with pytest.raises(ValueError, match="whole number of clips"):
+        begin(seed_clip=Clip.from_audio(music, RATE)[:3])
+
+
+def test_ten_quick_prompts_fill_the_queue_and_no_more(begin, monkeypatch):
+    monkeypatch.setattr(session, "make_point", lambda *_: time.sleep(0.05) or fake_clip(_[1]))
+    live = begin()
+    refused = 0
+    for _ in range(LONGEST_QUEUE + 2):
+        try:
+            live.add("techno")
+        except ValueError as error:
+            assert "wait already" in str(error)
+            refused += 1
+    assert refused == 2
+    assert len(live.status["queue"]) == LONGEST_QUEUE
+    assert hear(live, 3)[-1][0] == "techno"
+
+
+def test_cells_may_make_clips_while_it_plays(begin, pipe):
+    from riffusion_lab import text_to_audio
+
+    alone = text_to_audio(pipe, "jazz", seed=3, loop=False)
+    live = begin(num_inference_steps=2)
+    live.take()
+    beside = [text_to_audio(pipe, "jazz", seed=3, loop=False) for _ in range(3)]
+    for clip in beside:
+        np.testing.assert_array_equal(np.asarray(clip.image), np.asarray(alone.image))
+    live.next(WAIT_S)
