@@ -23,7 +23,8 @@ def main() -> None:
     parser.add_argument("stage", choices=STAGES)
     parser.add_argument("--folder", type=Path, default=Path("data"), help="for clips, checkpoints and results")
     parser.add_argument("--minutes", type=float, help="time budget of a training stage")
-    parser.add_argument("--start-from", help="stage denoiser: train this model on; its autoencoder is used too")
+    parser.add_argument("--start-from", help="stages autoencoder and denoiser: train this model on")
+    parser.add_argument("--new-text", action="store_true", help="stage denoiser: with a new text encoder all the same")
     parser.add_argument(
         "--favoured", metavar="CLASS", nargs="*", default=[], help="stage denoiser: draw these more often"
     )
@@ -42,12 +43,14 @@ def _data(folder: Path, _budget: dict, _arguments: argparse.Namespace) -> None:
         make_dataset(folder / "clips", executor)
 
 
-def _autoencoder(folder: Path, budget: dict, _arguments: argparse.Namespace) -> None:
+def _autoencoder(folder: Path, budget: dict, arguments: argparse.Namespace) -> None:
+    from ..models import load_pipeline
     from .autoencoder import encode_dataset, peak_signal_to_noise, train_autoencoder
     from .dataset import load_dataset
 
     dataset = load_dataset(folder / "clips")
-    vae = train_autoencoder(dataset, folder, **budget)
+    start_from = load_pipeline(arguments.start_from, device="cpu").vae if arguments.start_from else None
+    vae = train_autoencoder(dataset, folder, start_from=start_from, **budget)
     print(f"autoencoder: {peak_signal_to_noise(vae, dataset):.2f} dB PSNR on held-out pictures", flush=True)
     latents = encode_dataset(vae, dataset, folder / "latents.npy")
     print(f"latents: mean {latents.mean(dtype='f8'):.3f}, standard deviation {latents.std(dtype='f8'):.3f}", flush=True)
@@ -79,10 +82,17 @@ def _denoiser(folder: Path, budget: dict, arguments: argparse.Namespace) -> None
 
     dataset = load_dataset(folder / "clips")
     start_from = load_pipeline(arguments.start_from, device="cpu") if arguments.start_from else None
-    vae = start_from.vae if start_from else AutoencoderTiny.from_pretrained(folder / "vae")
+    is_new = (folder / "vae").is_dir() or not start_from
+    vae = AutoencoderTiny.from_pretrained(folder / "vae") if is_new else start_from.vae
     latents = encode_dataset(vae, dataset, folder / "latents.npy")
     network, tokenizer = train_denoiser(
-        latents, dataset, folder, start_from=start_from, favoured=arguments.favoured, **budget
+        latents,
+        dataset,
+        folder,
+        start_from=start_from,
+        new_text=arguments.new_text,
+        favoured=arguments.favoured,
+        **budget,
     )
     assemble(network.to(memory_format=torch.contiguous_format), tokenizer, vae).save_pretrained(folder / "riffling")
 

@@ -63,30 +63,37 @@ class LatentAutoencoder(nn.Module):
 
 
 def reconstruction_loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Absolute error of the picture, and half that of its differences along time and frequency (sharp lines)."""
-    loss = F.l1_loss(output, target)
+    """Absolute and squared error of the picture, and half that of its differences both ways (sharp lines)."""
+    loss = F.l1_loss(output, target) + F.mse_loss(output, target)
     for dim in (-1, -2):
         loss = loss + 0.5 * F.l1_loss(output.diff(dim=dim), target.diff(dim=dim))
     return loss
 
 
 def train_autoencoder(
-    dataset: Dataset, folder: str | Path, *, minutes: float = 12.0, learning_rate: float = 1e-3
+    dataset: Dataset,
+    folder: str | Path,
+    *,
+    start_from: AutoencoderTiny | None = None,
+    minutes: float = 12.0,
+    learning_rate: float = 1e-3,
 ) -> AutoencoderTiny:
-    """Train from nothing, or go on; write `folder/vae` in diffusers' format and return it.
+    """Train from nothing or from a trained one, or go on after a break; write `folder/vae` and return it.
 
     Parameters
     ----------
     dataset : Dataset
     folder : path
-        For the checkpoint and the result.
+        For the checkpoint and the result, in diffusers' format.
+    start_from : AutoencoderTiny, optional
+        Default: an untrained one.
     minutes : float
         Time budget.
     """
     rng = np.random.default_rng()
     torch.manual_seed(0)
     training, _ = dataset.split()
-    model = LatentAutoencoder(new_autoencoder()).to(memory_format=torch.channels_last).train()
+    model = LatentAutoencoder(start_from or new_autoencoder()).to(memory_format=torch.channels_last).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.0)
 
     def crops() -> torch.Tensor:

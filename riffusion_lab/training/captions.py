@@ -7,6 +7,7 @@ import numpy as np
 from .vocabulary import (
     DRUM_NAMES,
     EFFECT_NAMES,
+    FUSION,
     INSTRUMENTS,
     MODE_WORDS,
     STYLE_NAMES,
@@ -23,6 +24,10 @@ def _name(facts: dict, pick) -> str:
         return label if pick(range(2)) else pick(STYLE_NAMES[label])
     if facts["kind"] == "effect":
         return pick(EFFECT_NAMES[label])
+    if facts["kind"] == FUSION:
+        first, second = (pick(STYLE_NAMES[style]) for style in facts["styles"])
+        pairs = (f"{first} {second}", f"{second} {first}", f"{first} and {second}", f"{first}, {second}")
+        return pick((*pairs, f"{second} with {first} drums"))
     drums, style = pick(DRUM_NAMES), facts["style"]
     return pick((drums, f"{drums}, {style}", f"{style} {drums}" if drums != "drums only" else f"{style} drums"))
 
@@ -39,13 +44,21 @@ def _details(facts: dict, pick) -> list[str]:
         details.append(pick((f"with {facts['lead']}", f"{facts['lead']} {pick(('lead', 'solo', 'melody'))}")))
     elif facts.get("with"):
         details.append(f"with {facts['with']}")
-    if facts["kind"] == "style":
+    if facts["kind"] in ("style", FUSION):
         details.append("with drums" if facts["drums"] else "no drums")
     if facts["kind"] == "solo":
         details.append("solo")
     if facts.get("metre") == 3:
         details.append("waltz")
     return details
+
+
+def _said(words: str, facts: dict, pick) -> str:
+    """Words as they are, or now and then as a sentence."""
+    if pick(range(5)):
+        return words
+    of = "the sound of" if facts["kind"] == "effect" else pick(("a piece of", "some", "a loop of", "the sound of"))
+    return pick((f"{of} {words}", f"play {words}", f"play {of} {words}", f"{words} music", f"I want to hear {words}"))
 
 
 def caption(facts: dict, rng: np.random.Generator) -> str:
@@ -63,7 +76,7 @@ def caption(facts: dict, rng: np.random.Generator) -> str:
 
     words = _name(facts, pick)
     if rng.random() < 0.25:
-        return words
+        return _said(words, facts, pick)
     if facts.get("mode") and rng.random() < 0.5:
         words = f"{pick(MODE_WORDS[facts['mode']])} {words}"
     details = _details(facts, pick)
@@ -74,4 +87,4 @@ def caption(facts: dict, rng: np.random.Generator) -> str:
             if detail.startswith("with") or detail in ("melody", "chords", "arpeggio", "solo")
             else f", {detail}"
         )
-    return words
+    return _said(words, facts, pick)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from .vocabulary import BEATS_PER_LOOP, DRUMS, INSTRUMENTS, bpm_of
+from .vocabulary import BEATS_PER_LOOP, DRUMS, FUSION, INSTRUMENTS, bpm_of
 
 SCALES = {"major": (0, 2, 4, 5, 7, 9, 11), "minor": (0, 2, 3, 5, 7, 8, 10)}
 # Roots of chords as steps of the scale; each leads back to its first.
@@ -360,6 +360,28 @@ class Composer:
             "drums": drums,
             "texture": None,
         }
+        return piece
+
+    def fusion(self) -> Piece:
+        """Two styles at once: the beat of one, the harmony and the tune of the other."""
+        with_drums = [name for name, style in STYLES.items() if style.drums]
+        beat_name = self.pick(with_drums)
+        tune_name = self.pick([name for name in STYLES if name != beat_name])
+        beat, tune = STYLES[beat_name], STYLES[tune_name]
+        shared = [n for n in beat.beats if n in tune.beats] or list(beat.beats)
+        piece = self.begin(self.pick(shared), 4, self.pick(tune.modes), tune.progression, tune.seventh)
+        self.play_drums(piece, self.pick(beat.drums), self.pick(beat.kits), beat.swing)
+        if bass := self.pick((beat, tune)).bass or beat.bass:
+            bassist = next(style for style in (beat, tune) if style.bass == bass)
+            self.play_bass(piece, self.pick(bass), self.pick(bassist.bass_patterns), beat.swing)
+        accompaniment = self.pick(tune.chords)
+        self.play_chords(piece, accompaniment, self.pick(tune.chord_patterns), beat.swing)
+        lead = self.pick(tune.lead) if tune.lead and self.rng.random() < 0.8 else None
+        if lead:
+            voice = INSTRUMENTS[lead]
+            self.play_melody(piece, lead, voice.low + 0.65 * (voice.high - voice.low))
+        facts = {"kind": FUSION, "label": FUSION, "styles": [beat_name, tune_name], "drums": True, "texture": None}
+        piece.facts |= facts | {"lead": lead, "with": accompaniment}
         return piece
 
     def drum_beat(self) -> Piece:

@@ -17,11 +17,11 @@ from ..spectrogram import mel_from_waveform
 from .composer import Composer
 from .effects import EFFECTS
 from .render import Renderer
-from .vocabulary import DRUMS, INSTRUMENTS, STYLE_NAMES
+from .vocabulary import DRUMS, FUSION, INSTRUMENTS, STYLE_NAMES
 
 # The pictures hold nothing above 10 kHz: at 24 kHz they are the same, for half the work.
 RENDER_PARAMS = SpectrogramParams(sample_rate=24_000)
-CLIPS_PER_CLASS = {"solo": 260, "style": 320, DRUMS: 500, "effect": 120}
+CLIPS_PER_CLASS = {"solo": 280, "style": 340, DRUMS: 500, "effect": 120, FUSION: 1200}
 HELD_OUT = 0.08
 SHARD = 64  # clips made by one task
 
@@ -30,7 +30,7 @@ def plan(seed: int = 0) -> list[tuple[str, str]]:
     """(kind, label) of every clip, in random order."""
     jobs = [("solo", name) for name in INSTRUMENTS for _ in range(CLIPS_PER_CLASS["solo"])]
     jobs += [("style", name) for name in STYLE_NAMES for _ in range(CLIPS_PER_CLASS["style"])]
-    jobs += [(DRUMS, DRUMS)] * CLIPS_PER_CLASS[DRUMS]
+    jobs += [(name, name) for name in (DRUMS, FUSION) for _ in range(CLIPS_PER_CLASS[name])]
     jobs += [("effect", name) for name in EFFECTS for _ in range(CLIPS_PER_CLASS["effect"])]
     return [jobs[i] for i in np.random.default_rng(seed).permutation(len(jobs))]
 
@@ -45,7 +45,8 @@ def make_sound(kind: str, label: str, seed: int) -> tuple[np.ndarray, dict]:
     if kind == "effect":
         return EFFECTS[label](rng, RENDER_PARAMS.sample_rate).astype(np.float32), {"kind": kind, "label": label}
     composer = Composer(rng)
-    piece = {"solo": composer.solo, "style": composer.in_style}.get(kind, lambda _: composer.drum_beat())(label)
+    alone = {"solo": composer.solo, "style": composer.in_style}
+    piece = alone[kind](label) if kind in alone else {DRUMS: composer.drum_beat, FUSION: composer.fusion}[kind]()
     _renderer = _renderer or Renderer(RENDER_PARAMS.sample_rate)
     return _renderer.render(piece), piece.facts
 

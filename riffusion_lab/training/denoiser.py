@@ -1,9 +1,10 @@
 """The denoiser and its text encoder: noise and words → latents.
 
 A U-Net of Stable Diffusion's plan with narrower layers, trained on v-prediction (https://arxiv.org/abs/2202.00512)
-under a schedule that ends in pure noise (https://arxiv.org/abs/2305.08891). Besides cross-attention, the pooled text
-goes to every layer along with the time step (diffusers' `addition_embed_type="text"`): timbre is a matter of every
-layer.
+under a schedule that ends in pure noise (https://arxiv.org/abs/2305.08891). The text encoder knows what captions tell
+before it comes here (`text`), and is trained on at a tenth of the U-Net's learning rate. Besides cross-attention, the
+pooled text goes to every layer along with the time step (diffusers' `addition_embed_type="text"`): timbre is a matter
+of every layer.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from .captions import caption
 from .dataset import Dataset
 from .run import cosine, fastest_dtype, set_learning_rate, train
-from .text import WIDTH, new_text_encoder, tokenize, train_tokenizer
+from .text import WIDTH, anchors_of, tokenize, train_text_encoder, train_tokenizer
 from .vocabulary import CLIP_SECONDS, DRUMS
 
 CHANNELS = (48, 96, 192, 192)
@@ -37,6 +38,8 @@ BATCH = 8
 WEIGHT_OF_KIND = {"solo": 1.0, "style": 1.3, DRUMS: 3.0, "effect": 0.7}  # of each class, in the draw of clips
 FAVOUR = 3.0  # times as often
 EMPTY_CAPTIONS = 0.1
+TEXT_RATE = 0.1  # learning rate of the text encoder beside the U-Net's
+NOISY = 0.7  # power of an even draw of time steps: below 1 favours the noisy ones, where the words decide
 
 
 def new_unet() -> UNet2DConditionModel:
@@ -130,8 +133,10 @@ def train_denoiser(
     folder: str | Path,
     *,
     start_from: StableDiffusionPipeline | None = None,
+    new_text: bool = False,
     favoured: Collection[str] = (),
     minutes: float = 85.0,
+    text_minutes: float = 5.0,
     learning_rate: float = 6e-4,
     compile_network: bool | None = None,
 ) -> tuple[TextDenoiser, CLIPTokenizer]:
@@ -147,10 +152,13 @@ def train_denoiser(
     start_from : StableDiffusionPipeline, optional
         A model of riffling's plan. Its U-Net, text encoder and tokenizer are trained on, its autoencoder must have
         made the latents. Default: untrained ones.
+    new_text : bool
+        Begin with a new tokenizer and text encoder all the same.
     favoured : collection of str
         Classes to draw three times as often: those that a model to start from has not learned.
-    minutes : float
-        Time budget; the learning rate falls to 0 along it.
+    minutes, text_minutes : float
+        Time budgets, of U-Net and text encoder together and of a new text encoder before; the learning rates fall to 0
+        along them.
     compile_network : bool, optional
         Let torch compile the network first, which takes two minutes and a C++ compiler. Default: where it calculates in
         half precision; there a step was then a fifth faster, in single precision half as slow again.
@@ -167,13 +175,17 @@ def train_denoiser(
     accelerator = Accelerator(mixed_precision=precision[dtype])
     rng = np.random.default_rng()
     torch.manual_seed(0)
-    if start_from:
-        tokenizer, network = start_from.tokenizer, TextDenoiser(start_from.unet, start_from.text_encoder).train()
+    if start_from and not new_text:
+        tokenizer, text_encoder = start_from.tokenizer, start_from.text_encoder
     else:
         tokenizer = _tokenizer(dataset, Path(folder) / "tokenizer")
-        network = TextDenoiser(new_unet(), new_text_encoder(tokenizer))
+        facts = [dataset.facts[i] for i in dataset.split()[0]]
+        known = anchors_of(start_from.text_encoder, start_from.tokenizer) if start_from else None
+        text_encoder = train_text_encoder(facts, tokenizer, folder, anchors=known, minutes=text_minutes)
+    network = TextDenoiser(start_from.unet if start_from else new_unet(), text_encoder).train()
     network.to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=learning_rate, weight_decay=0.01, betas=(0.9, 0.99))
+    parts = [{"params": network.unet.parameters()}, {"params": text_encoder.parameters(), "share": TEXT_RATE}]
+    optimizer = torch.optim.AdamW(parts, lr=learning_rate, weight_decay=0.01, betas=(0.9, 0.99))
     average = EMAModel(network.parameters(), decay=0.9995, use_ema_warmup=True, power=0.75, foreach=True)
     scheduler, batches = new_scheduler(), Batches(latents, dataset, tokenizer, rng, favoured)
     running, optimizer = accelerator.prepare(torch.compile(network) if compile_network else network, optimizer)
@@ -182,7 +194,7 @@ def train_denoiser(
     def step(progress: float) -> torch.Tensor:
         set_learning_rate(optimizer, learning_rate * cosine(progress))
         clean, tokens = (part.to(accelerator.device) for part in batches.draw(BATCH))
-        noise, timestep = torch.randn_like(clean), torch.randint(0, 1000, (BATCH,), device=clean.device)
+        noise, timestep = torch.randn_like(clean), (1000 * torch.rand(BATCH, device=clean.device) ** NOISY).long()
         noisy = scheduler.add_noise(clean, noise, timestep).contiguous(memory_format=torch.channels_last)
         with accelerator.autocast():
             v = running(noisy, timestep, tokens)

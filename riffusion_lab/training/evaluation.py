@@ -28,10 +28,9 @@ from ..recipes import weights_hash
 from .captions import caption
 from .dataset import Dataset
 from .run import autocast, cosine, set_learning_rate, train
-from .vocabulary import CLASSES, DRUMS, EFFECT_NAMES, INSTRUMENTS, STYLE_NAMES
+from .vocabulary import CLASSES, DRUMS, EFFECT_NAMES, INSTRUMENTS, MODE_WORDS, STYLE_NAMES, TEXTURES
 
-TEXTURES = ("melody", "chords", "arpeggio", "bass line")
-MODES = ("major", "minor")
+MODES = tuple(MODE_WORDS)
 UNKNOWN = -100  # `cross_entropy` passes over it: a drum beat has no mode
 EMBEDDING = 64
 GROUPS = {
@@ -147,9 +146,10 @@ def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def held_out_halves(dataset: Dataset) -> tuple[list[int], list[int]]:
-    """Two sets of held-out clips, each with every class in like parts."""
+    """Two sets of held-out clips, each with every class in like parts; fusions are of no one class."""
     _, held_out = dataset.split()
-    ordered = sorted((int(i) for i in held_out), key=lambda i: CLASSES.index(dataset.facts[i]["label"]))
+    of_a_class = [int(i) for i in held_out if dataset.facts[i]["label"] in CLASSES]
+    ordered = sorted(of_a_class, key=lambda i: CLASSES.index(dataset.facts[i]["label"]))
     return ordered[::2], ordered[1::2]
 
 

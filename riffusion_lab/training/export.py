@@ -13,7 +13,7 @@ from diffusers import StableDiffusionPipeline
 
 from .captions import caption
 from .dataset import Dataset
-from .vocabulary import BEATS_PER_LOOP, bpm_of
+from .vocabulary import bpm_of, loop_beats
 
 DEFAULTS = {"num_inference_steps": 12, "guidance_scale": 2.5, "loop": True}
 
@@ -50,8 +50,7 @@ def export(pipe: StableDiffusionPipeline, dataset: Dataset, folder: str | Path) 
         folder / "scheduler" / "scheduler_config.json",
         lambda config: {k: v for k, v in config.items() if k not in defaults or v != defaults[k]},
     )
-    beats = sorted({n for counts in BEATS_PER_LOOP.values() for n in counts})
-    about = DEFAULTS | {"tempi_bpm": [bpm_of(n) for n in beats], "vocabulary": caption_words(dataset)}
+    about = DEFAULTS | {"tempi_bpm": [bpm_of(n) for n in loop_beats()], "vocabulary": caption_words(dataset)}
     (folder / "riffusion_lab.json").write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n")
 
 

@@ -109,6 +109,6 @@ def cosine(progress: float, *, warmup: float = 0.02) -> float:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Give all of an optimizer's parameters one learning rate."""
+    """Give an optimizer's parameters a learning rate, or the "share" of it that their group has."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get("share", 1.0)
