@@ -1,20 +1,14 @@
 """The widgets: their Python side without a browser, their JavaScript side in a real one."""
 
-import functools
-import http.server
 import re
-import threading
 
 import numpy as np
 import pytest
-from playwright.sync_api import sync_playwright
 
+from browser import open_page
 from conftest import RATE, tone
-from external import require
-from riffusion_lab.widgets import Recorder, recorder
+from riffusion_lab.widgets import Recorder
 
-STATIC = recorder.Path(recorder.__file__).parent / "static"
-CHROMIUM_OPTIONS = ["--no-sandbox", "--disable-dev-shm-usage", "--disable-background-networking"]
 # What a widget's JavaScript knows of its Python side, and what it has sent there
 MODEL = """
 const handlers = [];
@@ -31,25 +25,10 @@ window.answer = (message) => handlers.forEach((handler) => handler(message));
 
 @pytest.fixture
 def page():
-    """An empty page of a local server that has the widgets' JavaScript, in a browser with a beeping microphone."""
-
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *_):
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=STATIC))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    microphone = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=require("chromium"), args=CHROMIUM_OPTIONS + microphone)
-        page = browser.new_page()
-        page.goto(f"http://localhost:{server.server_port}/")
-        page.set_content("<div id='here'></div>")
+    """An empty page, in a browser with a beeping microphone."""
+    with open_page() as page:
         page.evaluate(MODEL)
         yield page
-        browser.close()
-    server.shutdown()
-    server.server_close()
 
 
 def test_recording_becomes_a_clip():

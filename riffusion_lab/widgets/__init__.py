@@ -1,5 +1,10 @@
 """The parts of a notebook that need a browser's help. Each is one Python file and one JavaScript file."""
 
+from .live import Live
+from .mask_painter import MaskPainter
+from .player import Player
 from .recorder import Recorder
+from .session import Session, replay_session
+from .studio import Studio
 
-__all__ = ["Recorder"]
+__all__ = ["Live", "MaskPainter", "Player", "Recorder", "Session", "Studio", "replay_session"]

@@ -1,0 +1,106 @@
+"""What the widgets that show one clip have in common."""
+
+from __future__ import annotations
+
+import reprlib
+from pathlib import Path
+from typing import Any
+
+import anywidget
+import traitlets
+
+from ..clip import Clip
+from ..display import clip_html
+from ..plot import HZ_TICKS, description
+from .pictures import picture_png
+
+STATIC = Path(__file__).parent / "static"
+WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
+
+
+def script(name: str) -> str:
+    """JavaScript of a widget: the shared part, then its own; one text, because a widget's script cannot import."""
+    return "\n".join((STATIC / part).read_text(encoding="utf-8") for part in ("picture.js", name))
+
+
+class ClipTrait(traitlets.TraitType):
+    """An attribute that takes clips only."""
+
+    def validate(self, widget: Any, value: object) -> Clip:
+        """Return the clip, or say what was given instead."""
+        if not isinstance(value, Clip):
+            given = f"{type(value).__name__} {reprlib.repr(value)}"
+            raise TypeError(f"{type(widget).__name__} shows a Clip, not the {given}: see Clip.from_audio, .from_image")
+        return value
+
+
+class ClipWidget(anywidget.AnyWidget):
+    """A widget with the picture of a clip, which may be exchanged.
+
+    Sound and picture go to the browser as messages, once its script asks for them: traits would be saved with the
+    notebook. Displayed by itself, the widget comes behind a plain figure, for readers without a kernel; its script
+    hides that figure.
+    """
+
+    _css = STATIC / "picture.css"
+    _asked_for = False  # by the browser; what is sent before it asks is lost
+    clip = ClipTrait()
+
+    def __init__(self, clip: Clip, **kwargs: Any) -> None:
+        super().__init__(clip=clip, **kwargs)
+        self.on_msg(self._receive)
+
+    def _receive(self, _: ClipWidget, content: dict[str, Any], buffers: list[memoryview]) -> None:
+        """Answer a message of the widget's script."""
+        try:
+            if content.get("kind") == "ready":
+                self._asked_for = True
+                self._send_clip()
+            else:
+                self._answer(content, buffers)
+        except (TypeError, ValueError, OSError) as error:  # shown where the buttons are: a callback has no cell
+            self.send({"kind": "refused", "reason": str(error)})
+
+    def _answer(self, content: dict[str, Any], buffers: list[memoryview]) -> None:
+        """Answer any other message than "ready"."""
+
+    @traitlets.observe("clip")
+    def _exchange(self, _: Any) -> None:
+        if self._asked_for:
+            self._send_clip()
+
+    def _send_clip(self) -> None:
+        """Send what the script draws: facts, the picture, and what `_more` adds to both."""
+        clip, params = self.clip, self.clip.params
+        facts, buffers = self._more()
+        message = {
+            "kind": "clip",
+            "title": clip.title,
+            "description": description(clip),
+            "duration_s": clip.duration_s,
+            "columns": clip.image.width,
+            "columns_per_s": params.sample_rate / params.hop_length,
+            "bands": params.num_frequencies,
+            "low_hz": params.min_frequency,
+            "high_hz": params.max_frequency,
+            "ticks_hz": HZ_TICKS,
+        }
+        self.send(message | facts, buffers=[picture_png(clip), *buffers])
+
+    def _more(self) -> tuple[dict[str, Any], list[bytes]]:
+        return {}, []
+
+    def _figure_html(self) -> str:
+        """What readers without a kernel see."""
+        return clip_html(self.clip)
+
+    def _ipython_display_(self, **_: Any) -> None:
+        """Show the figure, then the widget; ipywidgets 7 and 8 and all of IPython's versions ask for this first."""
+        from IPython.display import display
+
+        display({"text/html": f'<div class="rl-static">{self._figure_html()}</div>'}, raw=True)
+        view = {"version_major": 2, "version_minor": 0, "model_id": self.model_id}
+        display({"text/plain": repr(self), WIDGET_VIEW: view}, raw=True)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.clip!r})"

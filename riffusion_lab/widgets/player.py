@@ -1,0 +1,84 @@
+"""A player for clips: picture, playhead, loop without a gap, downloads."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import traitlets
+
+from ..clip import Clip
+from .base import ClipWidget, script
+
+FORMATS = {"wav": "audio/wav", "mp3": "audio/mpeg", "png": "image/png"}
+
+
+class Player(ClipWidget):
+    """Play a clip in the browser.
+
+    Click into the picture, or drag, to play from there. Keys, while the widget has the focus: space plays and pauses,
+    ← and → seek by 0.5 s, ↑ and ↓ change the volume, Home goes to the beginning, L switches the loop.
+
+    Parameters
+    ----------
+    clip : Clip
+        Mono or stereo, from a fraction of a second to some minutes.
+    loop : bool, optional
+        Default: as the clip says.
+    volume : float [range [0, 1]]
+
+    Attributes
+    ----------
+    clip : Clip
+        Set another one to show and play that; what is playing then stops.
+    loop, volume
+        As above; they follow the buttons, and the buttons follow them. A new clip brings its own `loop`.
+
+    Raises
+    ------
+    TypeError
+        If `clip` is no clip.
+
+    Taught in: 00
+    """
+
+    _esm = script("player.js")
+    loop = traitlets.Bool(False).tag(sync=True)
+    volume = traitlets.Float(1.0, min=0.0, max=1.0).tag(sync=True)
+
+    def __init__(self, clip: Clip, *, loop: bool | None = None, volume: float = 1.0, **kwargs: Any) -> None:
+        super().__init__(clip, volume=volume, **kwargs)
+        if loop is not None:
+            self.loop = loop
+
+    @traitlets.observe("clip")
+    def _take_loop(self, change: Any) -> None:
+        self.loop = change["new"].loop
+
+    def _more(self) -> tuple[dict[str, Any], list[bytes]]:
+        """Add the sound: int16 samples, one channel after the other."""
+        samples = np.rint(self.clip.waveform * 32_767).astype("<i2")
+        return {"sample_rate": self.clip.sample_rate, "channels": len(samples)}, [samples.tobytes()]
+
+    def _answer(self, content: dict[str, Any], _: list[memoryview]) -> None:
+        """Make the file that {"kind": "save", "format": "wav"} asks for."""
+        suffix = content.get("format")
+        if content.get("kind") == "save" and suffix in FORMATS:
+            message = {"kind": "file", "name": f"{file_stem(self.clip)}.{suffix}", "type": FORMATS[suffix]}
+            self.send(message, buffers=[saved(self.clip, suffix)])
+
+
+def saved(clip: Clip, suffix: str) -> bytes:
+    """Bytes of the file that `Clip.save` writes; `suffix` without its dot."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / f"clip.{suffix}"
+        clip.save(file)
+        return file.read_bytes()
+
+
+def file_stem(clip: Clip) -> str:
+    """Name a file after the clip's title: letters, digits and hyphens, at most 60; "clip" without a title."""
+    return re.sub(r"[\W_]+", "-", clip.title.lower())[:60].strip("-") or "clip"

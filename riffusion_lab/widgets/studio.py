@@ -1,0 +1,293 @@
+"""A panel to make clips with: words, settings, progress, and what was made so far."""
+
+from __future__ import annotations
+
+import base64
+import html
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
+from functools import partial
+from itertools import count, islice
+from pathlib import Path
+from threading import Event, RLock
+from typing import Any
+
+import diffusers
+import ipywidgets as widgets
+import torch
+import traitlets
+from PIL import Image
+
+from ..checks import check_order, check_prompt, scheduler_remarks, taught_prompt
+from ..clip import Clip
+from ..edit import audio_to_audio, for_model, inpaint
+from ..generate import text_to_audio
+from ..image import open_image
+from ..loops import clip_size
+from ..models import Pipeline, model_settings, vocabulary
+from ..params import COLUMNS_PER_S
+from ..prompts import Prompt
+from .mask_painter import MaskPainter
+from .pictures import picture_image, png_bytes
+from .player import Player, file_stem
+
+N_SHOWN = 12  # clips in the history
+PREVIEW_STEPS = 3  # from one preview to the next
+MADE = "the clip below"  # as a source
+
+
+class _Cancelled(Exception):
+    """The clip in the making is not wanted any more."""
+
+
+class Studio(widgets.VBox):
+    """Make clips at the press of a button: from words, from another clip, or inside a mask.
+
+    One thread makes them, so that the kernel stays idle and *Cancel* works, which ends the work after the step it is
+    at. Each clip is saved as a PNG that can be played again, named after its prompt and seed; no file is overwritten.
+    Those in `folder` are listed, the newest first, also when the panel is built again. Errors and remarks are shown in
+    the panel; after an error all is as before.
+
+    Parameters
+    ----------
+    pipe : StableDiffusionPipeline
+    prompt, negative_prompt : str
+        To begin with.
+    seed : int
+        To begin with.
+    source : Clip or mapping of str to Clip, optional
+        To be restyled; of several, one is chosen by its name. So is the clip in the player, to be restyled again.
+    painter : MaskPainter, optional
+        Instead of a source: its clip is made anew where it is marked. *Paint on this clip* takes the one in the player.
+    strength : float, optional
+        To begin with, in [0, 1]. Default: 0.75 of a source, 1 inside a mask.
+    folder : path
+        Where clips are kept; made when there is something to keep.
+    words : bool
+        Show the words that the model was taught, as buttons that add them to the prompt.
+
+    Attributes
+    ----------
+    clip : Clip or None
+        In the player: the last one that was made, chosen or set. ``studio.observe(function, "clip")`` calls a function
+        with each new one, in the thread that made it.
+    history : list of Clip
+        Those that are listed: the newest first, at most 12.
+    prompt, negative_prompt, seed, num_inference_steps, guidance_scale, duration_s, strength, generate, cancel, ...
+        The parts of the panel: ``studio.prompt.value`` is what is written there, ``studio.generate.click()`` presses.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is wrong.
+
+    Taught in: 00, 05, 06, 07
+    """
+
+    clip = traitlets.Instance(Clip, allow_none=True)
+
+    def __init__(
+        self,
+        pipe: Pipeline,
+        *,
+        prompt: str = "",
+        negative_prompt: str = "",
+        seed: int = 0,
+        source: Clip | Mapping[str, Clip] | None = None,
+        painter: MaskPainter | None = None,
+        strength: float | None = None,
+        folder: str | Path = "clips",
+        words: bool = False,
+    ) -> None:
+        self._cancelled, self._lock, self._job = Event(), RLock(), None
+        self._worker = ThreadPoolExecutor(1, "riffusion_lab studio", torch.set_grad_enabled, (False,))
+        # the panel says itself what it warns of: a thread's warnings end up in any cell
+        warnings.filterwarnings("ignore", category=UserWarning, module=r"concurrent\.futures\.thread$")
+        self.pipe, self.painter, self.folder, self.history = pipe, painter, Path(folder), []
+        sources = {"clip": source} if isinstance(source, Clip) else dict(source or {})
+        self._sources = {name: for_model(clip) for name, clip in sources.items()}
+        if painter is not None and (sources or not isinstance(painter, MaskPainter)):
+            raise TypeError(f"painter must be a MaskPainter, and there must be no source, not {painter!r:.80}")
+        strength = (1.0 if painter else 0.75) if strength is None else strength
+        order = check_order(pipe, Prompt(prompt or "any", seed, negative_prompt, strength=strength))
+        self._make_parts(prompt, negative_prompt, order.seed, order.strength)
+        super().__init__(self._rows(vocabulary(pipe) if words else []))
+        for name, clip in reversed(list(islice(_clips_in(self.folder), N_SHOWN))):
+            self._list_clip(name, clip)
+
+    def _make_parts(self, prompt: str, negative_prompt: str, seed: int, strength: float) -> None:
+        pipe, settings = self.pipe, model_settings(self.pipe)
+        clip_s = clip_size(pipe)[1] * pipe.vae_scale_factor / COLUMNS_PER_S
+        self.source = widgets.Dropdown(options=[*self._sources, MADE], description="Source")
+        self.prompt = widgets.Text(prompt, description="Prompt", layout={"width": "98%"})
+        self.negative_prompt = widgets.Text(negative_prompt, description="Negative", layout={"width": "98%"})
+        self.seed = _number("Seed", seed, 2**53 - 1, 1)  # JavaScript knows no larger one
+        self.next_seed = _button("Next seed", lambda _: setattr(self.seed, "value", self.seed.value + 1))
+        self.num_inference_steps = _number("Steps", settings.num_inference_steps, 1_000, 1, least=1)
+        self.guidance_scale = _number("Guidance", float(settings.guidance_scale), 50, 0.5)
+        self.duration_s = _number("Seconds", clip_s, 60, clip_s)
+        self.strength = _number("Strength", strength, 1, 0.05)
+        self.generate = _button("Generate", self._start, button_style="primary")
+        self.cancel = _button("Cancel", self._stop, disabled=True)
+        self.go_on = _button("Paint on this clip", lambda _: setattr(self.painter, "clip", self.clip), disabled=True)
+        self.progress, self.preview, self.status = widgets.FloatProgress(max=1.0), widgets.HTML(), widgets.HTML()
+        self._player, self._list = widgets.VBox(), widgets.VBox(layout={"max_height": "300px", "overflow": "auto"})
+
+    def _rows(self, words: list[str]) -> list[widgets.Widget]:
+        numbers = [self.seed, self.next_seed, self.num_inference_steps, self.guidance_scale]
+        numbers += [self.strength if self.painter or self._sources else self.duration_s]
+        buttons = [self.generate, self.cancel, *[self.go_on] * bool(self.painter), self.progress]
+        known = _wrapped([_button(word, self._add_word) for word in words], max_height="140px", overflow="auto")
+        rows = [self.source, self.prompt, known, self.negative_prompt, _wrapped(numbers), _wrapped(buttons)]
+        rows += [self.status, self.preview, self._player, self._list]
+        return rows if self._sources else rows[1:]
+
+    def _add_word(self, button: widgets.Button) -> None:
+        self.prompt.value = f"{self.prompt.value} {button.description}".strip()
+
+    def _start(self, _: object) -> None:
+        """Begin what is asked for, as it stands there now."""
+        if self.painter and self.painter.mask is None:
+            return self._say("Nothing is marked: mark in the picture what shall be made anew.")
+        order = self._order()
+        with self._lock:
+            if self.generate.disabled:
+                return self._say("A clip is being made already: wait for it, or press Cancel.")
+            self._switch(busy=True)
+            self._job = self._worker.submit(self._make, *order)
+        if "google.colab" in sys.modules:  # it shows what a thread does only until the click is answered
+            wait([self._job])
+
+    def _stop(self, button: widgets.Button) -> None:
+        self._cancelled.set()
+        button.disabled = True
+
+    def _order(self) -> tuple[Callable[..., Clip], dict[str, Any]]:
+        """What to call, and the options."""
+        options = {name: getattr(self, name).value for name in ("prompt", "seed", "num_inference_steps")}
+        options |= {"guidance_scale": self.guidance_scale.value, "negative_prompt": self.negative_prompt.value or None}
+        if not self.painter and not self._sources:
+            return partial(text_to_audio, self.pipe, duration_s=self.duration_s.value), options
+        options["strength"] = self.strength.value
+        if self.painter:
+            return partial(inpaint, self.pipe, self.painter.clip, self.painter.mask), options
+        return partial(audio_to_audio, self.pipe, self._sources.get(self.source.value, self.clip)), options
+
+    def _make(self, call: Callable[..., Clip], options: dict[str, Any]) -> None:
+        """Make a clip, keep it and show it; runs in the worker's thread."""
+        try:
+            check_prompt(options["prompt"])  # on a book no remarks are made
+            remarks = _remarks(self.pipe, options)
+            self._say("Making a clip …", *remarks)
+            clip = call(**options, callback_on_step_end=self._on_step_end)
+            _ = clip.waveform  # made here, where nobody waits for it
+            if self._cancelled.is_set():
+                raise _Cancelled
+            self._say(self._save(clip), *remarks)
+            self.clip = clip
+        except _Cancelled:
+            self._say("Cancelled.")
+        except Exception as error:  # whatever a model may raise: the thread outlives it, and says so
+            in_words = isinstance(error, TypeError | ValueError | OSError)  # that say what would do
+            self._say(f"{error}" if in_words else f"No clip: {type(error).__name__}: {error}; try again, or with less.")
+        finally:
+            with self._lock:
+                self._switch(busy=False)
+
+    def _on_step_end(self, pipe: Pipeline, step: int, timestep: torch.Tensor, tensors: dict[str, Any]) -> None:
+        if self._cancelled.is_set():
+            raise _Cancelled
+        self.progress.value = float((pipe.scheduler.timesteps >= timestep).float().mean())
+        if step % PREVIEW_STEPS == PREVIEW_STEPS - 1 and isinstance(pipe.vae, diffusers.AutoencoderTiny):
+            self.preview.value = _picture_html(_preview(pipe, tensors["latents"]), "a first look at the picture")
+
+    def _switch(self, *, busy: bool) -> None:
+        self.progress.value, self.preview.value = 0.0, ""
+        self.generate.disabled, self.cancel.disabled = busy, not busy
+        self._cancelled.clear()
+
+    def _say(self, *texts: str) -> None:
+        """Show sentences, as plain text: neither HTML nor, because of <pre>, LaTeX."""
+        text = html.escape("\n".join(texts))
+        self.status.value = f'<pre role="status" style="white-space: pre-wrap; font-family: inherit">{text}</pre>'
+
+    def _save(self, clip: Clip) -> str:
+        """Save a clip, and say where, or why not."""
+        stem = f"{file_stem(clip)}-seed-{clip.recipe['seed']}"
+        paths = (self.folder / f"{stem}{f'-{number}' * (number > 1)}.png" for number in count(1))
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            path = next(path for path in paths if not path.exists())
+            clip.save(path)
+        except OSError as error:
+            return f"Not saved ({error}): studio.clip.save(…) puts it elsewhere."
+        self._list_clip(path.stem, clip)
+        return f"Saved as {path}"
+
+    def _list_clip(self, name: str, clip: Clip) -> None:
+        small = picture_image(clip).convert("RGB").resize((96, 32))
+        play = _button(name, lambda _: setattr(self, "clip", clip))
+        self.history = [clip, *self.history][:N_SHOWN]
+        row = widgets.HBox([widgets.HTML(_picture_html(small, "")), play])
+        self._list.children = (row, *self._list.children)[:N_SHOWN]
+
+    @traitlets.observe("clip")
+    def _show(self, _: object) -> None:
+        with self._lock:  # of threads that show a clip at once, the last one wins in the player too
+            self.go_on.disabled = False
+            self._player.children = self._player.children or (Player(self.clip),)
+            self._player.children[0].clip = self.clip
+
+    def close(self) -> None:
+        """End what is being made, and take the panel away."""
+        self._cancelled.set()
+        super().close()
+
+    def __repr__(self) -> str:
+        return f"Studio({self.prompt.value!r}, seed={self.seed.value})"
+
+
+def _clips_in(folder: Path) -> Iterator[tuple[str, Clip]]:
+    """Find the clips in a folder that a model has made, the newest first."""
+    for path in sorted(folder.glob("*.png"), key=lambda path: (path.lstat().st_mtime_ns, path.name), reverse=True):
+        with suppress(TypeError, ValueError, OSError):  # no clip
+            clip = Clip.from_picture(open_image(path))
+            if clip.recipe:
+                yield path.stem, clip
+
+
+def _remarks(pipe: Pipeline, options: dict[str, Any]) -> list[str]:
+    """What is likely not meant, but can be done."""
+    negative = options["negative_prompt"] or ""
+    remarks = [text for words in (options["prompt"], negative) for text in taught_prompt(pipe, words)[1]]
+    if negative and options["guidance_scale"] <= 1:
+        remarks.append("The negative prompt has no effect at a guidance of 1 or less: take more.")
+    return list(dict.fromkeys(scheduler_remarks(pipe.scheduler) + remarks))
+
+
+def _preview(pipe: Pipeline, latents: torch.Tensor) -> Image.Image:
+    """Decode the beginning of latents, roughly: at half their size."""
+    half = torch.nn.functional.avg_pool2d(latents[:1, :, :, : clip_size(pipe)[1]], 2)
+    return pipe.image_processor.postprocess(pipe.vae.decode(half).sample)[0].convert("L").resize((128, 128))
+
+
+def _picture_html(image: Image.Image, description: str) -> str:
+    return f'<img alt="{description}" src="data:image/png;base64,{base64.b64encode(png_bytes(image)).decode()}">'
+
+
+def _number(name: str, value: float, most: float, step: float, least: float = 0) -> widgets.Widget:
+    kind = widgets.BoundedIntText if isinstance(value, int) else widgets.BoundedFloatText
+    return kind(value=value, min=least, max=most, step=step, description=name, layout={"width": "180px"})
+
+
+def _button(name: str, pressed: Callable[[widgets.Button], None], **look: Any) -> widgets.Button:
+    button = widgets.Button(description=name, layout={"width": "auto"}, **look)
+    button.on_click(pressed)
+    return button
+
+
+def _wrapped(parts: list[widgets.Widget], **look: str) -> widgets.Box:
+    return widgets.Box(parts, layout={"flex_flow": "row wrap", **look})
