@@ -1,5 +1,6 @@
 # make lab        install what the notebooks need and open JupyterLab on the first one
 # make test       install what the tests need and run all of them
+# make test-colab test the widgets with the versions of Jupyter's packages that Google Colab has, in .venv-colab
 # make notebooks  run every notebook again from top to bottom and save it, cleaned
 #
 # Options:  PYTHON=python3.12                the Python that makes .venv
@@ -10,9 +11,11 @@
 ifeq ($(OS),Windows_NT)
 PYTHON ?= python
 BIN := .venv/Scripts
+COLAB_BIN := .venv-colab/Scripts
 else
 PYTHON ?= python3
 BIN := .venv/bin
+COLAB_BIN := .venv-colab/bin
 endif
 CONSTRAINTS ?=
 NBVAL ?= --nbval
@@ -24,7 +27,7 @@ LAB_OPTIONS ?= $(if $(ROOT),--allow-root) $(if $(HEADLESS),--no-browser)
 
 INSTALL = $(BIN)/python -m pip install $(strip $(CONSTRAINTS:%=-c %) -e)
 
-.PHONY: help lab test notebooks clean
+.PHONY: help lab test test-colab notebooks clean
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile
 
@@ -39,6 +42,12 @@ test: .venv/test.stamp
 	$(BIN)/python -m pytest
 	@echo "3 of 3: nbval runs the notebooks and compares what they print."
 	$(BIN)/python -m pytest $(NBVAL) --nbval-current-env --nbval-sanitize-with=tests/nbval_sanitize.cfg --nbval-cell-timeout=180 --ignore=notebooks/extras/check_riffusion_v1.ipynb notebooks
+
+# The tests of the widgets, as far as they are there; tests/colab_lane.py leaves out what needs a browser.
+COLAB_TESTS = tests/colab_lane.py $(wildcard $(patsubst %,tests/test_%.py,widgets player mask_painter live studio))
+test-colab: .venv-colab/test.stamp
+	@echo "pytest tests the Python side of the widgets with the versions that Google Colab has."
+	$(COLAB_BIN)/python -m pytest -p no:nbval -p tests.colab_lane $(COLAB_TESTS)
 
 notebooks: .venv/test.stamp
 	@echo "Running every notebook from top to bottom; each is saved with its outputs."
@@ -55,11 +64,20 @@ notebooks: .venv/test.stamp
 	$(INSTALL) ".[lab,train,test]"
 	@touch $@
 
+# What is not pinned for Colab comes from .venv, behind the pins. Only when they are in does pip get to see it.
+.venv-colab/test.stamp: tests/colab_constraints.txt .venv/test.stamp
+	@echo "Installing the versions of Jupyter's packages that Google Colab has into .venv-colab: some seconds."
+	rm -rf .venv-colab
+	$(BIN)/python -m venv --without-pip .venv-colab
+	$(BIN)/python -m pip --python $(COLAB_BIN)/python install --no-deps -r tests/colab_constraints.txt
+	$(BIN)/python tests/colab_lane.py .venv-colab
+	@touch $@
+
 .venv:
 	@echo "Making the virtual environment .venv."
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed, this is ' + sys.version.split()[0] + ': try make PYTHON=python3.11')"
 	$(PYTHON) -m venv .venv
 
 clean:
-	@echo "Removing .venv and what the tools left behind."
-	rm -rf .venv .pytest_cache .ruff_cache build dist *.egg-info
+	@echo "Removing .venv, .venv-colab and what the tools left behind."
+	rm -rf .venv .venv-colab .pytest_cache .ruff_cache build dist *.egg-info

@@ -21,7 +21,8 @@ import frame
 
 ROOT = frame.ROOT
 PACKAGE = ROOT / "riffusion_lab"
-NOT_OURS = {".venv", ".git", "data", "clips", "build", "dist", "__pycache__", ".pytest_cache", ".ruff_cache"}
+NOT_OURS = {".venv", ".venv-colab", ".git", "data", "clips", "build", "dist"}
+NOT_OURS |= {"__pycache__", ".pytest_cache", ".ruff_cache"}
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 EXTRAS = PYPROJECT["project"]["optional-dependencies"]
 TEXTS = (".md", ".py", ".yml", ".toml", ".cff", ".cfg", ".txt", "Makefile")

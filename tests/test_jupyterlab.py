@@ -1,0 +1,269 @@
+"""What the reader sees: clips and widgets in a real JupyterLab, in a real browser.
+
+Widgets mirror their state in ``data-…`` attributes of their root element, so a test reads
+``expect(notebook.widget("rl-…")).to_have_attribute("data-state", "…")``. See `lab.NotebookPage` for what a notebook
+can do; what only a user's gesture may do is asked with its `evaluate`, which is none.
+"""
+
+import base64
+import io
+import sys
+from pathlib import Path
+
+import pytest
+import soundfile
+from playwright.sync_api import expect
+
+import notebooks as tool
+from lab import Lab, NotebookPage
+
+WIDTHS, THEMES = (1280, 800), ("light", "dark")
+IMPORTS = "from conftest import tone\nfrom riffusion_lab import Clip\nfrom riffusion_lab.widgets import Recorder"
+CLIP_CELL, RECORDER_CELL, HTML_CELL, RECORDED_CELL = 1, 2, 3, 4
+SOURCE = "data:audio/mpeg;base64,AAAA"
+# JupyterLab's sanitizer takes away what is in here: if it does not, it did not look.
+UNSAFE = f'<audio onplay="1"><source src="{SOURCE}"></audio>'
+CELLS = [
+    IMPORTS,
+    "Clip.from_audio(tone(441), 44_100)",
+    "recorder = Recorder()\nrecorder",
+    f"from IPython.display import HTML\nHTML({UNSAFE!r})",
+    "recorder.clip is not None and recorder.clip.duration_s > 0.2",
+]
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    """One server and one browser for the tests of this file."""
+    lab = Lab(tmp_path_factory.mktemp("lab"))
+    yield lab
+    lab.stop()
+
+
+@pytest.fixture(scope="module")
+def shown(lab):
+    """A notebook with a clip and a recorder, run from top to bottom."""
+    with lab.open(CELLS, name="shown") as notebook:
+        notebook.run_all()
+        yield notebook
+
+
+# The looks of an element
+
+# Text is clipped where a box that it stands in hides it or would have to be scrolled sideways, and overlaps where the
+# lines of two texts share more than a third of their height: line boxes may touch, letters do not. Text in a box of
+# one pixel is there for screen readers.
+FIND_UNTIDY = """(root) => {
+  const pieces = [], problems = new Set();
+  const onePixel = (box) =>
+    getComputedStyle(box).position === "absolute" && Math.min(box.clientWidth, box.clientHeight) === 1;
+  const seen = (element) => {
+    if (element.closest("option") || !element.checkVisibility({ visibilityProperty: true })) return false;
+    for (let box = element; box !== root.parentElement; box = box.parentElement) if (onePixel(box)) return false;
+    return true;
+  };
+  const walker = document.createTreeWalker(root, NodeFilter.SHOW_TEXT);
+  while (walker.nextNode()) {
+    const node = walker.currentNode, range = document.createRange();
+    if (!node.data.trim() || !seen(node.parentElement)) continue;
+    range.selectNodeContents(node);
+    pieces.push({ text: node.data.trim(), element: node.parentElement, lines: [...range.getClientRects()] });
+  }
+  for (const field of root.querySelectorAll("input, select, textarea")) {
+    if (!seen(field)) continue;
+    const text = `${field.tagName.toLowerCase()} ${field.ariaLabel ?? field.id}`;
+    pieces.push({ text, element: field.parentElement, lines: [field.getBoundingClientRect()] });
+    if (field.scrollWidth > field.clientWidth + 1) problems.add(`clipped: the value of ${text}: ${field.value}`);
+  }
+  const clips = (box, line, sideways) => {
+    const { overflowX, overflowY, display } = getComputedStyle(box), outer = box.getBoundingClientRect();
+    if (display === "inline" || display === "contents") return false;
+    const left = outer.left + box.clientLeft, top = outer.top + box.clientTop, slack = line.height / 4;
+    if (sideways) return overflowX !== "visible" && (line.left < left - 1 || line.right > left + box.clientWidth + 1);
+    return overflowY !== "visible" && (line.top < top - slack || line.bottom > top + box.clientHeight + slack);
+  };
+  const scrolls = (box) => /auto|scroll/.test(getComputedStyle(box).overflowY) && box.scrollHeight > box.clientHeight;
+  for (const { text, element, lines } of pieces)
+    for (const line of lines) {
+      let scrolled = false;
+      for (let box = element; box; box = box.parentElement) {
+        scrolled ||= scrolls(box);
+        if (clips(box, line, true) || (!scrolled && clips(box, line, false))) problems.add(`clipped: ${text}`);
+      }
+      if (line.left < 0 || line.right > innerWidth + 1) problems.add(`outside of the window: ${text}`);
+    }
+  const overlap = (a, b) =>
+    Math.min(a.right, b.right) - Math.max(a.left, b.left) > 2 &&
+    Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > Math.min(a.height, b.height) / 3;
+  pieces.forEach((one, i) => pieces.slice(i + 1).forEach((other) => {
+    if (one.lines.some((a) => other.lines.some((b) => overlap(a, b))))
+      problems.add(`overlapping: ${one.text} / ${other.text}`);
+  }));
+  return [...problems];
+}"""
+
+
+def untidy(notebook: NotebookPage, selector: str) -> list[str]:
+    """Return the texts in the first element that fits `selector` that are clipped or overlap others."""
+    element = notebook.page.locator(selector).first
+    element.scroll_into_view_if_needed()
+    return element.evaluate(FIND_UNTIDY)
+
+
+def check_looks(notebook: NotebookPage, selector: str, folder: Path, name: str) -> None:
+    """Assert that an element is tidy and accessible, wide and narrow, light and dark; leave pictures in `folder`."""
+    for theme in THEMES:
+        notebook.set_theme(theme)
+        for width in WIDTHS:
+            notebook.set_width(width)
+            problems = untidy(notebook, selector)
+            notebook.screenshot(folder / f"{name}_{width}_{theme}.png")
+            assert problems == [], f"at {width} px, {theme}"
+            assert notebook.axe(selector) == [], f"at {width} px, {theme}"
+    notebook.set_theme(THEMES[0])
+    notebook.set_width(WIDTHS[0])
+
+
+LONG = "some words that need room"
+UNTIDY = {
+    "cut at the right": f"<p style='width: 50px; overflow: hidden; white-space: nowrap'>{LONG}</p>",
+    "cut at the right by the box around": f"<div style='width: 50px; overflow: hidden'><pre>{LONG}</pre></div>",
+    "cut below": f"<p style='width: 50px; height: 20px; overflow: hidden'>{LONG}</p>",
+    "ellipsis": f"<p style='width: 50px; overflow: hidden; text-overflow: ellipsis; white-space: nowrap'>{LONG}</p>",
+    "scrolled sideways": f"<p style='width: 50px; overflow: auto; white-space: nowrap'>{LONG}</p>",
+    "outside of the window": "<p style='position: fixed; left: -30px'>some words</p>",
+    "on each other": "<p style='margin: 0'>one</p><p style='margin: -12px 0 0'>two</p>",
+    "button on text": "<div><b>some words</b><button style='margin-left: -30px'>press</button></div>",
+    "field on text": "<div>some words<input aria-label='x' style='margin-left: -30px'></div>",
+    "value longer than its field": f"<input aria-label='x' style='width: 50px' value='{LONG}'>",
+}
+TIDY = {
+    "lines": f"<p style='width: 50px'>{LONG} <b>and <i>more</i></b> of {LONG}</p><p>two</p>",
+    "fields": "<label>a <input value='b'></label> <select><option>c</option></select> <button>d</button>",
+    "close lines": "<p style='line-height: 1; margin: 0'>one</p><p style='line-height: 1; margin: 0'>two</p>",
+    "scrolled down": f"<div style='height: 30px; width: 90px; overflow: auto'>{LONG}, {LONG}</div>",
+    "for screen readers": "<p>one</p><p style='position: absolute; width: 1px; height: 1px; overflow: hidden'>two</p>",
+    "hidden": f"<p hidden>{LONG}</p><p style='visibility: hidden; height: 2px; overflow: hidden'>{LONG}</p>",
+}
+
+
+@pytest.mark.parametrize("name", [*UNTIDY, *TIDY])
+def test_untidy_text_is_found(shown, name):
+    shown.page.evaluate(
+        """([cell, html]) => {
+            const areas = document.querySelectorAll(".jp-Cell-outputArea");
+            document.getElementById("example")?.remove();
+            areas[cell].insertAdjacentHTML("beforeend", `<div id="example">${html}</div>`);
+        }""",
+        [HTML_CELL, {**UNTIDY, **TIDY}[name]],
+    )
+    assert bool(untidy(shown, "#example")) == (name in UNTIDY), untidy(shown, "#example")
+
+
+# JupyterLab itself
+
+
+def test_kernels_are_this_python_and_restart(lab):
+    with lab.open(["import sys\nx = sys.prefix", "print(x)"], name="restarted") as notebook:
+        notebook.run_all()
+        assert notebook.cell_text(1) == sys.prefix
+        notebook.restart_kernel()
+        assert notebook.cell_text(1) == sys.prefix  # outputs outlive their kernel
+        with pytest.raises(AssertionError, match="name 'x' is not defined"):
+            notebook.run_from(1)
+        notebook.run_cell(0)
+        notebook.run_from(1)
+        assert notebook.cell_text(1) == sys.prefix
+        assert notebook.errors == []
+
+
+def test_what_runs_is_interrupted_and_errors_are_noted(lab):
+    with lab.open(["import time\nprint('begun')\nwhile True:\n    time.sleep(0.1)"], name="busy") as notebook:
+        notebook.start_cell(0)
+        expect(notebook.cell(0)).to_contain_text("begun")
+        notebook.interrupt_kernel()
+        assert notebook.outputs()[0][-1]["ename"] == "KeyboardInterrupt"
+        assert notebook.errors == []
+        with notebook.page.expect_event("pageerror"):
+            notebook.evaluate("console.error('said'); setTimeout(() => { throw Error('thrown'); });")
+        assert [error.partition(" (")[0] for error in notebook.errors] == ["said", "uncaught: thrown"]
+
+
+def test_sound_needs_a_gesture(lab):
+    state = "const context = new AudioContext(), { state } = context; await context.close(); return state;"
+    with lab.open(["print(1)"], name="gesture") as notebook:
+        notebook.run_all()
+        assert notebook.evaluate(state) == "suspended"
+        notebook.page.mouse.click(640, 600)
+        assert notebook.evaluate(state) == "running"
+
+
+# Clips
+
+
+def check_players(notebook: NotebookPage) -> None:
+    """Assert that the clip of `CELLS` shows its picture, and that the browser can play its sound."""
+    cell = notebook.cell(CLIP_CELL)
+    picture, player = cell.locator("img"), cell.locator("audio")
+    assert len(picture.get_attribute("alt")) > 20
+    assert picture.evaluate("async (image) => { await image.decode(); return image.naturalWidth; }") > 500
+    kind, _, sound = player.get_attribute("src").partition(",")
+    assert kind == "data:audio/mpeg;base64"
+    assert soundfile.info(io.BytesIO(base64.b64decode(sound))).duration == pytest.approx(5.12, abs=0.1)  # MP3's frames
+    player.evaluate("(player) => { player.preload = 'metadata'; player.load(); }")
+    notebook.page.wait_for_function("(player) => player.duration > 5", arg=player.element_handle())
+    assert "5.12 s · 44,100 Hz · mono" in notebook.cell_text(CLIP_CELL)
+
+
+def test_clip_shows_picture_and_player(shown):
+    assert all(shown.trusted())
+    check_players(shown)
+    assert shown.errors == []
+
+
+def test_clip_looks_right(shown, tmp_path):
+    check_looks(shown, "figure", tmp_path, "clip")
+
+
+def test_saved_players_survive_the_sanitizer(lab, shown):
+    """Whoever opens a saved notebook hears its clips before running, or trusting, anything."""
+    saved = shown.save()
+    tool.clean(saved)
+    with lab.open(saved, name="saved") as notebook:
+        assert not notebook.trusted()[CLIP_CELL]
+        unsafe = notebook.cell(HTML_CELL).locator("audio")
+        expect(unsafe).to_be_attached()
+        assert SOURCE not in unsafe.evaluate("(element) => element.outerHTML")
+        check_players(notebook)
+        assert notebook.cell_text(RECORDER_CELL) == "Recorder(clip=None)"
+        assert notebook.errors == []
+
+
+# Recorder
+
+
+def test_recorder_looks_right(shown, tmp_path):
+    expect(shown.cell(RECORDER_CELL).get_by_role("button", name="Record")).to_be_visible()
+    check_looks(shown, "[data-state]", tmp_path, "recorder")
+    assert shown.errors == []
+
+
+def test_recorder_records_into_the_kernel(shown):
+    cell = shown.cell(RECORDER_CELL)
+    cell.get_by_role("button", name="Record").click()
+    expect(cell.locator("[data-state=recording]")).to_be_visible()
+    shown.page.wait_for_timeout(500)  # what is to be recorded takes its time
+    cell.get_by_role("button", name="Stop").click()
+    expect(cell.get_by_role("status")).to_contain_text("s recorded")  # said by the kernel
+    shown.run_cell(RECORDED_CELL)
+    assert shown.cell_text(RECORDED_CELL) == "True"
+    assert shown.errors == []
+
+
+# Player
+
+
+# MaskPainter
+
+
+# Live
