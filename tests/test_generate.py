@@ -480,3 +480,10 @@ def test_a_full_size_stable_diffusion_laid_out_as_riffusion_v1(full_size_folder,
     clip = text_to_audio(full, "jazz", num_inference_steps=1)
     assert clip.image.size == (512, 512) and clip.loop is False
     assert clip.recipe["guidance_scale"] == 7.0 and clip.recipe["scheduler"]["class"] == "PNDMScheduler"
+
+
+def test_a_compiled_unet_makes_the_same_clip():
+    pipes = tiny_pipeline(), tiny_pipeline()
+    pipes[1].unet.compile(backend="eager")  # traced, not translated: that would take minutes
+    clips = [text_to_audio(pipe, "piano", seed=1, num_inference_steps=6, loop=True) for pipe in pipes]
+    np.testing.assert_array_equal(*(np.asarray(clip.image) for clip in clips))

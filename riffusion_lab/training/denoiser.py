@@ -31,11 +31,11 @@ from .captions import caption
 from .dataset import Dataset
 from .run import cosine, fastest_dtype, set_learning_rate, train
 from .text import WIDTH, anchors_of, tokenize, train_text_encoder, train_tokenizer
-from .vocabulary import CLIP_SECONDS, DRUMS
+from .vocabulary import CLIP_SECONDS, DRUMS, FUSION
 
 CHANNELS = (48, 96, 192, 192)
 BATCH = 8
-WEIGHT_OF_KIND = {"solo": 1.0, "style": 1.3, DRUMS: 3.0, "effect": 0.7}  # of each class, in the draw of clips
+WEIGHT_OF_KIND = {"solo": 1.0, "style": 1.3, DRUMS: 3.0, "effect": 0.7, FUSION: 4.0}  # of each class, in a draw
 FAVOUR = 3.0  # times as often
 EMPTY_CAPTIONS = 0.1
 TEXT_RATE = 0.1  # learning rate of the text encoder beside the U-Net's
