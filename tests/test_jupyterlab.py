@@ -260,10 +260,171 @@ def test_recorder_records_into_the_kernel(shown):
     assert shown.errors == []
 
 
-# Player
+# Player, MaskPainter, Studio
+
+PARTS = [
+    "import asyncio, time\nfrom conftest import RATE, drum_loop\nfrom tiny import tiny_pipeline\n"
+    "from riffusion_lab import Clip\nfrom riffusion_lab.widgets import MaskPainter, Player, Studio\n"
+    "clip = Clip.from_audio(drum_loop(), RATE, loop=True, recipe={'prompt': 'drums <b>only</b>, 94 bpm'})",
+    "Player(clip)",
+    "painter = MaskPainter(clip)\npainter",
+    "studio = Studio(tiny_pipeline(), prompt='piano')\nstudio",
+    "painter.mask.sum() > 0",
+    "for _ in range(100):\n    await asyncio.sleep(0.1)\n    if studio.status.value.count('Cancelled'):\n        break",
+    "studio.status.value",
+]
+PLAYER_CELL, PAINTER_CELL, STUDIO_CELL, PAINTED_CELL, WAITING_CELL, CANCELLED_CELL = range(1, 7)
 
 
-# MaskPainter
+@pytest.fixture(scope="module")
+def parts(lab):
+    """A notebook with a player, a mask painter and a studio, run but for its last cells."""
+    with lab.open(PARTS, name="parts") as notebook:
+        for cell in range(PAINTED_CELL):
+            notebook.run_cell(cell)
+        yield notebook
+
+
+def test_player_plays_and_hides_the_plain_one(parts):
+    cell = parts.cell(PLAYER_CELL)
+    root = cell.locator(".rl-widget")
+    expect(root).to_have_attribute("data-state", "ready")
+    expect(cell.locator("audio")).to_be_hidden()
+    cell.get_by_test_id("rl-play").click()
+    expect(root).to_have_attribute("data-state", "playing")
+    parts.page.wait_for_function("(root) => root.dataset.position > 0.5", arg=root.element_handle())
+    cell.get_by_test_id("rl-play").click()
+    assert parts.errors == []
+
+
+def test_painted_mask_reaches_the_kernel(parts):
+    box = parts.cell(PAINTER_CELL).locator(".rl-plot").bounding_box()
+    parts.page.mouse.move(box["x"] + 50, box["y"] + 50)
+    parts.page.mouse.down()
+    parts.page.mouse.move(box["x"] + 150, box["y"] + 120, steps=4)
+    parts.page.mouse.up()
+    parts.run_cell(PAINTED_CELL)
+    assert "True" in parts.cell_text(PAINTED_CELL)
+    assert parts.errors == []
+
+
+def test_cancel_works_while_a_cell_runs(parts):
+    cell = parts.cell(STUDIO_CELL)
+    cell.get_by_label("Steps").fill("1000")
+    cell.get_by_role("button", name="Generate").click()
+    expect(cell).to_contain_text("Making a clip")
+    parts.start_cell(WAITING_CELL)
+    cell.get_by_role("button", name="Cancel").click()
+    expect(cell).to_contain_text("Cancelled", timeout=30_000)
+    parts.run_cell(CANCELLED_CELL)
+    assert "Cancelled" in parts.cell_text(CANCELLED_CELL)
+    assert parts.errors == []
+
+
+@pytest.mark.parametrize(
+    ("name", "cell", "selector"),
+    [
+        ("player", PLAYER_CELL, ".rl-widget"),
+        ("painter", PAINTER_CELL, ".rl-widget"),
+        ("studio", STUDIO_CELL, ".widget-vbox"),
+    ],
+)
+def test_parts_look_right(parts, tmp_path, name, cell, selector):
+    parts.evaluate(f"panel.content.widgets[{cell}].node.id = 'the-{name}';")
+    check_looks(parts, f"#the-{name} {selector}", tmp_path, name)
+
+
+def test_saved_parts_have_plain_players(lab, parts):
+    saved = parts.save()
+    tool.clean(saved)
+    with lab.open(saved, name="saved-parts") as notebook:
+        for cell in (PLAYER_CELL, PAINTER_CELL):
+            assert not notebook.trusted()[cell]
+            expect(notebook.cell(cell).locator("img").first).to_be_visible()
+        assert notebook.cell(PLAYER_CELL).locator("audio").get_attribute("src").startswith("data:audio/mpeg;base64,")
+        assert notebook.errors == []
 
 
 # Live
+
+
+def number(element, name):
+    return float(element.get_attribute(f"data-{name}"))
+
+
+def reaches(notebook, condition, timeout_s=30):
+    """Wait until an expression with the element `live` of the player becomes true."""
+    code = f"() => {{ const live = document.querySelector('.rl-live').dataset; return {condition}; }}"
+    notebook.page.wait_for_function(code, timeout=1000 * timeout_s)
+
+
+@pytest.fixture
+def playing(lab):
+    """Endless music (tones) in two views, playing; further cells can be run."""
+    cells = [
+        "import asyncio, time\nimport fake_music\nfrom tiny import tiny_pipeline",
+        "from riffusion_lab.widgets import Live\nlive = Live(tiny_pipeline(), 'piano')\nlive",
+        "live",
+        "await asyncio.sleep(6)",
+        "time.sleep(6)",
+        "\n".join(["print('\\n' * 300)"]),
+    ]
+    with lab.open(cells, name="live") as notebook:
+        for cell in (0, 1, 2):
+            notebook.run_cell(cell)
+        notebook.widget("rl-play").first.click()
+        reaches(notebook, "live.clip >= 1")
+        yield notebook
+        assert notebook.errors == []
+
+
+def test_live_needs_a_gesture_and_then_plays_once(playing):
+    first, second = playing.page.locator(".rl-live").all()
+    reaches(playing, "live.clip >= 3")
+    assert number(first, "underruns") == 0
+    for name in ("clip", "joins", "state"):
+        assert first.get_attribute(f"data-{name}") == second.get_attribute(f"data-{name}")
+    before = number(first, "ctx-time")
+    playing.page.wait_for_timeout(1000)
+    assert 0.5 < number(first, "ctx-time") - before < 2
+
+
+def test_live_goes_on_while_cells_run(playing):
+    live = playing.page.locator(".rl-live").first
+    before = number(live, "clip")
+    playing.run_cell(3)  # this one lets the kernel answer
+    assert number(live, "clip") > before
+    playing.run_cell(4)  # this one does not: the last clip goes round
+    reaches(playing, f"live.clip > {number(live, 'clip')}")
+    assert number(live, "underruns") == 0
+
+
+def test_live_plays_off_screen(playing):
+    live = playing.page.locator(".rl-live").first
+    playing.run_cell(5)
+    playing.evaluate("panel.content.node.querySelector('.jp-WindowedPanel-outer').scrollTo(0, 1e6);")
+    before = number(live, "clip")
+    reaches(playing, f"live.clip > {before + 1}")
+    assert number(live, "underruns") == 0
+    live.scroll_into_view_if_needed()
+    expect(live).to_have_attribute("data-state", "playing")
+
+
+def test_live_ends_with_its_kernel(playing):
+    playing.restart_kernel()
+    expect(playing.page.locator(".rl-live").first).to_have_attribute("data-state", "ended")
+
+
+def test_live_pauses_when_its_cell_runs_again(playing):
+    playing.evaluate("panel.content.model.cells.get(2).outputs.clear();")
+    playing.run_cell(1)
+    expect(playing.page.locator(".rl-live").first).to_have_attribute("data-state", "ready")
+    playing.page.wait_for_timeout(1500)
+    heard = playing.evaluate("return document.querySelectorAll('.rl-live[data-state=playing]').length;")
+    assert heard == 0
+
+
+def test_live_looks_right(playing, tmp_path):
+    playing.widget("rl-prompt").first.fill("techno")
+    playing.widget("rl-add").first.click()
+    check_looks(playing, ".rl-live", tmp_path, "live")

@@ -146,7 +146,7 @@ def test_closing_ends_the_thread(live):
 
 def test_joins_in_node(tmp_path):
     module = tmp_path / "live.mjs"
-    module.write_text(Live._esm if isinstance(Live._esm, str) else str(Live._esm), encoding="utf-8")
+    module.write_text(str(Live._esm), encoding="utf-8")
     node = next((Path(playwright.__file__).parent / "driver").glob("node*"))
     environment = os.environ | {"LIVE_MODULE": str(module)}
     tests = Path(__file__).with_name("live.test.mjs")
@@ -177,8 +177,9 @@ def test_what_the_browser_renders_has_no_bad_sample(page):
     np.testing.assert_allclose(joined, crossfade(sounds[:1], sounds[1:], fade)[0], atol=1e-6)  # as in Python
     begin = round(0.05 * RATE)
     silence = np.zeros_like(sounds[:1])
-    wanted = [crossfade(a, b, fade)[0] for a, b in ((silence, sounds[:1]), (sounds[:1], sounds[1:]), (sounds[1:], sounds[:1]))]
-    wanted = np.concatenate([wanted[0], sounds[0], *wanted[1:]])
+    a, b = sounds[:1], sounds[1:]
+    joins = [crossfade(before, after, fade)[0] for before, after in ((silence, a), (a, b), (b, a))]
+    wanted = np.concatenate([joins[0], sounds[0], *joins[1:]])
     bad = np.abs(heard[begin : begin + len(wanted)] - wanted) > 1e-6
     assert bad.sum() == 0
     assert not heard[:begin].any()

@@ -69,8 +69,9 @@ def test_seeds_wander_while_no_prompt_waits(begin, made):
     assert [point.alpha for point in made[:5]] == [0, 0.5, 1, 0.5, 1]
 
 
+@pytest.mark.usefixtures("made")
 @pytest.mark.parametrize("n_before", [1, 2, 3, 6])
-def test_new_prompt_is_heard_next_though_clips_were_made_ahead(begin, made, n_before):
+def test_new_prompt_is_heard_next_though_clips_were_made_ahead(begin, n_before):
     live = begin()
     hear(live, n_before)
     wait_until(live, lambda: len(live.ready) == live.ahead)
@@ -81,7 +82,8 @@ def test_new_prompt_is_heard_next_though_clips_were_made_ahead(begin, made, n_be
     assert first[1] == first[2]  # the seed stays
 
 
-def test_prompts_that_wait_are_heard_in_turn(begin, made):
+@pytest.mark.usefixtures("made")
+def test_prompts_that_wait_are_heard_in_turn(begin):
     live = begin()
     hear(live, 1)
     for prompt in ("techno", Prompt("jazz", seed=7), "slow"):
@@ -92,7 +94,8 @@ def test_prompts_that_wait_are_heard_in_turn(begin, made):
     assert live.heard[4][0].end.seed == 7
 
 
-def test_a_prompt_on_its_way_is_not_dropped_for_the_next(begin, made):
+@pytest.mark.usefixtures("made")
+def test_a_prompt_on_its_way_is_not_dropped_for_the_next(begin):
     live = begin(clips_per_prompt=1)
     hear(live, 1)
     live.add("techno")
@@ -125,7 +128,8 @@ def test_what_is_in_the_making_is_given_up_for_a_new_prompt(begin, monkeypatch):
     assert given_up.is_set()
 
 
-def test_guidance_and_strength_change_from_the_next_clip_on(begin, made):
+@pytest.mark.usefixtures("made")
+def test_guidance_and_strength_change_from_the_next_clip_on(begin):
     live = begin(clips_per_seed=4)
     hear(live, 1)
     wait_until(live, lambda: len(live.ready) == live.ahead)
@@ -154,7 +158,8 @@ def test_it_is_never_further_ahead_than_asked(begin, made):
     assert len(live.recent) <= live.ahead + session.RECENT
 
 
-def test_the_last_clip_goes_round_and_is_counted(begin, made):
+@pytest.mark.usefixtures("made")
+def test_the_last_clip_goes_round_and_is_counted(begin):
     live = begin()
     live.take()
     wait_until(live, lambda: live.ready)
@@ -194,8 +199,9 @@ def test_waiting_has_an_end(begin, monkeypatch):
         live.next(WAIT_S)
 
 
+@pytest.mark.usefixtures("made")
 @pytest.mark.parametrize("suffix", [".wav", ".flac", ".ogg"])
-def test_recording_is_what_is_heard(begin, made, tmp_path, suffix):
+def test_recording_is_what_is_heard(begin, tmp_path, suffix):
     live = begin()
     hear(live, 1)
     live.record(tmp_path / f"take{suffix}")
@@ -243,7 +249,8 @@ def test_a_seed_clip_is_needed_again(begin, music):
     assert clip.maximum == seed_clip.maximum
 
 
-def test_bad_input_is_refused_and_changes_nothing(begin, made, tmp_path):
+@pytest.mark.usefixtures("made")
+def test_bad_input_is_refused_and_changes_nothing(begin, tmp_path):
     live = begin()
     hear(live, 1)
     before = live.status["queue"], live.recipe
