@@ -43,8 +43,8 @@ test: .venv/test.stamp
 	@echo "3 of 3: nbval runs the notebooks and compares what they print."
 	$(BIN)/python -m pytest $(NBVAL) --nbval-current-env --nbval-sanitize-with=tests/nbval_sanitize.cfg --nbval-cell-timeout=180 --ignore=notebooks/extras/check_riffusion_v1.ipynb notebooks
 
-# The tests of the widgets, as far as they are there; tests/colab_lane.py leaves out what needs a browser.
-COLAB_TESTS = tests/colab_lane.py $(wildcard $(patsubst %,tests/test_%.py,widgets player mask_painter live studio))
+# The tests of the widgets; tests/colab_lane.py leaves out what needs a browser.
+COLAB_TESTS = tests/colab_lane.py $(patsubst %,tests/test_%.py,widgets player mask_painter live session studio)
 test-colab: .venv-colab/test.stamp
 	@echo "pytest tests the Python side of the widgets with the versions that Google Colab has."
 	$(COLAB_BIN)/python -m pytest -p no:nbval -p tests.colab_lane $(COLAB_TESTS)

@@ -151,15 +151,20 @@ def line_up(pipe: Pipeline, prompt, negative_prompt, seed, generator, guidance_s
 
 
 def remark(pipe: Pipeline, orders: Sequence[Order]) -> None:
-    """Warn, once each, of what is likely not meant, but can be done."""
+    """Warn of what `remarks` finds."""
+    for text in remarks(pipe, orders):
+        warn(text)
+
+
+def remarks(pipe: Pipeline, orders: Sequence[Order]) -> list[str]:
+    """Say, once each, what is likely not meant, but can be done."""
     found = scheduler_remarks(pipe.scheduler)
     for order in orders:
         for text in (order.text, order.negative_prompt or ""):
             found += taught_prompt(pipe, text)[1]
         if order.negative_prompt and order.guidance_scale <= 1:
             found.append(f"negative_prompt has no effect at guidance_scale={order.guidance_scale:g}: take more than 1")
-    for text in dict.fromkeys(found):
-        warn(text)
+    return list(dict.fromkeys(found))
 
 
 @dataclass(frozen=True)

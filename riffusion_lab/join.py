@@ -51,15 +51,13 @@ def stitch(clips: Sequence[Clip], crossfade_s: float = CROSSFADE_S) -> Clip:
     shortest = min(clip.duration_s for clip in clips)
     n_fade = round(check_number("crossfade_s", crossfade_s, 0, shortest / 2) * clips[0].sample_rate)
     is_loop = all(clip.loop for clip in clips)
-    parts: list[np.ndarray] = []
-    tail = _tail(clips[-1], n_fade) if is_loop else None
+    parts, tail = [], _tail(clips[-1], n_fade) if is_loop else None
     for clip in clips:
         sound = clip.waveform
         if tail is not None:
             sound = crossfade(tail, sound, n_fade)
         tail = _tail(clip, n_fade)
-        is_last = len(parts) == len(clips) - 1
-        parts.append(sound if clip.loop or is_last else sound[:, : sound.shape[1] - n_fade])
+        parts.append(sound if clip.loop or len(parts) == len(clips) - 1 else sound[:, : sound.shape[1] - n_fade])
     return _like(clips[0], np.concatenate(parts, axis=1), loop=is_loop)
 
 
@@ -114,15 +112,11 @@ def difference(clip: Clip, other: Clip) -> Clip:
 
 def fade(clip: Clip, in_s: float = 0.0, out_s: float = 0.0) -> Clip:
     """Fade a clip in over its first `in_s` seconds, and out over its last `out_s`; linear in amplitude."""
-    for name, value in (("in_s", in_s), ("out_s", out_s)):
-        check_number(name, value, 0, clip.duration_s)
     n_samples = clip.waveform.shape[1]
-    time_s = np.arange(n_samples, dtype=np.float32) / clip.sample_rate
-    gain = np.ones(n_samples, np.float32)
-    if in_s:
-        gain *= np.minimum(1, time_s / in_s)
-    if out_s:
-        gain *= np.minimum(1, time_s[::-1] / out_s)
+    time_s, gain = np.arange(n_samples, dtype=np.float32) / clip.sample_rate, np.ones(n_samples, np.float32)
+    for name, seconds, from_edge_s in (("in_s", in_s, time_s), ("out_s", out_s, time_s[::-1])):
+        if check_number(name, seconds, 0, clip.duration_s):
+            gain *= np.minimum(1, from_edge_s / seconds)
     return _like(clip, clip.waveform * gain, loop=clip.loop and not (in_s or out_s))
 
 

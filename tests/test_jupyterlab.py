@@ -428,3 +428,27 @@ def test_live_looks_right(playing, tmp_path):
     playing.widget("rl-prompt").first.fill("techno")
     playing.widget("rl-add").first.click()
     check_looks(playing, ".rl-live", tmp_path, "live")
+
+
+def test_two_minutes_of_riffling_have_no_gap(lab):
+    cells = [
+        "from riffusion_lab import load_pipeline\nfrom riffusion_lab.widgets import Live",
+        "live = Live(load_pipeline(), 'piano, 94 bpm')\nlive",
+        "live.session.stop()",
+    ]
+    with lab.open(cells, name="riffling") as notebook:
+        for cell in (0, 1):
+            notebook.run_cell(cell)
+        notebook.widget("rl-play").click()
+        reaches(notebook, "live.clip >= 1", timeout_s=60)
+        live = notebook.page.locator(".rl-live")
+        before, n_clips = number(live, "ctx-time"), number(live, "clip")
+        notebook.widget("rl-prompt").fill("techno, 94 bpm")
+        notebook.widget("rl-add").click()
+        reaches(notebook, f"live.ctxTime > {before + 120}", timeout_s=140)
+        assert number(live, "underruns") == 0
+        assert number(live, "clip") > n_clips + 2  # a slow machine repeats some
+        assert "techno" in live.get_attribute("data-label")
+        notebook.run_cell(2)
+        expect(notebook.widget("rl-status")).to_contain_text("stopped")
+        assert notebook.errors == []

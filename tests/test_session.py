@@ -47,7 +47,7 @@ def begin(pipe):
     yield begin
     for each in begun:
         each.stop()
-        if each._thread:
+        if each._thread.ident:
             each._thread.join(WAIT_S)
             assert not each._thread.is_alive()
 

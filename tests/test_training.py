@@ -293,3 +293,83 @@ def test_autoencoder_is_of_the_format_of_diffusers(tmp_path):
     vae.save_pretrained(tmp_path)
     latents = AutoencoderTiny.from_pretrained(tmp_path).encode(torch.zeros(1, 3, 512, 512)).latents
     assert latents.shape == (1, 4, 64, 64)
+
+
+# Fusions, the text encoder's own lesson, tempo and diversity
+
+
+def test_a_fusion_has_the_beat_of_one_style_and_the_tune_of_another():
+    rng = np.random.default_rng(0)
+    for seed in range(30):
+        piece = Composer(np.random.default_rng(seed)).fusion()
+        beat, tune = piece.facts["styles"]
+        assert beat != tune
+        assert DRUM_CHANNEL in piece.programs
+        assert piece.n_beats in STYLES[beat].beats
+        assert all(0 <= note.start < piece.n_beats and note.channel in piece.programs for note in piece.notes)
+        words = caption(piece.facts, rng)
+        assert any(name in words for name in STYLE_NAMES[beat]), words
+        assert any(name in words for name in STYLE_NAMES[tune]), words
+
+
+def solo_facts(label="violin", **other):
+    return {"kind": "solo", "label": label, "mode": "minor", "bpm": 94, "texture": "melody", "register": "high"} | other
+
+
+def test_facts_to_tell_are_the_clips():
+    facts = [solo_facts(metre=4), {"kind": "fusion", "label": "fusion", "styles": ["jazz", "techno"], "drums": True}]
+    right = text.facts_to_tell(facts)
+    heard = [{CLASSES[i] for i in row.nonzero()[:, 0]} for row in right["heard"]]
+    assert heard == [{"violin"}, {"jazz", "techno", "drums"}]
+    for name, value in (("bpm", 94), ("texture", "melody"), ("register", "high"), ("metre", 4)):
+        assert text.CHOICES[name][right[name][0]] == value
+        assert right[name][1] == text.UNKNOWN
+
+
+def test_the_text_encoder_learns_to_tell_facts_near_its_anchors():
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    facts = [solo_facts(label, bpm=bpm) for label in ("violin", "piano") for bpm in (47, 188)] * 4
+    tokenizer = text.train_tokenizer([caption(fact, rng) for fact in facts])
+    reader = text.CaptionReader(text.new_text_encoder(tokenizer))
+    tokens = text.shortened(text.tokenize(tokenizer, [f"{fact['label']}, {fact['bpm']} bpm" for fact in facts]))
+    right, optimizer, losses = text.facts_to_tell(facts), torch.optim.Adam(reader.parameters(), 1e-3), []
+    for _ in range(60):
+        loss = text.reading_loss(reader(tokens)[0], right)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.6 * losses[0]
+    told = reader(tokens)[0]["bpm"].argmax(dim=1)
+    assert (told == right["bpm"]).float().mean() > 0.9  # what follows a comma is heard too
+    anchors = text.anchors_of(reader.text_encoder, tokenizer)
+    assert set(anchors) == {*CLASSES, ""}
+    middle = text._anchor(anchors, {"label": "fusion", "styles": ["jazz", "techno"]}, "jazz techno")
+    torch.testing.assert_close(middle, (anchors["jazz"] + anchors["techno"]) / 2)
+    torch.testing.assert_close(text._anchor(anchors, facts[0], ""), anchors[""])
+
+
+def test_only_padding_is_cut_off():
+    tokenizer = text.train_tokenizer(["piano, slow", "jazz"])
+    tokens = text.tokenize(tokenizer, ["piano, slow", "jazz"])
+    short = text.shortened(tokens)
+    assert short.shape[1] < tokens.shape[1]
+    assert (tokens[:, short.shape[1] :] == tokenizer.pad_token_id).all()
+
+
+@pytest.mark.parametrize("n_beats", [8, 11, 12, 16])
+def test_tempo_is_read_from_a_picture(n_beats):
+    loudness = np.zeros(512)
+    for beat in range(n_beats):
+        loudness[(round(beat * 512 / n_beats) + np.arange(8)) % 512] = np.linspace(1, 0, 8)
+    picture = torch.from_numpy(np.broadcast_to(1 - 2 * loudness, (1, 1, 512, 512)).copy()).float()
+    bpm = 60 * n_beats / CLIP_SECONDS
+    assert evaluation.keeps_tempo(picture, bpm)
+    assert evaluation.keeps_tempo(picture, 2 * bpm)  # an octave
+    assert not evaluation.keeps_tempo(picture, 1.1 * bpm)
+
+
+def test_diversity_is_the_spread_within_labels():
+    embedding = np.array([[0.0, 0.0], [3.0, 4.0], [1.0, 1.0], [1.0, 1.0], [9.0, 9.0]])
+    assert evaluation.diversity(embedding, ["a", "a", "b", "b", "alone"]) == pytest.approx(2.5)

@@ -21,6 +21,9 @@ window.model = {
 };
 window.answer = (message) => handlers.forEach((handler) => handler(message));
 """
+SHOW = """(script) => import(URL.createObjectURL(new Blob([script], {type: "text/javascript"}))).then((module) => {
+    window.cleanup = module.default.render({model, el: document.getElementById("here")});
+})"""
 
 
 @pytest.fixture
@@ -64,9 +67,7 @@ def test_bad_recording_is_refused_in_words_and_keeps_the_last(rate, samples, wor
 
 
 def test_recorder_records_in_a_browser(page):
-    page.evaluate("""import("/recorder.js").then((module) => {
-        window.cleanup = module.default.render({model, el: document.getElementById("here")});
-    })""")
+    page.evaluate(SHOW, Recorder()._esm)
     button, here = page.get_by_role("button"), page.locator("#here")
     button.click()
     page.wait_for_selector("#here[data-state=recording]")
@@ -85,9 +86,7 @@ def test_recorder_says_why_there_is_no_microphone(page):
     page.evaluate("""() => {
         navigator.mediaDevices.getUserMedia = () => Promise.reject(new Error("denied"));
     }""")
-    page.evaluate("""import("/recorder.js").then((module) => {
-        module.default.render({model, el: document.getElementById("here")});
-    })""")
+    page.evaluate(SHOW, Recorder()._esm)
     page.get_by_role("button").click()
     page.wait_for_selector("#here[data-state=ready]")
     assert page.get_by_role("status").text_content() == "The microphone cannot be used: denied"

@@ -15,7 +15,6 @@ from ..plot import HZ_TICKS, description
 from .pictures import picture_png
 
 STATIC = Path(__file__).parent / "static"
-WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 
 
 def script(name: str) -> str:
@@ -34,7 +33,25 @@ class ClipTrait(traitlets.TraitType):
         return value
 
 
-class ClipWidget(anywidget.AnyWidget):
+class AnsweringWidget(anywidget.AnyWidget):
+    """A widget whose script sends messages; what Python refuses, the script shows.
+
+    A message is a dictionary: one of the "kind" "save" goes to the method `_answer_save`, with the bytes it brings.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.on_msg(self._receive)
+
+    def _receive(self, _: AnsweringWidget, content: dict[str, Any], buffers: list[memoryview]) -> None:
+        answer = getattr(self, f"_answer_{content.get('kind')}", lambda *_: None)
+        try:
+            answer(content, b"".join(buffers))
+        except (TypeError, ValueError, OSError) as error:  # shown where the buttons are: a callback has no cell
+            self.send({"kind": "refused", "reason": str(error)})
+
+
+class ClipWidget(AnsweringWidget):
     """A widget with the picture of a clip, which may be exchanged.
 
     Sound and picture go to the browser as messages, once its script asks for them: traits would be saved with the
@@ -48,44 +65,22 @@ class ClipWidget(anywidget.AnyWidget):
 
     def __init__(self, clip: Clip, **kwargs: Any) -> None:
         super().__init__(clip=clip, **kwargs)
-        self.on_msg(self._receive)
 
-    def _receive(self, _: ClipWidget, content: dict[str, Any], buffers: list[memoryview]) -> None:
-        """Answer a message of the widget's script."""
-        try:
-            if content.get("kind") == "ready":
-                self._asked_for = True
-                self._send_clip()
-            else:
-                self._answer(content, buffers)
-        except (TypeError, ValueError, OSError) as error:  # shown where the buttons are: a callback has no cell
-            self.send({"kind": "refused", "reason": str(error)})
-
-    def _answer(self, content: dict[str, Any], buffers: list[memoryview]) -> None:
-        """Answer any other message than "ready"."""
+    def _answer_ready(self, *_: Any) -> None:
+        self._asked_for = True
+        self._exchange()
 
     @traitlets.observe("clip")
-    def _exchange(self, _: Any) -> None:
-        if self._asked_for:
-            self._send_clip()
-
-    def _send_clip(self) -> None:
-        """Send what the script draws: facts, the picture, and what `_more` adds to both."""
+    def _exchange(self, *_: Any) -> None:
+        """Send what the script draws, if it has asked: facts, the picture, and what `_more` adds to both."""
+        if not self._asked_for:
+            return
         clip, params = self.clip, self.clip.params
+        message = {"kind": "clip", "title": clip.title, "description": description(clip), "columns": clip.image.width}
+        message |= {"duration_s": clip.duration_s, "columns_per_s": params.sample_rate / params.hop_length}
+        message |= {"bands": params.num_frequencies, "low_hz": params.min_frequency, "high_hz": params.max_frequency}
         facts, buffers = self._more()
-        message = {
-            "kind": "clip",
-            "title": clip.title,
-            "description": description(clip),
-            "duration_s": clip.duration_s,
-            "columns": clip.image.width,
-            "columns_per_s": params.sample_rate / params.hop_length,
-            "bands": params.num_frequencies,
-            "low_hz": params.min_frequency,
-            "high_hz": params.max_frequency,
-            "ticks_hz": HZ_TICKS,
-        }
-        self.send(message | facts, buffers=[picture_png(clip), *buffers])
+        self.send(message | {"ticks_hz": HZ_TICKS} | facts, buffers=[picture_png(clip), *buffers])
 
     def _more(self) -> tuple[dict[str, Any], list[bytes]]:
         return {}, []
@@ -100,7 +95,7 @@ class ClipWidget(anywidget.AnyWidget):
 
         display({"text/html": f'<div class="rl-static">{self._figure_html()}</div>'}, raw=True)
         view = {"version_major": 2, "version_minor": 0, "model_id": self.model_id}
-        display({"text/plain": repr(self), WIDGET_VIEW: view}, raw=True)
+        display({"text/plain": repr(self), "application/vnd.jupyter.widget-view+json": view}, raw=True)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.clip!r})"

@@ -83,16 +83,9 @@ class Live(anywidget.AnyWidget):
             self.send({"kind": "refused", "text": str(error)})
 
     def _greet(self, _: dict[str, Any]) -> None:
-        session = self.session
-        self.send(
-            {
-                "kind": "facts",
-                "sample_rate": PARAMS.sample_rate,
-                "fade": round(CROSSFADE_S * PARAMS.sample_rate),
-                "guidance_scale": session.guidance_scale,
-                "strength": None if session.seed_clip is None else session.strength,
-            }
-        )
+        sound = {"sample_rate": PARAMS.sample_rate, "fade": round(CROSSFADE_S * PARAMS.sample_rate)}
+        strength = None if self.session.seed_clip is None else self.session.strength
+        self.send({"kind": "facts", "guidance_scale": self.session.guidance_scale, "strength": strength, **sound})
 
     def _poll(self, content: dict[str, Any]) -> None:
         for number in content["begun"]:

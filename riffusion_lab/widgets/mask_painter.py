@@ -18,16 +18,13 @@ from .base import ClipWidget, script
 from .pictures import picture_image, png_bytes
 
 TINT = (64, 224, 208)  # what is marked, in the figure and in the widget
-FIGURE_SIZE = (600, 220)  # pixels
 
 
 class MaskTrait(traitlets.TraitType):
     """An attribute that takes what `as_mask` takes for the widget's clip, and None for nothing."""
 
-    def validate(self, painter: MaskPainter, value: object) -> np.ndarray | None:
+    def validate(self, painter: MaskPainter, value: object) -> np.ndarray:
         """Return the mask as a read-only array: one that changes in place would go unseen."""
-        if value is None:
-            return None
         try:
             mask = as_mask(value, painter.clip)
         except (TypeError, ValueError) as error:
@@ -72,32 +69,28 @@ class MaskPainter(ClipWidget):
         super().__init__(clip, mask=mask, **kwargs)
 
     @traitlets.observe("mask")
-    def _send_mask(self, change: Any) -> None:
+    def _send_mask(self, _: Any) -> None:
         if self._asked_for and not self._from_browser:
-            self.send({"kind": "mask"}, buffers=_bytes(change["new"]))
+            self.send({"kind": "mask"}, buffers=self._more()[1])
 
     @traitlets.observe("clip")
-    def _exchange(self, change: Any) -> None:
+    def _exchange(self, *_: Any) -> None:
         """Forget a mask that does not fit, then show the new clip."""
-        clip = change["new"]
-        if self.mask is not None and self.mask.shape != (clip.params.num_frequencies, clip.image.width):
+        if self.mask is not None and self.mask.shape != self.clip.image.size[::-1]:
             self.mask = None
-        super()._exchange(change)
+        super()._exchange()
 
     def _more(self) -> tuple[dict[str, Any], list[bytes]]:
-        return {}, _bytes(self.mask)
+        return {}, [] if self.mask is None else [self.mask.tobytes()]
 
-    def _answer(self, content: dict[str, Any], buffers: list[memoryview]) -> None:
-        """Take the mask of {"kind": "mask"}: one buffer, a byte for each pixel, 1 is made anew, row by row."""
-        if content.get("kind") != "mask":
-            return
-        size = (self.clip.params.num_frequencies, self.clip.image.width)
-        mask = np.frombuffer(b"".join(bytes(buffer) for buffer in buffers), np.uint8)
-        if mask.size != size[0] * size[1]:
-            raise ValueError(f"a mask of {mask.size:,} pixels came for a picture of {size}: mark it again")
+    def _answer_mask(self, _: Any, data: bytes) -> None:
+        """Take the mask of {"kind": "mask"}: a byte for each pixel, 1 is made anew, row by row."""
+        shape = self.clip.image.size[::-1]
+        if len(data) != np.prod(shape):
+            raise ValueError(f"a mask of {len(data):,} pixels came for a picture of {shape}: mark it again")
         self._from_browser = True
         try:
-            self.mask = mask.reshape(size).astype(bool) if mask.any() else None
+            self.mask = np.frombuffer(data, np.uint8).reshape(shape).astype(bool) if any(data) else None
         finally:
             self._from_browser = False
 
@@ -109,13 +102,8 @@ class MaskPainter(ClipWidget):
             tinted = Image.blend(image, Image.new("RGB", image.size, TINT), 0.5)
             image.paste(tinted, mask=Image.fromarray(self.mask).resize(image.size))
             marked = f"marked to be made anew: {self.mask.mean():.1%} of the picture"
-        png = png_bytes(image.resize(FIGURE_SIZE).quantize(64, dither=Image.Dither.NONE))
-        return (
-            f'<figure style="margin:0"><img alt="{html.escape(description(self.clip))}; {marked}" '
-            f'src="data:image/png;base64,{base64.b64encode(png).decode()}">'
-            f"<figcaption>{html.escape(self.clip.title)} {marked}</figcaption></figure>"
-        )
-
-
-def _bytes(mask: np.ndarray | None) -> list[bytes]:
-    return [] if mask is None else [mask.astype(np.uint8).tobytes()]
+        png = png_bytes(image.resize((600, 220)).quantize(64, dither=Image.Dither.NONE))
+        source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
+        image_html = f'<img alt="{html.escape(description(self.clip))}; {marked}" src="{source}">'
+        caption = f"<figcaption>{html.escape(self.clip.title)} {marked}</figcaption>"
+        return f'<figure style="margin:0">{image_html}{caption}</figure>'

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import io
-from typing import TYPE_CHECKING
 
 import matplotlib
 import numpy as np
 from PIL import Image
 
+from ..clip import Clip
 from ..plot import FLOOR_DB, STYLE, decibels
-
-if TYPE_CHECKING:
-    from ..clip import Clip
 
 WIDEST = 8_192  # pixels: browsers draw no picture that is much wider
 PALETTE = matplotlib.colormaps[matplotlib.rc_params_from_file(STYLE, use_default_template=False)["image.cmap"]]

@@ -63,20 +63,14 @@ class Player(ClipWidget):
         samples = np.rint(self.clip.waveform * 32_767).astype("<i2")
         return {"sample_rate": self.clip.sample_rate, "channels": len(samples)}, [samples.tobytes()]
 
-    def _answer(self, content: dict[str, Any], _: list[memoryview]) -> None:
-        """Make the file that {"kind": "save", "format": "wav"} asks for."""
+    def _answer_save(self, content: dict[str, Any], _: bytes) -> None:
+        """Make the file that {"kind": "save", "format": "wav"} asks for, as `Clip.save` writes it."""
         suffix = content.get("format")
-        if content.get("kind") == "save" and suffix in FORMATS:
-            message = {"kind": "file", "name": f"{file_stem(self.clip)}.{suffix}", "type": FORMATS[suffix]}
-            self.send(message, buffers=[saved(self.clip, suffix)])
-
-
-def saved(clip: Clip, suffix: str) -> bytes:
-    """Bytes of the file that `Clip.save` writes; `suffix` without its dot."""
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / f"clip.{suffix}"
-        clip.save(file)
-        return file.read_bytes()
+        if suffix in FORMATS:
+            name = f"{file_stem(self.clip)}.{suffix}"
+            with tempfile.TemporaryDirectory() as folder:
+                self.clip.save(file := Path(folder) / name)
+                self.send({"kind": "file", "name": name, "type": FORMATS[suffix]}, buffers=[file.read_bytes()])
 
 
 def file_stem(clip: Clip) -> str:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-import anywidget
 import numpy as np
 import traitlets
 
 from ..clip import Clip
+from .base import AnsweringWidget, script
 
-LONGEST_S = 60.0
 
-
-class Recorder(anywidget.AnyWidget):
+class Recorder(AnsweringWidget):
     """Record from the microphone into a clip.
 
     Shown in a notebook, it is a button: press it, allow the browser to listen, press it again. The sound
@@ -28,25 +25,14 @@ class Recorder(anywidget.AnyWidget):
     Taught in: 01
     """
 
-    _esm = Path(__file__).parent / "static" / "recorder.js"
-    longest_s = traitlets.Float(LONGEST_S, help="when recording stops by itself").tag(sync=True)
+    _esm = script("recorder.js")
+    longest_s = traitlets.Float(60.0, help="when recording stops by itself").tag(sync=True)
     clip = traitlets.Instance(Clip, allow_none=True)
 
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.on_msg(self._receive)
-
-    def _receive(self, _: Recorder, content: dict[str, Any], buffers: list[memoryview]) -> None:
-        """Take a recording: {"kind": "recorded", "sample_rate": Hz} and one buffer of mono float32 samples."""
-        if content.get("kind") != "recorded":
-            return
-        try:
-            samples = np.frombuffer(b"".join(bytes(buffer) for buffer in buffers), "<f4")
-            self.clip = Clip.from_audio(samples, content.get("sample_rate"))
-        except (TypeError, ValueError) as error:  # shown where the button is: a callback has no cell
-            self.send({"kind": "refused", "reason": str(error)})
-        else:
-            self.send({"kind": "taken", "duration_s": self.clip.duration_s})
+    def _answer_recorded(self, content: dict[str, Any], data: bytes) -> None:
+        """Take a recording: {"kind": "recorded", "sample_rate": Hz} and mono float32 samples."""
+        self.clip = Clip.from_audio(np.frombuffer(data, "<f4"), content.get("sample_rate"))
+        self.send({"kind": "taken", "duration_s": self.clip.duration_s})
 
     def __repr__(self) -> str:
         return f"Recorder(clip={self.clip!r})"

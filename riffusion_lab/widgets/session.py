@@ -15,7 +15,7 @@ import soundfile
 import torch
 
 from ..audio import BLOCK, FORMATS
-from ..checks import Settings, Source, check_settings, taught_prompt
+from ..checks import Settings, Source, check_settings, remarks
 from ..clip import Clip
 from ..edit import for_model
 from ..generate import make_clips
@@ -124,7 +124,7 @@ class Session:
         self.clips_per_seed = check_whole("clips_per_seed", clips_per_seed, 1, 1_000)
         self.ahead = check_whole("ahead", ahead, 1, 100)
         self.guidance_scale, self.strength = checked.guidance_scale, checked.strength
-        self.remarks = taught_prompt(pipe, first.text)[1]
+        self.remarks = remarks(pipe, [checked])
         self.queue: deque[Prompt] = deque()
         self.path: deque[Point] = deque([Point(first, first, 0.0)])  # laid out, not made yet
         self.last = self.path[0]  # the last point that was laid out
@@ -133,12 +133,11 @@ class Session:
         self.heard: list[tuple[Point, int]] = []  # and how many times in a row
         self.n_made, self.progress, self.seconds_per_clip = 0, 0.0, 0.0
         self.error: Exception | None = None
-        self.changed = Condition()
+        self.changed, self._stopped = Condition(), False
+        self._thread = Thread(target=self._work, name="riffusion_lab session", daemon=True)
         self._making: Point | None = None
         self._begun: LiveClip | None = None
         self._take: Take | None = None
-        self._thread: Thread | None = None
-        self._stopped = False
 
     def add(self, prompt: str | Prompt) -> None:
         """Go to another prompt: next, or after those that wait already.
@@ -155,10 +154,10 @@ class Session:
         """
         with self.changed:
             goal = prompt if isinstance(prompt, Prompt) else Prompt(prompt, self._here().seed)
-            check_point(self.pipe, goal)
+            checked = check_point(self.pipe, goal)
             if len(self.queue) >= LONGEST_QUEUE:
                 raise ValueError(f"{LONGEST_QUEUE} prompts wait already: add {goal.text[:40]!r} when one was heard")
-            self.remarks, self.error = taught_prompt(self.pipe, goal.text)[1], None
+            self.remarks, self.error = remarks(self.pipe, [checked]), None
             if not self.queue and self.last.wanders:
                 self._forget_wandering()
             self.queue.append(goal)
@@ -169,13 +168,10 @@ class Session:
 
         What was made ahead is made again. Prompts that bring values of their own keep them.
         """
-        if guidance_scale is not None:
-            guidance_scale = check_number("guidance_scale", guidance_scale, 0)
-        if strength is not None:
-            strength = check_number("strength", strength, 0, 1)
         with self.changed:
-            self.guidance_scale = self.guidance_scale if guidance_scale is None else guidance_scale
-            self.strength = self.strength if strength is None else strength
+            given = self.guidance_scale if guidance_scale is None else check_number("guidance_scale", guidance_scale, 0)
+            self.strength = self.strength if strength is None else check_number("strength", strength, 0, 1)
+            self.guidance_scale = given
             making = [self._making] if self._making else []
             self.path.extendleft(reversed([made.asked for made in self.ready] + making))
             self.ready, self._making = [], None
@@ -199,11 +195,9 @@ class Session:
             made = next((made for made in self.recent if made.number == number), None)
             if made is None:
                 raise ValueError(f"clip {number!r} is not at hand: of {self.n_made} the last {len(self.recent)} are")
-            again = self._begun is made
-            times = self.heard.pop()[1] if again else 0
+            times = self.heard.pop()[1] if self._begun is made else 0
             self.heard.append((made.point, times + 1))
-            self.ready = [other for other in self.ready if other.number > number]
-            self._begun = made
+            self.ready, self._begun = [other for other in self.ready if other.number > number], made
             if self._take:
                 self._take.add(made.clip)
             self.changed.notify_all()
@@ -270,7 +264,6 @@ class Session:
             return {
                 "ready": [made.number for made in self.ready],
                 "progress": self.progress,
-                "seconds_per_clip": self.seconds_per_clip,
                 "queue": [prompt.text for prompt in self.queue],
                 "error": f"{type(self.error).__name__}: {self.error}" if self.error else "",
                 "remarks": list(self.remarks),
@@ -283,21 +276,16 @@ class Session:
         """All that is needed to make what was heard again (`replay_session`); fits into JSON."""
         with self.changed:
             heard = [asdict(point) | {"times": times} for point, times in self.heard]
-        return {
-            "kind": "live",
-            "heard": heard,
-            "num_inference_steps": self.settings.num_inference_steps,
-            "model": model_name(self.pipe),
-            "weights_sha256": weights_hash(self.pipe),
-            **(self.settings.source.given() if self.settings.source else {}),
-        }
+        source = self.settings.source.given() if self.settings.source else {}
+        weights = {"model": model_name(self.pipe), "weights_sha256": weights_hash(self.pipe)}
+        steps = self.settings.num_inference_steps
+        return {"kind": "live", "heard": heard, "num_inference_steps": steps, **weights, **source}
 
     def __repr__(self) -> str:
         return f"Session({self._here().text!r})"
 
     def _start(self) -> None:
-        if self._thread is None and not self._stopped:
-            self._thread = Thread(target=self._work, name="riffusion_lab session", daemon=True)
+        if self._thread.ident is None and not self._stopped:
             self._thread.start()
 
     def _work(self) -> None:
@@ -309,30 +297,25 @@ class Session:
                     return
                 self._making = asked = self._next_point()
                 point = replace(asked, start=self._filled(asked.start), end=self._filled(asked.end))
-            started = time.perf_counter()
+            started, clip, error = time.perf_counter(), None, None
             try:
                 clip = make_point(self.pipe, point, self.settings)
                 _ = clip.waveform  # made here, where nobody waits for it
-                self._keep(asked, point, clip, time.perf_counter() - started)
             except _NotWanted:
                 continue
-            except Exception as error:  # the thread outlives it, listeners are told, and `next` raises it
-                with self.changed:
-                    if self._making is asked:
-                        self.path.appendleft(asked)
-                    self.error, self._making = error, None
-                    self.changed.notify_all()
-
-    def _keep(self, asked: Point, point: Point, clip: Clip, seconds: float) -> None:
-        with self.changed:
-            self.seconds_per_clip, self.progress = seconds, 0.0
-            if self._making is not asked:
-                return
-            self._making = None
-            self.n_made += 1
-            self.ready.append(LiveClip(self.n_made, clip, asked, point))
-            self.recent.append(self.ready[-1])
-            self.changed.notify_all()
+            except Exception as problem:  # the thread outlives it, listeners are told, and `next` raises it
+                error = problem
+            with self.changed:
+                self.seconds_per_clip, self.progress = time.perf_counter() - started, 0.0
+                is_wanted, self._making = self._making is asked, None
+                if is_wanted and error:
+                    self.error = error
+                    self.path.appendleft(asked)
+                elif is_wanted:
+                    self.n_made += 1
+                    self.ready.append(LiveClip(self.n_made, clip, asked, point))
+                    self.recent.append(self.ready[-1])
+                self.changed.notify_all()
 
     def _next_point(self) -> Point:
         """Take the next point; where the path ends, lay out the way to the next prompt or to the next seed."""

@@ -21,7 +21,7 @@ import torch
 import traitlets
 from PIL import Image
 
-from ..checks import check_order, check_prompt, scheduler_remarks, taught_prompt
+from ..checks import check_order, remarks
 from ..clip import Clip
 from ..edit import audio_to_audio, for_model, inpaint
 from ..generate import text_to_audio
@@ -179,14 +179,14 @@ class Studio(widgets.VBox):
     def _make(self, call: Callable[..., Clip], options: dict[str, Any]) -> None:
         """Make a clip, keep it and show it; runs in the worker's thread."""
         try:
-            check_prompt(options["prompt"])  # on a book no remarks are made
-            remarks = _remarks(self.pipe, options)
-            self._say("Making a clip …", *remarks)
+            asked = (options[name] for name in ("prompt", "seed", "negative_prompt", "guidance_scale"))
+            found = remarks(self.pipe, [check_order(self.pipe, Prompt(*asked, strength=1.0))])
+            self._say("Making a clip …", *found)
             clip = call(**options, callback_on_step_end=self._on_step_end)
             _ = clip.waveform  # made here, where nobody waits for it
             if self._cancelled.is_set():
                 raise _Cancelled
-            self._say(self._save(clip), *remarks)
+            self._say(self._save(clip), *found)
             self.clip = clip
         except _Cancelled:
             self._say("Cancelled.")
@@ -257,15 +257,6 @@ def _clips_in(folder: Path) -> Iterator[tuple[str, Clip]]:
             clip = Clip.from_picture(open_image(path))
             if clip.recipe:
                 yield path.stem, clip
-
-
-def _remarks(pipe: Pipeline, options: dict[str, Any]) -> list[str]:
-    """What is likely not meant, but can be done."""
-    negative = options["negative_prompt"] or ""
-    remarks = [text for words in (options["prompt"], negative) for text in taught_prompt(pipe, words)[1]]
-    if negative and options["guidance_scale"] <= 1:
-        remarks.append("The negative prompt has no effect at a guidance of 1 or less: take more.")
-    return list(dict.fromkeys(scheduler_remarks(pipe.scheduler) + remarks))
 
 
 def _preview(pipe: Pipeline, latents: torch.Tensor) -> Image.Image:

@@ -1,24 +1,18 @@
 // Music without an end: asks the kernel for clips, joins them on the sample clock, and shows what is heard.
 
-const POLL_MS = 500;
-const TICK_MS = 250;
+const [POLL_MS, TICK_MS] = [500, 250];
 const AHEAD_S = 2; // what comes next is decided this long before it sounds
-const SPAN_S = 8; // on the screen
-const NOW = 0.7; // where on the screen the present is
+const [SPAN_S, NOW] = [8, 0.7]; // seconds on the screen, and where there the present is
 const KEPT_S = SPAN_S + 2;
 
 // A sound with what sounds on from before fading out under its beginning; as riffusion_lab.join.crossfade.
 function crossfade(tail, sound, length) {
   const joined = Float32Array.from(sound);
-  let [both, tails, heads] = [0, 0, 0];
+  const sum = (a, b) => a.subarray(0, length).reduce((total, value, i) => total + value * b[i], 0);
+  const power = sum(tail, tail) * sum(sound, sound);
+  const likeness = power > 0 ? Math.max(0, sum(tail, sound) / Math.sqrt(power)) : 0;
   for (let i = 0; i < length; i++) {
-    both += tail[i] * sound[i];
-    tails += tail[i] ** 2;
-    heads += sound[i] ** 2;
-  }
-  const likeness = tails * heads > 0 ? Math.max(0, both / Math.sqrt(tails * heads)) : 0;
-  for (let i = 0; i < length; i++) {
-    const [falling, rising] = [Math.cos((Math.PI / 2) * (i / length)), Math.sin((Math.PI / 2) * (i / length))];
+    const [falling, rising] = [Math.cos, Math.sin].map((curve) => curve((Math.PI / 2) * (i / length)));
     joined[i] = (falling * tail[i] + rising * sound[i]) / Math.sqrt(1 + 2 * likeness * rising * falling);
   }
   return joined;
@@ -29,15 +23,13 @@ function crossfade(tail, sound, length) {
 function makeTimeline(context, output, fade) {
   const rate = context.sampleRate;
   const line = { entries: [], joins: 0, repeats: 0, underruns: 0, jump: 0 };
-  let cursor = null; // frame at which the next clip begins
-  let last = null;
+  let [cursor, last] = [null, null]; // frame at which the next clip begins; the clip before
 
   line.left = () => (cursor === null ? 0 : cursor / rate - context.currentTime);
 
   line.add = (clip) => {
     const now = Math.ceil(context.currentTime * rate);
-    const isLate = cursor === null || cursor < now;
-    if (isLate) {
+    if (cursor === null || cursor < now) {
       line.underruns += cursor !== null;
       [cursor, last] = [now + Math.round(0.05 * rate), null];
     }
@@ -50,8 +42,7 @@ function makeTimeline(context, output, fade) {
     }
     const buffer = context.createBuffer(1, samples.length, rate);
     buffer.copyToChannel(samples, 0);
-    const source = context.createBufferSource();
-    source.buffer = buffer;
+    const source = Object.assign(context.createBufferSource(), { buffer });
     source.connect(output);
     source.start(cursor / rate);
     line.entries.push({ clip, source, start: cursor / rate, stop: (cursor += samples.length) / rate, begun: false });
@@ -85,10 +76,7 @@ function makeLive(model) {
   let [waiting, have, answered] = [[], 0, 0];
 
   live.show = () => live.views.forEach((view) => view());
-  live.say = (text) => {
-    live.said = text;
-    live.show();
-  };
+  live.send = (message) => model.send(message);
 
   // The time on the context's clock of what comes out of the loudspeaker now.
   live.now = () => {
@@ -100,8 +88,7 @@ function makeLive(model) {
   };
 
   function poll() {
-    const begun = live.line ? live.line.begun(live.now()) : [];
-    model.send({ kind: "poll", have, begun });
+    model.send({ kind: "poll", have, begun: live.line.begun(live.now()) });
     live.show();
   }
 
@@ -132,24 +119,26 @@ function makeLive(model) {
     poll();
   };
 
-  live.pause = () => {
+  function halt(state, said) {
     timers.forEach(clearInterval);
-    live.now();
+    Object.assign(live, { state, said });
+    live.show();
+  }
+
+  live.pause = () => {
+    live.now(); // where it stays
     context?.suspend();
-    live.state = "paused";
-    live.say("");
+    halt("paused", "");
   };
 
   live.end = (reason) => {
-    timers.forEach(clearInterval);
-    live.line?.stop();
-    context?.close();
-    [context, live.state] = [null, "ended"];
-    live.say(reason);
+    if (context) (live.line.stop(), context.close());
+    context = null;
+    halt("ended", reason);
   };
 
+  live.isPlaying = () => live.state === "playing" || live.state === "waiting";
   live.isStuck = () => live.state === "playing" && Date.now() - answered > 4000;
-  live.send = (message) => model.send(message);
 
   const listeners = {
     "msg:custom": async (message, views) => {
@@ -167,15 +156,13 @@ function makeLive(model) {
       }
       live.show();
     },
-    "change:volume": () => volume?.gain.setTargetAtTime(model.get("volume"), context.currentTime, 0.01),
+    "change:volume": () => volume?.gain.setTargetAtTime(model.get("volume"), volume.context.currentTime, 0.01),
     // The kernel was restarted or has died; the first change says that it lives.
     comm_live_update: () => live.facts && live.end("The kernel has ended, and the music with it: run the cell again."),
   };
-  for (const [event, call] of Object.entries(listeners)) model.on(event, call);
-  live.close = () => {
-    for (const [event, call] of Object.entries(listeners)) model.off(event, call);
-    if (live.state !== "ended") live.end("");
-  };
+  const listen = (onOrOff) => Object.entries(listeners).forEach(([event, call]) => model[onOrOff](event, call));
+  live.close = () => (listen("off"), live.end(""));
+  listen("on");
   return live;
 }
 
@@ -195,10 +182,11 @@ function viewLive(live, el, model) {
   const prompt = make("input", { type: "text", "aria-label": "Prompt", placeholder: "What next?", maxlength: "4000" });
   const [now, next, progress] = ["now", "next", "progress"].map((name) => make("div", { "data-testid": `rl-${name}` }));
   const status = make("div", { class: "rl-dim", role: "status", "aria-live": "polite", "data-testid": "rl-status" });
-  const play = makeButton("play", "Play", () => (live.state === "playing" || live.state === "waiting" ? live.pause() : live.play()));
+  const play = makeButton("play", "Play", () => (live.isPlaying() ? live.pause() : live.play()));
   const add = makeButton("add", "Add", send, "Add the prompt");
   const retry = makeButton("retry", "Try again", () => live.send({ kind: "retry" }));
-  const record = makeButton("record", "Record", () => live.send({ kind: "record", on: !live.status.recording }), "Record what is heard to a file");
+  const takeUp = () => live.send({ kind: "record", on: !live.status.recording });
+  const record = makeButton("record", "Record", takeUp, "Record what is heard to a file");
   const keep = makeButton("keep", "Keep recipe", () => live.send({ kind: "keep" }), "Save what plays the session again");
   const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
   let [frame, stamp] = [0, 0];
@@ -206,13 +194,13 @@ function viewLive(live, el, model) {
   function send() {
     live.said = "";
     live.send({ kind: "prompt", text: prompt.value });
-    prompt.value = "";
+    prompt.select(); // a refused one can be mended
   }
 
-  function slider(name, label, least, most, step, onchange, value) {
-    const input = make("input", { type: "range", min: least, max: most, step, "aria-label": label, "data-testid": `rl-${name}` });
+  function slider(label, least, most, step, value, onchange) {
+    const range = { type: "range", min: least, max: most, step, value, "aria-label": label };
+    const input = make("input", { ...range, "data-testid": `rl-${label.toLowerCase()}` });
     const shown = make("output", { class: "rl-time" }, String(value));
-    input.value = value;
     input.oninput = () => (shown.textContent = input.value);
     input.onchange = () => onchange(Number(input.value));
     return make("label", {}, label, input, shown);
@@ -220,29 +208,23 @@ function viewLive(live, el, model) {
 
   function draw() {
     const [width, height] = [canvas.clientWidth, canvas.clientHeight];
-    const scale = devicePixelRatio;
-    [canvas.width, canvas.height] = [width * scale, height * scale];
-    const pen = canvas.getContext("2d");
-    pen.scale(scale, scale);
+    [canvas.width, canvas.height] = [width * devicePixelRatio, height * devicePixelRatio];
+    const [pen, time, perS] = [canvas.getContext("2d"), live.now(), width / SPAN_S];
+    pen.scale(devicePixelRatio, devicePixelRatio);
     pen.fillRect(0, 0, width, height);
-    const [time, perS] = [live.now(), width / SPAN_S];
-    pen.font = "12px sans-serif";
+    Object.assign(pen, { font: "12px sans-serif", fillStyle: "#fff" });
     for (const { clip, start, stop } of live.line?.entries ?? []) {
       const x = NOW * width + (start - time) * perS;
       if (clip.picture) pen.drawImage(clip.picture, x, 0, (stop - start) * perS + 0.5, height);
-      pen.fillStyle = "#fff";
       pen.fillRect(x, 0, 1, 20);
       pen.fillText(clip.label, x + 5, 14, (stop - start) * perS - 10);
     }
-    pen.fillStyle = "#fff";
     pen.fillRect(NOW * width - 1, 0, 2, height);
   }
 
   function animate(at) {
     frame = live.state === "playing" && el.isConnected ? requestAnimationFrame(animate) : 0;
-    if (still && frame && at - stamp < 1000) return;
-    stamp = at;
-    draw();
+    if (!still || !frame || at - stamp > 1000) draw((stamp = at));
   }
 
   function show() {
@@ -255,24 +237,16 @@ function viewLive(live, el, model) {
     next.textContent = said.queue?.length ? `Then: ${said.queue.join(" · ")}` : "";
     progress.style.width = `${100 * (said.progress ?? 0)}%`;
     status.textContent = statusText(live);
-    play.textContent = live.state === "playing" || live.state === "waiting" ? "Pause" : "Play";
-    play.setAttribute("aria-label", play.textContent);
+    play.textContent = play.ariaLabel = live.isPlaying() ? "Pause" : "Play";
     record.textContent = said.recording ? "Stop recording" : "Record";
-    record.setAttribute("aria-pressed", String(Boolean(said.recording)));
+    record.ariaPressed = String(Boolean(said.recording));
     retry.hidden = !said.error;
     for (const node of el.querySelectorAll("button, input")) node.disabled = live.state === "ended";
     canvas.setAttribute("aria-label", `Spectrogram of the last seconds. ${now.textContent}`);
-    Object.assign(el.dataset, {
-      state: live.state,
-      behind: Boolean(live.behind),
-      ctxTime: time.toFixed(3),
-      clip: heard?.number ?? 0,
-      label: heard?.label ?? "",
-      joins: line?.joins ?? 0,
-      repeats: line?.repeats ?? 0,
-      underruns: line?.underruns ?? 0,
-      jump: (line?.jump ?? 0).toFixed(5),
-    });
+    const { joins = 0, repeats = 0, underruns = 0, jump = 0 } = line ?? {};
+    const { number: clip = 0, label = "" } = heard ?? {};
+    const seen = { state: live.state, behind: Boolean(live.behind), ctxTime: time.toFixed(3), clip, label };
+    Object.assign(el.dataset, seen, { joins, repeats, underruns, jump: jump.toFixed(5) });
     if (live.state === "playing") frame ||= requestAnimationFrame(animate);
     else draw();
   }
@@ -280,23 +254,22 @@ function viewLive(live, el, model) {
   function addControls() {
     const { guidance_scale, strength } = live.facts;
     const change = (name) => (value) => live.send({ kind: "change", [name]: value });
-    const sliders = [slider("guidance", "Guidance", 1, 10, 0.5, change("guidance_scale"), guidance_scale)];
-    if (strength !== null) sliders.push(slider("strength", "Strength", 0, 1, 0.05, change("strength"), strength));
     const setVolume = (value) => (model.set("volume", value), model.save_changes());
-    sliders.push(slider("volume", "Volume", 0, 1, 0.05, setVolume, model.get("volume")));
-    const bar = (...nodes) => make("div", { class: "rl-bar rl-flush" }, ...nodes);
-    const tools = (...nodes) => make("div", { class: "rl-tools" }, ...nodes);
-    const ask = make("form", { class: "rl-ask" }, prompt, add);
-    ask.onsubmit = (event) => event.preventDefault();
-    el.append(canvas, make("div", { class: "rl-progress", "aria-hidden": "true" }, progress), now, next, ask);
-    el.append(bar(tools(play, record, keep, retry), tools(...sliders)), status);
+    const sliders = [
+      slider("Guidance", 1, 10, 0.5, guidance_scale, change("guidance_scale")),
+      ...(strength === null ? [] : [slider("Strength", 0, 1, 0.05, strength, change("strength"))]),
+      slider("Volume", 0, 1, 0.05, model.get("volume"), setVolume),
+    ];
+    const box = (name, ...nodes) => make("div", { class: name }, ...nodes);
+    const tools = [box("rl-tools", play, record, keep, retry), box("rl-tools", ...sliders)];
+    el.append(canvas, box("rl-progress", progress), now, next, box("rl-ask", prompt, add));
+    el.append(box("rl-bar rl-flush", ...tools), status);
   }
 
   prompt.dataset.testid = "rl-prompt";
   prompt.onkeydown = (event) => event.key === "Enter" && send();
   el.classList.add("rl-widget", "rl-live");
-  el.setAttribute("role", "group");
-  el.setAttribute("aria-label", "Live");
+  Object.assign(el, { role: "group", ariaLabel: "Live" });
   el.onkeydown = (event) => event.ctrlKey || event.metaKey || event.altKey || event.stopPropagation();
   const observer = new ResizeObserver(() => live.facts && draw());
   observer.observe(el);

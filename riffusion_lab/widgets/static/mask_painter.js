@@ -1,76 +1,59 @@
 // Mark parts of a clip's picture: the mask belongs to the model, a byte for each pixel, the highest frequency first.
 
 const UNDO_STEPS = 30;
-const INSIDE = 0x78d0e040; // turquoise, as Python's TINT, half transparent; bytes from the last: red, green, blue, alpha
-const EDGE = 0xffffffff;
+// Turquoise, as Python's TINT, half transparent, and white; bytes from the last: red, green, blue, alpha
+const [INSIDE, EDGE] = [0x78d0e040, 0xffffffff];
 const contextOf = (canvas) => canvas.getContext("2d", { willReadFrequently: true }); // pixels are set one by one
 const HELP =
   "Keys in the picture: arrows move a box, Shift + arrows resize it, Enter adds it, Delete clears, Ctrl + Z undoes.";
 
 function makeMask(model) {
-  const past = [];
+  let past = [];
+  const remember = () => (past = [...past, engine.mask].slice(-UNDO_STEPS));
 
-  function show(status) {
-    const marked = engine.mask.reduce((sum, pixel) => sum + pixel, 0);
-    engine.marked = marked;
-    const share = `${((100 * marked) / engine.mask.length).toFixed(1)} % is marked`;
-    engine.show("ready", status ?? (marked ? share : "Nothing is marked"));
+  function show(mask) {
+    const marked = mask.reduce((sum, pixel) => sum + pixel, 0);
+    Object.assign(engine, { mask, marked });
+    engine.show("ready", marked ? `${((100 * marked) / mask.length).toFixed(1)} % is marked` : "Nothing is marked");
   }
 
-  function put(mask) {
-    engine.mask = mask;
-    model.send({ kind: "mask" }, undefined, [mask.slice().buffer]);
-    show();
-  }
-
-  function remember() {
-    past.push(engine.mask);
-    past.splice(0, past.length - UNDO_STEPS);
-  }
-
-  function onMessage(message, buffers) {
-    if (!/^(clip|mask)$/.test(message.kind)) return;
-    if (message.kind === "clip") past.length = 0;
-    else remember();
-    const { bands, columns } = engine.clip;
-    engine.mask = buffers.length ? new Uint8Array(buffers[0]) : new Uint8Array(bands * columns);
-    show();
-  }
-
-  const engine = makeEngine(model, onMessage);
-  engine.edit = (mask) => (remember(), put(mask));
-  engine.undo = () => (past.length ? put(past.pop()) : engine.say("There is nothing to undo"));
-  return engine;
+  const put = (mask) => (model.send({ kind: "mask" }, undefined, [mask.slice().buffer]), show(mask));
+  const take = (bytes) => show(new Uint8Array(bytes ?? engine.clip.bands * engine.clip.columns)); // none: all zeros
+  const engine = makeEngine(model, {
+    clip: (_, bytes) => ((past = []), take(bytes)),
+    mask: (_, bytes) => (remember(), take(bytes)),
+  });
+  const undo = () => (past.length ? put(past.pop()) : engine.say("There is nothing to undo"));
+  return Object.assign(engine, { edit: (mask) => (remember(), put(mask)), undo });
 }
 
 // The mask with a box set to `value`; the pixels are those of Python's `box_mask`. null: the box holds none.
-function withBox({ clip, mask }, { start, stop, low, high }, value) {
-  const next = mask.slice();
+function withBox({ clip, mask }, [start, stop, low, high], value) {
   const half = 0.5 / clip.columns_per_s;
-  let found = false;
-  next.forEach((_, i) => {
-    const s = (i % clip.columns) / clip.columns_per_s;
-    if (!(s > start - half && s < stop - half)) return; // so that an empty field, which is NaN, marks nothing
-    const hz = clip.hzOfBand(clip.bands - 1 - Math.floor(i / clip.columns));
-    if (!(hz >= low && hz <= high)) return;
-    next[i] = value;
-    found = true;
-  });
-  return found ? next : null;
+  const isAt = (s) => s > start - half && s < stop - half; // so that an empty field, which is NaN, marks nothing
+  const isOf = (hz) => hz >= low && hz <= high;
+  const columns = Array.from({ length: clip.columns }, (_, column) => isAt(column / clip.columns_per_s));
+  const rows = Array.from({ length: clip.bands }, (_, row) => isOf(clip.hzOfBand(clip.bands - 1 - row)));
+  const isInside = (i) => columns[i % clip.columns] && rows[Math.floor(i / clip.columns)];
+  const isEmpty = !columns.includes(true) || !rows.includes(true);
+  return isEmpty ? null : mask.map((pixel, i) => (isInside(i) ? value : pixel));
 }
 
-// Draw a line with a round brush into `mask`. Places and radius are in pixels of the screen, on which it is round.
-function drawStroke(mask, clip, [x0, y0], [x1, y1], radius, perX, perY, value) {
+// Draw a line with a brush into `mask`, from one place to another. The brush is round on the screen, its radius in
+// pixels of that, as are all numbers here but `row` and `column`.
+function drawStroke(mask, { columns, bands }, { clientWidth, clientHeight }, from, to, radius, value) {
+  const [[x0, y0], [x1, y1]] = [from, to].map(({ x, y }) => [x * clientWidth, y * clientHeight]);
+  const [perX, perY] = [columns / clientWidth, bands / clientHeight];
   const first = (a, b, per) => Math.max(0, Math.floor((Math.min(a, b) - radius) * per));
   const last = (a, b, per, n) => Math.min(n - 1, Math.floor((Math.max(a, b) + radius) * per));
   const length = (x1 - x0) ** 2 + (y1 - y0) ** 2 || 1;
-  for (let row = first(y0, y1, perY); row <= last(y0, y1, perY, clip.bands); row++) {
-    for (let column = first(x0, x1, perX); column <= last(x0, x1, perX, clip.columns); column++) {
-      const [x, y] = [(column + 0.5) / perX, (row + 0.5) / perY];
-      const along = within(((x - x0) * (x1 - x0) + (y - y0) * (y1 - y0)) / length, 0, 1);
+  for (let row = first(y0, y1, perY); row <= last(y0, y1, perY, bands); row++) {
+    for (let column = first(x0, x1, perX); column <= last(x0, x1, perX, columns); column++) {
+      const [x, y] = [(column + 0.5) / perX - x0, (row + 0.5) / perY - y0];
+      const along = within((x * (x1 - x0) + y * (y1 - y0)) / length, 0, 1);
       const under = row === Math.floor(y1 * perY) && column === Math.floor(x1 * perX);
-      if (!under && Math.hypot(x - x0 - along * (x1 - x0), y - y0 - along * (y1 - y0)) > radius) continue;
-      mask[row * clip.columns + column] = value;
+      const isNear = Math.hypot(x - along * (x1 - x0), y - along * (y1 - y0)) <= radius;
+      if (under || isNear) mask[row * columns + column] = value;
     }
   }
 }
@@ -82,169 +65,135 @@ function drawMask(canvas, clip, mask) {
   const columns = Uint32Array.from({ length: width }, (_, x) => ((x + 0.5) * clip.columns) / width);
   const rows = Uint32Array.from({ length: height }, (_, y) => ((y + 0.5) * clip.bands) / height);
   const isMarked = (x, y) => mask[rows[y] * clip.columns + columns[x]] ?? 1; // around the picture too
+  const isInside = (x, y) => isMarked(x - 1, y) && isMarked(x + 1, y) && isMarked(x, y - 1) && isMarked(x, y + 1);
   for (let y = 0; y < height; y++) {
-    for (let x = 0; x < width; x++) {
-      if (!isMarked(x, y)) continue;
-      const inside = isMarked(x - 1, y) && isMarked(x + 1, y) && isMarked(x, y - 1) && isMarked(x, y + 1);
-      pixels[y * width + x] = inside ? INSIDE : EDGE;
-    }
+    for (let x = 0; x < width; x++) if (isMarked(x, y)) pixels[y * width + x] = isInside(x, y) ? INSIDE : EDGE;
   }
   contextOf(canvas).putImageData(image, 0, 0);
 }
 
 function drawOutline(canvas, shape, numbers) {
-  const brush = contextOf(canvas);
-  brush.lineWidth = 2;
-  for (const [colour, dash] of [["#000", []], ["#fff", [5, 5]]]) {
-    brush.beginPath();
-    brush[shape](...numbers);
-    brush.strokeStyle = colour;
+  const path = new Path2D();
+  path[shape](...numbers);
+  for (const [strokeStyle, dash] of [["#000", []], ["#fff", [5, 5]]]) {
+    const brush = Object.assign(contextOf(canvas), { lineWidth: 2, strokeStyle });
     brush.setLineDash(dash);
-    brush.stroke();
+    brush.stroke(path);
   }
 }
 
 function drawPainter(engine, el) {
-  const canvas = make("canvas", { class: "rl-over", role: "application", tabindex: 0, "aria-label": `Picture. ${HELP}` });
+  const canvas = make("canvas", { role: "application", "aria-label": `Picture. ${HELP}` });
   const view = makeView(engine, el, "Mask painter", canvas);
   let tool = "box";
-  let box = null; // of the number fields and the keyboard: { start, stop, low, high }
+  let box = null; // of the number fields and the keyboard: [start, stop, low, high], in seconds and hertz
   let held = null; // what the pointer is doing: { from, at } for a box, { at, mask } for a stroke
   let hover = null; // where the brush would mark
 
-  const tools = ["Box", "Brush", "Eraser"].map((text) => {
-    const name = text.toLowerCase();
-    return makeButton(name, text, () => draw((tool = name)));
-  });
+  const tools = [["box", "Box"], ["brush", "Brush"], ["eraser", "Eraser"]].map(([name, text]) =>
+    makeButton(name, text, () => draw((tool = name))));
   const size = make("input", { type: "range", min: 4, max: 120, value: 28, "data-testid": "rl-size" });
   const clear = () => engine.edit(new Uint8Array(engine.mask.length));
-  const actions = [
-    makeButton("undo", "↶ Undo", engine.undo, "Undo"),
-    makeButton("clear", "Clear", clear),
-    makeButton("invert", "Invert", () => engine.edit(engine.mask.map((pixel) => 1 - pixel))),
-  ];
-  const labels = ["Start (s)", "Stop (s)", "Low (Hz)", "High (Hz)"].map((text) => {
-    const name = text.toLowerCase().split(" ")[0];
-    const field = make("input", { type: "number", step: "any", name, "data-testid": `rl-${name}` });
-    field.oninput = () => draw((box[name] = field.valueAsNumber));
-    return make("label", {}, text, field);
-  });
-  const fields = labels.map((label) => label.querySelector("input"));
-  canvas.dataset.testid = "rl-picture";
+  const invert = () => engine.edit(engine.mask.map((pixel) => 1 - pixel));
+  const actions = [["undo", "↶ Undo", engine.undo, "Undo"], ["clear", "Clear", clear], ["invert", "Invert", invert]];
+  const take = (i) => draw((box[i] = fields[i].valueAsNumber));
+  const fields = ["start", "stop", "low", "high"].map((name, i) =>
+    make("input", { type: "number", step: "any", name, "data-testid": `rl-${name}`, oninput: () => take(i) }));
+  const named = ["Start (s)", "Stop (s)", "Low (Hz)", "High (Hz)"].map((text, i) => make("label", {}, text, fields[i]));
   view.bar([view.status], [view.where]);
-  view.bar([...tools, make("label", {}, "Size", size)], actions);
-  view.bar([...labels, makeButton("add-box", "Add box", () => mark(box, 1))]);
+  view.bar([...tools, make("label", {}, "Size", size)], actions.map((action) => makeButton(...action)));
+  view.bar([...named, makeButton("add-box", "Add box", () => mark(box, 1))]);
   view.bar([make("div", { class: "rl-dim" }, HELP)]);
 
   function mark(area, value) {
     const mask = withBox(engine, area, value);
-    if (mask) engine.edit(mask);
-    else engine.say("The box holds no pixel: make it larger");
+    if (mask) engine.edit(mask); else engine.say("The box holds no pixel: make it larger");
   }
 
-  function areaOf({ from, at }) {
-    const sorted = (unit) => [from[unit], at[unit]].sort((a, b) => a - b);
-    const [[start, stop], [low, high]] = [sorted("s"), sorted("hz")];
-    return { start, stop, low, high };
+  // A box between two places of the pointer
+  const areaOf = ({ from, at }) => ["s", "hz"].flatMap((unit) => [from[unit], at[unit]].sort((a, b) => a - b));
+
+  // Left, right, bottom and top of a box, in shares of the width and the height
+  const sharesOf = ([start, stop, low, high], { duration_s, heightOf } = engine.clip) =>
+    [start / duration_s, stop / duration_s, heightOf(low), heightOf(high)];
+
+  // The box of such shares, in numbers that are good to read
+  function boxOf(left, right, bottom, top) {
+    const { duration_s, low_hz, high_hz, hzAt } = engine.clip;
+    const times = [left, right].map((share) => Number((share * duration_s).toFixed(2)));
+    return [...times, ...[bottom, top].map((height) => within(Math.round(hzAt(height)), low_hz, high_hz))];
   }
 
-  // Of a box in seconds and hertz: left, top, width and height on the canvas
-  function placeOf({ start, stop, low, high }) {
-    const { duration_s, heightOf } = engine.clip;
-    const [left, right] = [start, stop].map((s) => (s / duration_s) * canvas.width);
-    const [bottom, top] = [low, high].map((hz) => (1 - heightOf(hz)) * canvas.height);
-    return [left, top, right - left, bottom - top];
+  function drawBox(area) {
+    const { width, height } = canvas;
+    const [left, right, bottom, top] = sharesOf(area);
+    drawOutline(canvas, "rect", [left * width, (1 - top) * height, (right - left) * width, (top - bottom) * height]);
   }
 
   function draw() {
     const clip = view.drawCommon();
     Object.assign(el.dataset, { marked: engine.marked ?? 0, tool });
-    for (const button of tools) button.setAttribute("aria-pressed", button.dataset.testid === `rl-${tool}`);
+    for (const button of tools) setAll(button, { "aria-pressed": button.dataset.testid === `rl-${tool}` });
     if (!clip) return;
     box ??= boxOf(0.4, 0.6, 0.4, 0.6);
-    for (const field of fields) if (!Object.is(field.valueAsNumber, box[field.name])) field.value = box[field.name];
+    for (const [i, field] of fields.entries()) if (!Object.is(field.valueAsNumber, box[i])) field.value = box[i];
     const scale = Math.min(devicePixelRatio, 2);
     canvas.width = Math.max(1, view.plot.clientWidth * scale);
     canvas.height = Math.max(1, view.plot.clientHeight * scale);
     drawMask(canvas, clip, held?.mask ?? engine.mask);
-    const focus = el.querySelector("canvas:focus-visible, input[type=number]:focus");
-    if (held?.from) drawOutline(canvas, "rect", placeOf(areaOf(held)));
-    else if (focus) drawOutline(canvas, "rect", placeOf(box));
-    const radius = (size.valueAsNumber / 2) * scale;
-    if (hover && tool !== "box") drawOutline(canvas, "arc", [hover.x * canvas.width, hover.y * canvas.height, radius, 0, 7]);
-  }
-
-  // A box from shares of the width and the height, in numbers that are good to read
-  function boxOf(left, right, bottom, top) {
-    const { duration_s, low_hz, high_hz, hzAt } = engine.clip;
-    const [start, stop] = [left, right].map((share) => Number((share * duration_s).toFixed(2)));
-    const [low, high] = [bottom, top].map((height) => within(Math.round(hzAt(height)), low_hz, high_hz));
-    return { start, stop, low, high };
+    if (held?.from) drawBox(areaOf(held));
+    else if (el.querySelector("canvas:focus-visible, input[type=number]:focus")) drawBox(box);
+    if (!hover || tool === "box") return;
+    drawOutline(canvas, "arc", [hover.x * canvas.width, hover.y * canvas.height, radius() * scale, 0, 7]);
   }
 
   function moveBox([x, y], resize) {
-    const { duration_s, heightOf } = engine.clip;
+    const { duration_s } = engine.clip;
     const stepX = Math.max(0.01, Number((duration_s / 50).toFixed(2))) / duration_s;
     const shift = (low, high, by) => {
       const far = within(by, resize ? low + Math.abs(by) - high : -low, 1 - high);
       return [resize ? low : low + far, high + far];
     };
-    const times = shift(box.start / duration_s, box.stop / duration_s, x * stepX);
-    box = boxOf(...times, ...shift(heightOf(box.low), heightOf(box.high), y / 40));
-    engine.say(`Box from ${box.start} to ${box.stop} s, ${inWords(box.low)} to ${inWords(box.high)}`);
+    const [left, right, bottom, top] = sharesOf(box);
+    box = boxOf(...shift(left, right, x * stepX), ...shift(bottom, top, y / 40));
+    engine.say(`Box from ${box[0]} to ${box[1]} s, ${inWords(box[2])} to ${inWords(box[3])}`);
   }
 
-  function paint(at) {
-    const { clientWidth: width, clientHeight: height } = canvas;
-    const [from, to] = [held.at, at].map(({ x, y }) => [x * width, y * height]);
-    const { columns, bands } = engine.clip;
-    const value = tool === "brush" ? 1 : 0;
-    drawStroke(held.mask, engine.clip, from, to, size.valueAsNumber / 2, columns / width, bands / height, value);
-  }
-
-  canvas.onpointerdown = (event) => {
-    if (!engine.clip || event.button) return;
-    canvas.setPointerCapture(event.pointerId);
-    const at = view.at(event);
-    held = tool === "box" ? { from: at, at } : { at, mask: engine.mask.slice() };
-    if (held.mask) paint(at);
-    draw();
+  const radius = () => size.valueAsNumber / 2;
+  const paint = (to) => drawStroke(held.mask, engine.clip, canvas, held.at, to, radius(), tool === "brush" ? 1 : 0);
+  const drop = () => draw((held = null));
+  const pointer = {
+    down: (at) => {
+      held = tool === "box" ? { from: at, at } : { at, mask: engine.mask.slice() };
+      pointer.move(at);
+    },
+    move: (at) => {
+      if (held?.mask) paint(at);
+      if (held) held.at = at;
+      draw((hover = at));
+    },
+    up: () => {
+      const done = held;
+      held = null;
+      if (done?.mask) engine.edit(done.mask);
+      else if (done?.at !== done?.from) mark(areaOf(done), 1);
+    },
+    cancel: drop,
+    leave: () => draw((hover = null)),
   };
-  canvas.onpointermove = (event) => {
-    if (!engine.clip) return;
-    hover = view.at(event);
-    if (held?.mask) paint(hover);
-    if (held) held.at = hover;
-    draw();
-  };
-  canvas.onpointerup = () => {
-    const done = held;
-    held = null;
-    if (done?.mask) engine.edit(done.mask);
-    else if (done?.at !== done?.from) mark(areaOf(done), 1);
-  };
-  canvas.onpointercancel = () => draw((held = null));
-  canvas.onpointerleave = () => draw((view.where.textContent = ""), (hover = null));
 
   const moves = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] };
-  function onKey(event, input) {
-    const { key, target, shiftKey } = event;
-    const control = event.ctrlKey || event.metaKey;
-    if (event.altKey || (input && (key !== "Enter" || target.matches("button")))) return false;
-    if (control && key === "z") engine.undo();
-    else if (control) return false;
-    else if (key === "Enter" && !shiftKey) mark(box, input || tool !== "eraser" ? 1 : 0);
-    else if (target !== canvas) return false;
-    else if (moves[key]) moveBox(moves[key], shiftKey);
-    else if (key === "Delete" || key === "Backspace") clear();
-    else if (key === "Escape") canvas.onpointercancel();
-    else return false;
-    return true;
+  const others = { Delete: clear, Backspace: clear, Escape: drop };
+  function actOf({ key, target, altKey, ctrlKey, metaKey, shiftKey }, input) {
+    if (altKey || (input && (key !== "Enter" || target.matches("button")))) return null;
+    if (ctrlKey || metaKey) return key === "z" ? engine.undo : null;
+    if (key === "Enter" && !shiftKey) return () => mark(box, input || tool !== "eraser" ? 1 : 0);
+    if (target !== canvas) return null;
+    return moves[key] ? () => moveBox(moves[key], shiftKey) : others[key];
   }
 
-  el.addEventListener("focusin", () => draw());
-  el.addEventListener("focusout", () => draw());
-  return view.start(draw, onKey);
+  for (const type of ["focusin", "focusout"]) el.addEventListener(type, () => draw());
+  return view.start(draw, pointer, actOf);
 }
 
 export default () => makeWidget(makeMask, drawPainter);

@@ -1,83 +1,61 @@
 // A button that records the microphone and sends the samples, decoded, to the kernel.
 
-async function decode(blob) {
-  const context = new AudioContext();
-  try {
-    return await context.decodeAudioData(await blob.arrayBuffer());
-  } finally {
-    await context.close();
-  }
-}
-
-function mono(sound) {
-  const mixed = new Float32Array(sound.length);
-  for (let channel = 0; channel < sound.numberOfChannels; channel++) {
-    sound.getChannelData(channel).forEach((sample, i) => (mixed[i] += sample / sound.numberOfChannels));
-  }
-  return mixed;
-}
-
 // The sound as it is: browsers would else tune the microphone for speech.
 const AS_IT_IS = { echoCancellation: false, noiseSuppression: false, autoGainControl: false };
 
+function mono(sound) {
+  const channels = Array.from({ length: sound.numberOfChannels }, (_, channel) => sound.getChannelData(channel));
+  return channels[0].map((_, i) => channels.reduce((sum, samples) => sum + samples[i] / channels.length, 0));
+}
+
 function render({ model, el }) {
-  const button = document.createElement("button");
-  const status = document.createElement("span");
-  button.type = "button";
-  button.className = "jupyter-button widget-button";
-  status.setAttribute("role", "status");
-  status.style.marginLeft = "1em";
+  const button = make("button", { type: "button", class: "jupyter-button widget-button", onclick: press });
+  const status = make("span", { role: "status", style: "margin-left: 1em" });
   el.append(button, status);
   let recorder = null;
 
   function show(state, text) {
-    button.textContent = state === "recording" ? "Stop" : "Record";
-    button.disabled = state === "waiting";
     el.dataset.state = state;
+    Object.assign(button, { textContent: state === "recording" ? "Stop" : "Record", disabled: state === "waiting" });
     status.textContent = text;
   }
 
   async function start() {
     show("waiting", "May the browser listen?");
     const stream = await navigator.mediaDevices.getUserMedia({ audio: AS_IT_IS });
-    const parts = [];
     recorder = new MediaRecorder(stream);
-    recorder.ondataavailable = (event) => parts.push(event.data);
+    const parts = [];
     const timer = setTimeout(stop, 1000 * model.get("longest_s"));
-    recorder.onstop = async () => {
+    recorder.ondataavailable = (event) => parts.push(event.data);
+    recorder.onstop = () => {
       clearTimeout(timer);
       stream.getTracks().forEach((track) => track.stop());
       show("waiting", "One moment …");
-      try {
-        const sound = await decode(new Blob(parts, { type: recorder.mimeType }));
-        model.send({ kind: "recorded", sample_rate: sound.sampleRate }, undefined, [mono(sound).buffer]);
-      } catch (error) {
-        show("ready", `Nothing was recorded: ${error.message}`);
-      }
+      const recorded = new Blob(parts, { type: recorder.mimeType });
+      send(recorded).catch((error) => show("ready", `Nothing was recorded: ${error.message}`));
     };
     recorder.start();
     show("recording", "Recording …");
   }
 
-  function stop() {
-    if (recorder?.state === "recording") recorder.stop();
+  async function send(recorded) {
+    const [bytes, context] = [await recorded.arrayBuffer(), new AudioContext()];
+    const sound = await context.decodeAudioData(bytes).finally(() => context.close());
+    model.send({ kind: "recorded", sample_rate: sound.sampleRate }, undefined, [mono(sound).buffer]);
   }
 
-  function onMessage(message) {
-    if (message.kind === "taken") show("ready", `${message.duration_s.toFixed(1)} s recorded`);
-    if (message.kind === "refused") show("ready", message.reason);
-  }
+  const isRecording = () => recorder?.state === "recording";
+  const stop = () => isRecording() && recorder.stop();
 
-  button.onclick = () => {
-    if (recorder?.state === "recording") stop();
+  function press() {
+    if (isRecording()) stop();
     else start().catch((error) => show("ready", `The microphone cannot be used: ${error.message}`));
-  };
+  }
+
+  const onMessage = ({ reason, duration_s }) => show("ready", reason ?? `${duration_s.toFixed(1)} s recorded`);
   model.on("msg:custom", onMessage);
   show("ready", "");
-  return () => {
-    model.off("msg:custom", onMessage);
-    stop();
-  };
+  return () => (model.off("msg:custom", onMessage), stop());
 }
 
 export default { render };
