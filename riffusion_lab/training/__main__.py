@@ -123,6 +123,7 @@ def _evaluate(folder: Path, _budget: dict, arguments: argparse.Namespace) -> Non
     for name, numbers in report["groups"].items():
         print(f"{name:12s} adherence {numbers['adherence']:.2f} (n = {numbers['n']}, real {numbers['real']:.3f})")
     print(f"Fréchet distance {report['frechet']:.2f}; between rendered clips {report['frechet_real_real']:.2f}")
+    print(f"diversity {report['diversity']:.2f} of the rendered clips'")
 
 
 if __name__ == "__main__":

@@ -125,7 +125,10 @@ def facts_to_tell(facts: list[dict]) -> dict[str, torch.Tensor]:
 def reading_loss(scores: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> torch.Tensor:
     """Cross entropy over all facts; what a caption does not tell is learned as how often it holds."""
     loss = 10 * F.binary_cross_entropy_with_logits(scores["heard"], right["heard"])
-    return loss + sum(F.cross_entropy(scores[name], right[name], ignore_index=UNKNOWN) for name in CHOICES)
+    for name in CHOICES:
+        untold = F.cross_entropy(scores[name], right[name], ignore_index=UNKNOWN, reduction="sum")
+        loss = loss + untold / len(right[name])
+    return loss
 
 
 def train_text_encoder(
