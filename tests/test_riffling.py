@@ -11,6 +11,7 @@ import torch
 
 import riffusion_lab
 from riffusion_lab import extend, load_pipeline, text_to_audio, vocabulary
+from riffusion_lab.prompts import encode_prompt
 from riffusion_lab.recipes import weights_hash
 from riffusion_lab.training.evaluation import CLASSES, class_scores
 from riffusion_lab.training.vocabulary import EFFECT_NAMES, INSTRUMENTS, STYLE_NAMES
@@ -77,6 +78,14 @@ def test_prompts_are_heard(pipe, prompt, label):
     assert heard.count(label) >= 7, heard
 
 
+def test_every_word_counts(pipe):
+    """What follows a comma moves the vectors too: they hardly differed, and tempo and texture were not heard."""
+    vectors = {words: encode_prompt(pipe, words) for words in ("piano", "piano, slow", "piano, fast", "piano arpeggio")}
+    for words in ("piano, slow", "piano, fast", "piano arpeggio"):
+        assert (vectors[words] - vectors["piano"]).norm() > 5, words
+    assert (vectors["piano, slow"] - vectors["piano, fast"]).norm() > 5
+
+
 def test_the_classifier_tells_noise_from_everything_it_knows(pipe):
     scores = class_scores(text_to_audio(pipe, "rain", seed=0).image)
     assert set(scores) == set(CLASSES)
@@ -99,8 +108,10 @@ def test_the_report_is_about_these_weights_and_good_enough(pipe):
     report = json.loads((WEIGHTS / "riffling" / "evaluation.json").read_text())
     assert report["weights_sha256"] == weights_hash(pipe)
     assert report["n_clips"] == len(report["prompts"]) >= 512
-    assert report["groups"]["styles"]["adherence"] >= 0.85
-    assert report["groups"]["instruments"]["adherence"] >= 0.35
+    least = {"styles": 0.95, "instruments": 0.75, "drums": 0.95, "effects": 0.95, "texture": 0.55, "mode": 0.7}
+    assert {name: report["groups"][name]["adherence"] >= value for name, value in least.items()} == dict.fromkeys(
+        least, True
+    )
     heard = [p["heard"] == p["label"] for p in report["prompts"] if p["label"] in INSTRUMENTS]
     assert np.mean(heard) == pytest.approx(report["groups"]["instruments"]["generated"])
 
