@@ -317,7 +317,7 @@ def test_remarks_are_shown_in_the_panel_only(pipe, tmp_path):
             text = said(panel)
     assert [warning for warning in caught if warning.category is UserWarning] == []
     assert "pianos (nearest: piano)" in text and "jaz (nearest: jazz)" in text and "105 bpm" in text
-    assert "The negative prompt has no effect at a guidance of 1" in text
+    assert "negative_prompt has no effect at guidance_scale=1" in text
 
 
 @pytest.mark.parametrize(
