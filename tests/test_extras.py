@@ -49,6 +49,11 @@ CHANGES = {
         ('"electric piano, 94 bpm"', '"rain"'),
         ('"music box", "choir"', '"techno", "rain"'),
     ],
+    "08_live": [
+        ('"piano, 94 bpm"', '"slow choir"'),
+        ('"techno, 94 bpm"', '"rain, 117 bpm"'),
+        ("FIRST, SECOND = 1, 2", "FIRST, SECOND = 8, 3"),
+    ],
 }
 
 

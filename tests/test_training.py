@@ -225,7 +225,8 @@ def test_training_stops_at_a_loss_that_is_no_number(tmp_path):
 def test_denoiser_learns_from_both_latents_and_words(clips, tmp_path):
     data = dataset.load_dataset(clips)
     latents = np.random.default_rng(0).standard_normal((8, 4, 64, 64)).astype(np.float16)
-    network, tokenizer = denoiser.train_denoiser(latents, data, tmp_path, minutes=0.05, compile_network=False)
+    budget = {"minutes": 0.05, "text_minutes": 0.02}
+    network, tokenizer = denoiser.train_denoiser(latents, data, tmp_path, **budget, compile_network=False)
     saved = torch.load(tmp_path / "denoiser.pt", weights_only=True)
     assert saved["n_steps"] >= 1
     fresh = denoiser.TextDenoiser(denoiser.new_unet(), text.new_text_encoder(tokenizer))
