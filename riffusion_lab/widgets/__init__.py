@@ -1,4 +1,4 @@
-"""The parts of a notebook that need a browser's help. Each is one Python file and one JavaScript file."""
+"""The parts of a notebook that answer: panels of plain ipywidgets, and widgets with a JavaScript file of their own."""
 
 from .live import Live
 from .mask_painter import MaskPainter
