@@ -74,11 +74,8 @@ class Live(anywidget.AnyWidget):
             "record": self._record,
             "keep": self._keep,
         }
-        answer = answers.get(content.get("kind"))
-        if answer is None:
-            return
         try:
-            answer(content)
+            answers.get(content.get("kind"), lambda _: None)(content)
         except (TypeError, ValueError, OSError) as error:  # shown where the buttons are: a callback has no cell
             self.send({"kind": "refused", "text": str(error)})
 
@@ -112,7 +109,8 @@ class Live(anywidget.AnyWidget):
 
     def close(self) -> None:
         """End the session and take the widget away."""
-        self.session.stop()
+        if "session" in vars(self):  # not where the arguments were wrong
+            self.session.stop()
         super().close()
 
     def __repr__(self) -> str:

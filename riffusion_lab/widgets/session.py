@@ -29,6 +29,7 @@ from ..values import check_number, check_whole, warn
 
 LONGEST_QUEUE = 8  # prompts that wait
 RECENT = 8  # clips kept for whoever hears them late
+JOIN_S = 5  # a step of denoising takes less, as a rule
 
 
 class _NotWanted(Exception):
@@ -77,7 +78,7 @@ class Session:
     One thread makes the clips, at most `ahead` more than have begun to sound. Every clip is a loop that begins on its
     beat. A prompt that is added is reached in `clips_per_prompt` clips; when none waits, the last one goes on with
     other seeds, `clips_per_seed` clips from each to the next. A prompt that comes while nothing waits takes the place
-    of what was made ahead, so it is heard next.
+    of what was made ahead, so it is heard next. (A browser that has that already may play it once, if it must.)
 
     Parameters
     ----------
@@ -237,6 +238,8 @@ class Session:
             self._stopped, self._making = True, None
             self.stop_recording()
             self.changed.notify_all()
+        if self._thread.ident:
+            self._thread.join(JOIN_S)  # a program that ends while a thread calculates is aborted
 
     def record(self, path: str | os.PathLike[str]) -> None:
         """Write what is heard from the next clip on to a file, as it is heard, until `stop_recording`.
