@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
 
@@ -15,12 +16,13 @@ from .params import SpectrogramParams
 from .spectrogram import mel_filterbank, mel_from_waveform, mel_options
 from .values import check_whole
 
-N_ITER = {"fast": 4, "best": 48, "riffusion": 32}
+N_ITER = {"fast": 10, "best": 48, "riffusion": 32}
 COARSE = ((4, 24), (2, 10))  # before these, on every 4th and every 2nd column: (columns, iterations)
 MOMENTUM = 0.99  # of fast Griffin-Lim; Perraudin, Balazs, Søndergaard (2013)
 FADE = 2  # columns over which a stream's new part takes over from what is known
+PART = 256  # columns that are worked on at once: longer sounds take no more memory
 HEADROOM = 2.1  # sample rate / highest frequency in the picture
-SEED = 0
+SEED, QUIET = 0, 1e-6  # of the noise to begin with: nothing of it is left in the momentum
 
 
 def waveform_from_mel(
@@ -39,7 +41,7 @@ def waveform_from_mel(
         "best" differs from "fast" by its iterations only. "riffusion" is the original: torchaudio's InverseMelScale,
         then GriffinLim; it knows no loops.
     n_iter : int, optional
-        Iterations over all columns; default 4, 48, or the original's 32. More are closer to the picture, and slower.
+        Iterations over all columns; default 10, 48, or the original's 32. More are closer to the picture, and slower.
 
     Returns
     -------
@@ -141,7 +143,7 @@ def spectral_convergence(waveform: Tensor, mel: Tensor, params: SpectrogramParam
 
 
 class _Frames:
-    """Windowed FFTs of a waveform and back; frames may wrap around its ends."""
+    """Windowed FFTs of a waveform and back, some columns at a time; frames may wrap around its ends."""
 
     def __init__(self, window: Tensor, hop: int, n_columns: int, *, loop: bool) -> None:
         self.hop, self.loop, self.n_samples, self.n_fft = hop, loop, hop * n_columns, 2 * len(window)
@@ -152,48 +154,47 @@ class _Frames:
         self.index = torch.arange(self.n_samples + len(self.window), device=window.device) - len(self.window) // 2
         self.inside = (self.index >= 0) & (self.index < self.n_samples)
         self.index %= self.n_samples
-        self.overlap = self._overlap_add(self.window.square().expand(n_columns, -1))
+        self.parts = [slice(i, min(i + PART, n_columns)) for i in range(0, n_columns, PART)]
+        self.overlap = self._overlap_add(lambda part: self.window.expand(part.stop - part.start, -1))
 
-    def spectra(self, waveform: Tensor, n_bins: int) -> Tensor:
-        """Spectra, shape (n_columns, n_bins)."""
-        samples = waveform[self.index] if self.loop else waveform[self.index] * self.inside
-        frames = samples.unfold(0, len(self.window), self.hop)[: self.n_samples // self.hop]
-        return torch.fft.rfft(frames * self.window, n=self.n_fft)[:, :n_bins]
+    def spectra(self, waveform: Tensor, part: slice, n_bins: int) -> Tensor:
+        """Spectra of a part of the columns, shape (columns, n_bins)."""
+        reach = slice(part.start * self.hop, part.stop * self.hop + len(self.window) - self.hop)
+        samples = waveform[self.index[reach]] * (self.inside[reach] | self.loop)
+        return torch.fft.rfft(samples.unfold(0, len(self.window), self.hop) * self.window, n=self.n_fft)[:, :n_bins]
 
-    def waveform(self, spectra: Tensor) -> Tensor:
+    def waveform(self, spectra: Callable[[slice], Tensor]) -> Tensor:
         """Waveform whose spectra are nearest, shape (n_samples,); Griffin and Lim (1984), eq. 6."""
-        frames = torch.fft.irfft(spectra, n=self.n_fft)[:, : len(self.window)] * self.window
-        return self._overlap_add(frames) / self.overlap
+        return self._overlap_add(lambda part: torch.fft.irfft(spectra(part), n=self.n_fft)) / self.overlap
 
-    def _overlap_add(self, frames: Tensor) -> Tensor:
-        n_columns = len(frames)
-        sums = frames.new_zeros(n_columns + self.n_hops, self.hop)
-        for part, hops in enumerate(frames.reshape(n_columns, self.n_hops, self.hop).unbind(1)):
-            sums[part : part + n_columns] += hops
-        sums = sums.reshape(-1)
+    def _overlap_add(self, frames: Callable[[slice], Tensor]) -> Tensor:
+        sums = self.window.new_zeros(self.n_samples // self.hop + self.n_hops, self.hop)
+        for part in self.parts:
+            windowed = frames(part)[:, : len(self.window)] * self.window
+            for i, hops in enumerate(windowed.unflatten(1, (self.n_hops, self.hop)).unbind(1)):
+                sums[part.start + i : part.stop + i] += hops
         if self.loop:
-            return sums.new_zeros(self.n_samples).index_add_(0, self.index, sums)
-        return sums[self.inside]
+            return sums.new_zeros(self.n_samples).index_add_(0, self.index, sums.reshape(-1))
+        return sums.reshape(-1)[self.inside]
 
 
 @lru_cache(maxsize=4)
-def _filters(params: SpectrogramParams, hop: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Mel filters for the FFT of `_Frames`, and what is needed to go back.
+def _filters(params: SpectrogramParams, hop: int) -> tuple[Tensor, Tensor]:
+    """Mel filters for the FFT of `_Frames`, and each bin's share of them.
 
     Returns
     -------
     filters : Tensor [shape=(num_frequencies, n_bins), sparse]
-    transposed : Tensor [shape=(n_bins, num_frequencies), sparse]
-    inverse : Tensor [shape=(num_frequencies, num_frequencies)]
-        Of `filters @ transposed`; filters that caught no bin are left out.
+    shares : Tensor [shape=(n_bins, num_frequencies), sparse]
+        Transposed filters; those of each bin add up to 1.
     """
     short = replace(params, padded_duration_ms=2 * params.window_duration_ms)
     filters = mel_filterbank(short)
-    filters = filters[: int(filters.any(dim=1).nonzero().max()) + 1].T
+    filters = filters[: int(filters.any(dim=1).nonzero().max()) + 1]
+    shares = filters / filters.sum(dim=1, keepdim=True).clamp(min=1e-16)
     # Fewer bins fall under a filter than at the full FFT length, and fewer samples under the window.
-    filters = filters * (params.n_fft / short.n_fft) * (params.hop_length / hop)
-    inverse = torch.linalg.pinv(filters @ filters.T, hermitian=True, rtol=1e-5)
-    return filters.to_sparse_coo(), filters.T.to_sparse_coo(), inverse
+    filters = filters.T * (params.n_fft / short.n_fft) * (params.hop_length / hop)
+    return filters.to_sparse_coo(), shares.to_sparse_coo()
 
 
 def _working_hop(params: SpectrogramParams) -> int:
@@ -214,7 +215,7 @@ def _griffin_lim(mel: Tensor, params: SpectrogramParams, n_iter: int, *, loop: b
     window = torch.hann_window(params.win_length * hop // params.hop_length, device=mel.device)
     filters = [part.to(mel.device) for part in _filters(params, hop)]
     weight = (torch.arange(len(known), 0, -1, device=mel.device) / (FADE * hop)).clamp(max=1)
-    waveform = None
+    waveform = QUIET * torch.randn(hop * n_columns, generator=torch.Generator().manual_seed(SEED)).to(mel.device)
     for step, n_steps in (*COARSE, (1, n_iter)):
         step = 1 if loop and n_columns % step else step  # else the loop would not close
         some = mel[:, ::step]
@@ -224,37 +225,30 @@ def _griffin_lim(mel: Tensor, params: SpectrogramParams, n_iter: int, *, loop: b
 
 
 def _iterate(
-    mel: Tensor, frames: _Frames, filters: list[Tensor], n_iter: int, waveform: Tensor | None, keep: list[Tensor]
+    mel: Tensor, frames: _Frames, filters: list[Tensor], n_iter: int, waveform: Tensor, keep: list[Tensor]
 ) -> Tensor:
-    """Griffin-Lim with momentum, from a waveform or from chance.
+    """Griffin-Lim with momentum.
 
-    Amplitudes are not fixed: at every step they move to the nearest ones that have the wanted mel amplitudes, which
-    leaves the phase more room than any fixed guess of the spectrum under the filters.
+    Amplitudes are not fixed: in each iteration they are made louder by how much too quiet they are under the filters,
+    as in Richardson (1972), https://doi.org/10.1364/JOSA.62.000055. That leaves the phase more room than one guess of
+    the spectrum, and gets quiet places as right as loud ones, as a picture wants it.
     """
-    (to_mel, from_mel, inverse), (known, weight) = filters, keep
+    (filters, shares), (known, weight) = filters, keep
 
-    def nearest(amplitude: Tensor) -> Tensor:  # (n_columns, n_bins)
-        missing = mel - torch.sparse.mm(to_mel, amplitude.T)
-        return (amplitude + torch.sparse.mm(from_mel, inverse @ missing).T).clamp(min=0)
+    def corrected(part: slice) -> Tensor:  # (columns, n_bins)
+        spectra = frames.spectra(ahead, part, len(shares))
+        # As spectra.abs(), in a third of its time
+        amplitude = spectra.real.square().addcmul_(spectra.imag, spectra.imag).sqrt_()
+        heard = torch.sparse.mm(filters, amplitude.T).clamp(min=1e-16)
+        return spectra * torch.sparse.mm(shares, mel[:, part] / heard).T
 
-    if waveform is None:
-        angle = torch.rand(mel.shape[1], to_mel.shape[1], generator=torch.Generator().manual_seed(SEED))
-        angle = angle.to(mel.device) * (2 * math.pi)
-        waveform = frames.waveform(torch.polar(nearest(torch.zeros_like(angle)), angle))
-    waveform, previous = torch.nn.functional.pad(waveform, (0, frames.n_samples - len(waveform))), None
+    waveform = previous = torch.nn.functional.pad(waveform, (0, frames.n_samples - len(waveform)))
     waveform[: len(known)].lerp_(known, weight)
     for _ in range(n_iter):
-        consistent = frames.spectra(waveform, to_mel.shape[1])
-        ahead = consistent if previous is None else consistent.sub(previous, alpha=MOMENTUM / (1 + MOMENTUM))
-        waveform = frames.waveform(ahead * (nearest(_magnitude(consistent)) / _magnitude(ahead).clamp(min=1e-16)))
+        ahead = previous.lerp(waveform, 1 + MOMENTUM)
+        waveform, previous = frames.waveform(corrected), waveform
         waveform[: len(known)].lerp_(known, weight)
-        previous = consistent
     return waveform
-
-
-def _magnitude(spectra: Tensor) -> Tensor:
-    """`spectra.abs()` in a third of its time."""
-    return spectra.real.square().addcmul_(spectra.imag, spectra.imag).sqrt_()
 
 
 def _riffusion(mel: Tensor, params: SpectrogramParams, n_iter: int) -> Tensor:
