@@ -76,8 +76,9 @@ def left_as_found(pipe: Pipeline) -> Iterator[None]:
             pipe.scheduler = copy.deepcopy(pipe.scheduler)
             yield
         finally:
-            vars(pipe).clear()
-            vars(pipe).update(found)
+            vars(pipe).update(found)  # first of all: another thread may be reading
+            for name in vars(pipe).keys() - found.keys():
+                del vars(pipe)[name]
 
 
 def from_noise(
