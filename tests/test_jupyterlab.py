@@ -298,11 +298,14 @@ def test_player_plays_and_hides_the_plain_one(parts):
 
 
 def test_painted_mask_reaches_the_kernel(parts):
-    box = parts.cell(PAINTER_CELL).locator(".rl-plot").bounding_box()
-    parts.page.mouse.move(box["x"] + 50, box["y"] + 50)
+    root = parts.cell(PAINTER_CELL).locator(".rl-widget")
+    plot = root.locator(".rl-plot")
+    expect(root).to_have_attribute("data-marked", "0")
+    plot.hover(position={"x": 50, "y": 50})  # scrolls there, and waits until nothing moves or lies above
     parts.page.mouse.down()
-    parts.page.mouse.move(box["x"] + 150, box["y"] + 120, steps=4)
+    plot.hover(position={"x": 150, "y": 120})
     parts.page.mouse.up()
+    expect(root).not_to_have_attribute("data-marked", "0")
     parts.run_cell(PAINTED_CELL)
     assert "True" in parts.cell_text(PAINTED_CELL)
     assert parts.errors == []
