@@ -35,7 +35,8 @@ def _name(facts: dict, pick) -> str:
 def _details(facts: dict, pick) -> list[str]:
     details = []
     if facts.get("bpm"):
-        details.append(pick((pick(TEMPO_WORDS[tempo_of(facts["bpm"])]), f"{facts['bpm']} bpm")))
+        times = 3 if facts.get("drums") else 1  # a beat shows its tempo best
+        details.append(pick((pick(TEMPO_WORDS[tempo_of(facts["bpm"])]), *[f"{facts['bpm']} bpm"] * times)))
     if facts.get("texture"):
         details.append(facts["texture"])
     if facts.get("register") in ("high", "low"):

@@ -1,15 +1,17 @@
 """How good is the model? A small classifier listens, and numbers follow.
 
 The classifier is trained on rendered clips only and never used to train the model. *Adherence* is its accuracy on
-generated clips divided by its accuracy on rendered clips of the same captions. The *Fréchet distance*
-(https://arxiv.org/abs/1706.08500, here in the classifier's own embedding) compares the two sets as a whole; that
-between two sets of rendered clips of the same size says what is as good as the same.
+generated clips divided by its accuracy on rendered clips of the same captions; texture, mode and tempo count where the
+caption tells them. The *Fréchet distance* (https://arxiv.org/abs/1706.08500, here in the classifier's own embedding)
+compares the two sets as a whole; that between two sets of rendered clips of the same size says what is as good as the
+same.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Iterable
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
@@ -177,6 +179,35 @@ def diversity(embedding: np.ndarray, labels: list[str]) -> float:
     return float(np.mean([pdist(group).mean() for group in groups if len(group) > 1]))
 
 
+def is_told(fact: dict, name: str, prompt: str) -> bool:
+    """Whether a prompt tells the texture, the mode or the tempo ("bpm", as a number) of the clip it was made for."""
+    value = fact.get(name)
+    words = {"texture": (value,), "mode": MODE_WORDS.get(value, ()), "bpm": (f"{value} bpm",)}[name]
+    return value is not None and any(word in prompt for word in words)
+
+
+def seam(picture: torch.Tensor) -> float:
+    """Change from a looped picture's last column to its first one, beside the mean change between columns."""
+    changes = (picture - picture.roll(1, dims=-1)).abs().mean(dim=(0, 1, 2))
+    return float(changes[0] / changes.mean())
+
+
+def thumbnails(pictures: Iterable[torch.Tensor]) -> torch.Tensor:
+    """Pictures [shape=(1, 1, 512, 512)] in small [shape=(n, 64, 64)], each of mean 0 and length 1."""
+    small = torch.cat([F.avg_pool2d(picture, 8)[0] for picture in pictures])
+    return F.normalize((small - small.mean(dim=(1, 2), keepdim=True)).flatten(1)).view_as(small)
+
+
+def likeness(ours: torch.Tensor, others: torch.Tensor) -> np.ndarray:
+    """Correlation of each of our `thumbnails` with the most alike of the others, however both are turned in time."""
+    spectra = torch.fft.rfft(ours).conj().permute(2, 0, 1)  # (33, n, 64)
+    best = torch.zeros(len(ours))
+    for part in others.split(512):
+        cross = torch.fft.irfft(spectra @ torch.fft.rfft(part).permute(2, 1, 0), n=64, dim=0)
+        best = best.maximum(cross.amax(dim=(0, 2)))
+    return best.numpy()
+
+
 def held_out_halves(dataset: Dataset) -> tuple[list[int], list[int]]:
     """Two sets of held-out clips, each with every class in like parts; fusions are of no one class."""
     _, held_out = dataset.split()
@@ -204,8 +235,10 @@ def evaluate(
     Returns
     -------
     dict
-        adherence and accuracies by group ("tempo": drums, and its number in the prompt), diversity as a share of the
-        rendered clips', Fréchet distances, confusions, and the prompts with their seeds and answers.
+        adherence and accuracies by group ("tempo": drums, and its number in the prompt), diversity and steps over the
+        seam as a share of the rendered clips', Fréchet distances, likeness to the training clip that is most alike (in
+        the middle, and the share of clips above the 99th percentile of held-out ones), confusions, and the prompts with
+        their seeds and answers.
     """
     ours, others = held_out_halves(dataset)
     rng = np.random.default_rng(0)
@@ -232,14 +265,19 @@ def evaluate(
             answers["class"][where], real_answers["class"][where], right["class"][where]
         )
     for name in ("texture", "mode"):
-        where = right[name] != UNKNOWN
+        where = np.array([is_told(fact, name, prompt) for fact, prompt in zip(facts, prompts, strict=True)])
         report["groups"][name] = _accuracies(answers[name][where], real_answers[name][where], right[name][where])
-    has_beat = [i for i, f in enumerate(facts) if f.get("drums") and f"{f['bpm']} bpm" in prompts[i]]
+    has_beat = [i for i, f in enumerate(facts) if f.get("drums") and is_told(f, "bpm", prompts[i])]
     on_beat = [[keeps_tempo(clips[i], facts[i]["bpm"]) for i in has_beat] for clips in (generated, rendered)]
     report["groups"]["tempo"] = _accuracies(*map(np.array, on_beat), np.ones(len(has_beat), bool))
     report["diversity"] = diversity(embedding, labels) / diversity(real_embedding, labels)
     report["frechet"] = frechet_distance(embedding, real_embedding)
     report["frechet_real_real"] = frechet_distance(other_embedding, real_embedding)
+    report["seam"] = float(np.mean([seam(p) for p in generated]) / np.mean([seam(p) for p in rendered]))
+    taught = thumbnails(dataset.pictures(np.array([i])) for i in dataset.split()[0])
+    likest, usual = (likeness(thumbnails(clips), taught) for clips in (generated, rendered))
+    report["likest_taught"] = {"generated": float(np.median(likest)), "held_out": float(np.median(usual))}
+    report["likest_taught"]["above"] = float((likest > np.quantile(usual, 0.99)).mean())
     heard = [CLASSES[i] for i in answers["class"]]
     mistakes = Counter((label, h) for label, h in zip(labels, heard, strict=True) if h != label)
     report["confusions"] = [f"{label} → {h}: {n}" for (label, h), n in mistakes.most_common(30)]
