@@ -374,3 +374,30 @@ def test_tempo_is_read_from_a_picture(n_beats):
 def test_diversity_is_the_spread_within_labels():
     embedding = np.array([[0.0, 0.0], [3.0, 4.0], [1.0, 1.0], [1.0, 1.0], [9.0, 9.0]])
     assert evaluation.diversity(embedding, ["a", "a", "b", "b", "alone"]) == pytest.approx(2.5)
+
+
+def test_what_a_prompt_tells():
+    fact = solo_facts(texture="bass line")
+    told = {
+        name: evaluation.is_told(fact, name, "gloomy violin bass line, 94 bpm") for name in ("texture", "mode", "bpm")
+    }
+    assert told == {"texture": True, "mode": True, "bpm": True}
+    for name in told:
+        assert not evaluation.is_told(fact, name, "happy violin melody, 194 beats")
+    assert not evaluation.is_told({"label": "rain"}, "texture", "rain")
+
+
+def test_a_step_over_the_seam_is_seen():
+    wave = torch.sin(2 * torch.pi * torch.arange(512) / 512).expand(1, 1, 512, 512)
+    assert evaluation.seam(wave) == pytest.approx(np.pi / 2, rel=0.01)  # it is steepest there
+    assert evaluation.seam(wave.roll(128, dims=-1)) < 0.02
+    assert evaluation.seam(torch.linspace(-1, 1, 512).expand(1, 1, 512, 512)) > 200
+
+
+def test_likest_of_the_taught_is_found_however_it_is_turned():
+    pictures = torch.rand(6, 1, 1, 512, 512, generator=torch.Generator().manual_seed(0))
+    small = evaluation.thumbnails(pictures)
+    assert small.shape == (6, 64, 64)
+    again = evaluation.thumbnails([0.5 * pictures[4].roll(8 * 13, dims=-1) + 0.2])
+    assert evaluation.likeness(again, small).tolist() == pytest.approx([1], abs=1e-4)
+    assert evaluation.likeness(small[:2], small[2:]).max() < 0.2
