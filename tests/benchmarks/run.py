@@ -13,11 +13,15 @@ import sys
 import time
 from collections.abc import Callable
 from datetime import date
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
+import nbformat
 import numpy as np
 import psutil
 import torch
 from diffusers import DDIMScheduler
+from nbclient import NotebookClient
 
 from riffusion_lab import Clip, Prompt, interpolate, load_pipeline, text_to_audio
 from riffusion_lab.image import image_from_mel, mel_from_image
@@ -26,6 +30,7 @@ from riffusion_lab.phase import PhaseStream, spectral_convergence, waveform_from
 from riffusion_lab.seeds import SEEDS, seed_clip
 from riffusion_lab.spectrogram import mel_from_waveform
 
+ROOT = Path(__file__).parents[2]
 CLIP_S = 5.12
 METHODS = ("riffusion", "fast", "best")
 
@@ -149,22 +154,45 @@ def benchmark_start() -> None:
     print("\n| Start | seconds |\n|---|---|")
     print(f"| import riffusion_lab | {python('import riffusion_lab'):.2f} |")
     print(f"| import, and load_pipeline() | {python(load):.2f} |")
+    print(f"| notebook 00, from Run All to the first clip that riffling has made | {first_clip_s():.2f} |", flush=True)
+
+
+def first_clip_s() -> float:
+    """Seconds from Run All in notebook 00, its kernel just started, to the first clip that the model has made."""
+    notebook = nbformat.read(ROOT / "notebooks" / "00_start_here.ipynb", as_version=4)
+    with TemporaryDirectory() as folder:
+        client = NotebookClient(notebook, kernel_name="python3", resources={"metadata": {"path": folder}})
+        with client.setup_kernel():
+            started = time.perf_counter()
+            for number, cell in enumerate(notebook.cells):
+                client.execute_cell(cell, number)
+                if "text_to_audio(pipe" in cell.source:
+                    return time.perf_counter() - started
+    raise ValueError("notebook 00 makes no clip")
 
 
 def benchmark_memory(pipe) -> None:
     """How much memory long sounds and many clips take, beyond what they are."""
     process = psutil.Process()
-    print("\n| Memory | grown by (MB) | of it the output (MB) |\n|---|---|---|")
-    before = process.memory_info().rss
-    clip = text_to_audio(pipe, "jazz", duration_s=60, num_inference_steps=3)
-    output = clip.waveform.nbytes + np.asarray(clip.image).nbytes
-    print(f"| 60 s of text_to_audio | {(process.memory_info().rss - before) / 1e6:.0f} | {output / 1e6:.0f} |")
-    del clip
-    before, pictures = process.memory_info().rss, []
-    for made in interpolate(pipe, Prompt("jazz"), Prompt("techno", seed=1), num_clips=100, num_inference_steps=2):
-        pictures.append(made.image)
-    output = sum(np.asarray(picture).nbytes for picture in pictures)
-    print(f"| 100 clips of interpolate | {(process.memory_info().rss - before) / 1e6:.0f} | {output / 1e6:.0f} |")
+
+    def row(name: str, work: Callable[[], list[np.ndarray]]) -> None:
+        before, arrays = process.memory_info().rss, work()
+        grown, output = process.memory_info().rss - before, sum(array.nbytes for array in arrays)
+        print(f"| {name} | {grown / 1e6:.0f} | {output / 1e6:.0f} |", flush=True)
+
+    def long_clip() -> list[np.ndarray]:
+        clip = text_to_audio(pipe, "jazz", duration_s=60, num_inference_steps=3)
+        return [clip.waveform, np.asarray(clip.image)]
+
+    def many_clips() -> list[np.ndarray]:
+        clips = interpolate(pipe, Prompt("jazz"), Prompt("techno", seed=1), num_clips=100, num_inference_steps=2)
+        return [array for clip in clips for array in (clip.waveform, np.asarray(clip.image))]
+
+    print("\n| Memory | grown by (MB) | output (MB) |\n|---|---|---|")
+    row("60 s of text_to_audio", long_clip)
+    row("the same again", long_clip)
+    row("100 clips of interpolate", many_clips)
+    row("the same again", many_clips)
 
 
 def main() -> None:

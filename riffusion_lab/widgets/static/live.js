@@ -212,12 +212,12 @@ function viewLive(live, el, model) {
     const [pen, time, perS] = [canvas.getContext("2d"), live.now(), width / SPAN_S];
     pen.scale(devicePixelRatio, devicePixelRatio);
     pen.fillRect(0, 0, width, height);
-    Object.assign(pen, { font: "12px sans-serif", fillStyle: "#fff" });
+    Object.assign(pen, { font: "12px sans-serif", fillStyle: "#fff", lineWidth: 3 });
     for (const { clip, start, stop } of live.line?.entries ?? []) {
       const x = NOW * width + (start - time) * perS;
       if (clip.picture) pen.drawImage(clip.picture, x, 0, (stop - start) * perS + 0.5, height);
       pen.fillRect(x, 0, 1, 20);
-      pen.fillText(clip.label, x + 5, 14, (stop - start) * perS - 10);
+      for (const write of ["strokeText", "fillText"]) pen[write](clip.label, x + 5, 14, (stop - start) * perS - 10);
     }
     pen.fillRect(NOW * width - 1, 0, 2, height);
   }
