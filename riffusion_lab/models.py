@@ -112,11 +112,12 @@ def keep_freed_memory() -> None:
     """Let the C library keep the memory of freed tensors for the next ones, instead of giving it back to the system.
 
     With glibc every large tensor is else mapped anew, page by page, which took a third of the time that a U-Net takes
-    on a CPU. Elsewhere this does nothing. See mallopt(3).
+    on a CPU. Those of more than 32 MB still are, as few of the decoder's: between smaller ones they would leave ever
+    more gaps. Elsewhere this does nothing. See mallopt(3).
     """
     if platform.libc_ver()[0] == "glibc":
         c_library = ctypes.CDLL(None)
-        c_library.mallopt(-4, 0)  # M_MMAP_MAX: map nothing
+        c_library.mallopt(-3, 32 * 2**20)  # M_MMAP_THRESHOLD: the most it takes
         c_library.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: give back nothing
 
 

@@ -296,6 +296,26 @@ def test_autoencoder_is_of_the_format_of_diffusers(tmp_path):
     assert latents.shape == (1, 4, 64, 64)
 
 
+def test_the_decoder_is_trained_alone(clips, tmp_path, monkeypatch):
+    monkeypatch.setattr(dataset, "HELD_OUT", 0.5)
+    data, vae = dataset.load_dataset(clips), load_pipeline(device="cpu").vae
+    latents = autoencoder.encode_dataset(vae, data, tmp_path / "latents.npy")
+    before = {name: value.clone() for name, value in vae.state_dict().items()}
+    psnr, convergence = autoencoder.there_and_back(vae, data)
+    assert psnr > 22 and convergence < 0.6
+    autoencoder.train_decoder(vae, latents, data, tmp_path, minutes=0.05)
+    after = AutoencoderTiny.from_pretrained(tmp_path / "vae").state_dict()
+    changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"decoder"}
+    silent = {name: torch.zeros_like(value) if "decoder" in name else value for name, value in before.items()}
+    vae.load_state_dict(silent)  # -1 everywhere: as loud as can be
+    assert autoencoder.there_and_back(vae, data)[1] > convergence
+
+
+def test_amplitudes_are_those_of_the_image_convention():
+    assert autoencoder.amplitudes(torch.tensor([-1.0, 0.0, 1.0])).tolist() == [1, 0.0625, 0]
+
+
 # Fusions, the text encoder's own lesson, tempo and diversity
 
 

@@ -1,6 +1,6 @@
 """Train riffling, stage by stage: `python -m riffusion_lab.training STAGE`.
 
-The stages, in their order: data, autoencoder, classifier, denoiser, export, evaluate.
+The stages, in their order: data, autoencoder, decoder, classifier, denoiser, export, evaluate.
 
 Each stage takes up where it was broken off; to begin one again, delete its files in the folder.
 """
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ..models import keep_freed_memory
 
-STAGES = ("data", "autoencoder", "classifier", "denoiser", "export", "evaluate")
+STAGES = ("data", "autoencoder", "decoder", "classifier", "denoiser", "export", "evaluate")
 
 
 def main() -> None:
@@ -45,15 +45,34 @@ def _data(folder: Path, _budget: dict, _arguments: argparse.Namespace) -> None:
 
 def _autoencoder(folder: Path, budget: dict, arguments: argparse.Namespace) -> None:
     from ..models import load_pipeline
-    from .autoencoder import encode_dataset, peak_signal_to_noise, train_autoencoder
+    from .autoencoder import encode_dataset, train_autoencoder
     from .dataset import load_dataset
 
     dataset = load_dataset(folder / "clips")
     start_from = load_pipeline(arguments.start_from, device="cpu").vae if arguments.start_from else None
     vae = train_autoencoder(dataset, folder, start_from=start_from, **budget)
-    print(f"autoencoder: {peak_signal_to_noise(vae, dataset):.2f} dB PSNR on held-out pictures", flush=True)
+    _say_there_and_back(vae, dataset)
     latents = encode_dataset(vae, dataset, folder / "latents.npy")
     print(f"latents: mean {latents.mean(dtype='f8'):.3f}, standard deviation {latents.std(dtype='f8'):.3f}", flush=True)
+
+
+def _decoder(folder: Path, budget: dict, _arguments: argparse.Namespace) -> None:
+    from diffusers import AutoencoderTiny
+
+    from .autoencoder import encode_dataset, train_decoder
+    from .dataset import load_dataset
+
+    dataset = load_dataset(folder / "clips")
+    vae = AutoencoderTiny.from_pretrained(folder / "vae")
+    latents = encode_dataset(vae, dataset, folder / "latents.npy")
+    _say_there_and_back(train_decoder(vae, latents, dataset, folder, **budget), dataset)
+
+
+def _say_there_and_back(vae, dataset) -> None:
+    from .autoencoder import there_and_back
+
+    psnr, convergence = there_and_back(vae, dataset)
+    print(f"held-out pictures there and back: {psnr:.2f} dB PSNR, spectral convergence {convergence:.3f}", flush=True)
 
 
 def _classifier(folder: Path, budget: dict, _arguments: argparse.Namespace) -> None:

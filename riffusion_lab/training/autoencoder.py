@@ -23,6 +23,7 @@ WIDTH = 32  # channels, everywhere
 CROP = 256  # pixels; the networks see at most some 150 of them from one place
 BATCH = 16
 LATENT_NOISE = 0.08
+AUDIBLE = 0.4  # weight of the spectral convergence beside the picture's own error
 WRAP = 96  # pixels of the other end that a loop's picture is encoded with
 
 
@@ -121,6 +122,74 @@ def train_autoencoder(
     return vae
 
 
+def amplitudes(pixels: torch.Tensor) -> torch.Tensor:
+    """Mel amplitudes that pixels [-1…1] stand for, 1 at the loudest: as in `image`."""
+    return ((1 - pixels) / 2) ** 4
+
+
+def train_decoder(
+    vae: AutoencoderTiny,
+    latents: np.ndarray,
+    dataset: Dataset,
+    folder: str | Path,
+    *,
+    minutes: float = 30.0,
+    learning_rate: float = 4e-4,
+) -> AutoencoderTiny:
+    """Train only the decoder on, also on how far off the amplitudes are; write `folder/vae` and return it.
+
+    A pixel is the fourth root of an amplitude. To the eye, which the autoencoder was trained for, most of a picture is
+    its quiet places; to the ear they are nothing. Latents stay what they are: a denoiser trained on them still fits.
+
+    Parameters
+    ----------
+    vae : AutoencoderTiny
+    latents : np.ndarray [shape=(n, 4, 64, 64)]
+        Of all clips, as `encode_dataset` gives them.
+    dataset : Dataset
+    folder : path
+        For the checkpoint and the result, in diffusers' format.
+    minutes : float
+        Time budget.
+    """
+    rng = np.random.default_rng()
+    torch.manual_seed(0)
+    training, _ = dataset.split()
+    decoder = vae.decoder.to(memory_format=torch.channels_last).train()
+    optimizer = torch.optim.AdamW(decoder.parameters(), lr=learning_rate, weight_decay=0.0)
+
+    def crops() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Latents, their pictures [shape=(n, 1, CROP, CROP)], and how loud the clips are on the whole."""
+        parts, pictures, loudness = [], [], []
+        for i in rng.choice(training, BATCH // 2):
+            y, x = rng.integers(0, (512 - CROP) // 8 + 1, 2)
+            parts.append(latents[i, :, y : y + CROP // 8, x : x + CROP // 8])
+            whole = dataset.pictures(np.array([i]))
+            pictures.append(whole[..., 8 * y : 8 * y + CROP, 8 * x : 8 * x + CROP])
+            loudness.append(amplitudes(whole).square().mean().sqrt())
+        return torch.from_numpy(np.stack(parts)).float(), torch.cat(pictures), torch.stack(loudness)
+
+    def step(progress: float) -> torch.Tensor:
+        set_learning_rate(optimizer, learning_rate * cosine(progress))
+        clean, pictures, loudness = crops()
+        noisy = clean + LATENT_NOISE * torch.rand(len(clean), 1, 1, 1) * torch.randn_like(clean)
+        with autocast():
+            output = decoder(noisy.contiguous(memory_format=torch.channels_last)).float()
+        off = amplitudes(output.mean(dim=1, keepdim=True)) - amplitudes(pictures)
+        convergence = (off.square().mean(dim=(1, 2, 3)).sqrt() / loudness).mean()
+        loss = reconstruction_loss(output, pictures.expand_as(output)) + AUDIBLE * convergence
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(decoder.parameters(), 1.0)
+        optimizer.step()
+        return loss.detach()
+
+    train(step, {"decoder": decoder, "optimizer": optimizer}, Path(folder) / "decoder.pt", minutes=minutes)
+    vae = vae.eval().to(memory_format=torch.contiguous_format)
+    vae.save_pretrained(Path(folder) / "vae")
+    return vae
+
+
 @torch.no_grad()
 def encode_dataset(vae: AutoencoderTiny, dataset: Dataset, file: str | Path) -> np.ndarray:
     """Latents of all clips, encoded as the loops they are.
@@ -148,13 +217,24 @@ def encode_dataset(vae: AutoencoderTiny, dataset: Dataset, file: str | Path) -> 
 
 
 @torch.no_grad()
-def peak_signal_to_noise(vae: AutoencoderTiny, dataset: Dataset, *, n_clips: int = 64) -> float:
-    """PSNR in dB of held-out pictures there and back, against the full range of 255."""
+def there_and_back(vae: AutoencoderTiny, dataset: Dataset, *, n_clips: int = 64) -> tuple[float, float]:
+    """How well held-out pictures survive.
+
+    Returns
+    -------
+    psnr : float
+        Peak signal-to-noise ratio in dB, against the full range of 255.
+    convergence : float
+        What is heard of that: mean spectral convergence of the mel amplitudes that the pictures stand for.
+    """
     _, held_out = dataset.split()
-    errors = []
+    errors, convergences = [], []
     with circular_time(vae):
         for i in held_out[:n_clips]:
-            picture = dataset.pictures(np.array([i])).expand(-1, 3, -1, -1)
-            there_and_back = vae.decode(vae.encode(picture).latents).sample.mean(dim=1).clamp(-1, 1)
-            errors.append(F.mse_loss(there_and_back, picture[:, 0]).item() / 4)
-    return float(-10 * np.log10(np.mean(errors)))
+            picture = dataset.pictures(np.array([i]))
+            again = vae.decode(vae.encode(picture.expand(-1, 3, -1, -1)).latents).sample.mean(dim=1).clamp(-1, 1)
+            errors.append(F.mse_loss(again, picture[:, 0]).item() / 4)
+            wanted, heard = (amplitudes(pixels) for pixels in (picture[:, 0], again))
+            gain = (heard * wanted).sum() / heard.square().sum()
+            convergences.append(((gain * heard - wanted).norm() / wanted.norm()).item())
+    return float(-10 * np.log10(np.mean(errors))), float(np.mean(convergences))
