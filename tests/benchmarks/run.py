@@ -141,19 +141,20 @@ def benchmark_growth(pipe) -> None:
 def benchmark_start() -> None:
     """How long one waits before anything happens."""
 
-    def python(code: str) -> float:
-        command = [
-            sys.executable,
-            "-c",
-            f"import time; t = time.perf_counter(); {code}; print(time.perf_counter() - t)",
-        ]
+    def python(code: str, before: str = "pass") -> float:
+        timing = f"import time; {before}; t = time.perf_counter(); {code}; print(time.perf_counter() - t)"
+        command = [sys.executable, "-c", timing]
         outputs = [subprocess.run(command, capture_output=True, text=True, check=True).stdout for _ in range(3)]
         return float(np.median([float(output.split()[-1]) for output in outputs]))
 
-    load = "from riffusion_lab import load_pipeline; load_pipeline()"
+    load, libraries = (
+        "from riffusion_lab import load_pipeline; load_pipeline()",
+        "import diffusers.pipelines.stable_diffusion",
+    )
     print("\n| Start | seconds |\n|---|---|")
     print(f"| import riffusion_lab | {python('import riffusion_lab'):.2f} |")
-    print(f"| import, and load_pipeline() | {python(load):.2f} |")
+    print(f"| load_pipeline() | {python(load, libraries):.2f} |")
+    print(f"| the same, with the import of torch, diffusers and transformers | {python(load):.2f} |")
     print(f"| notebook 00, from Run All to the first clip that riffling has made | {first_clip_s():.2f} |", flush=True)
 
 
