@@ -251,6 +251,25 @@ def test_denoiser_starts_from_a_model(clips, tmp_path):
     assert all(torch.equal(p, q) for p, q in zip(network.parameters(), before, strict=True))
 
 
+def test_denoiser_is_taught_to_close_loops_as_it_does_in_generation(clips, tmp_path, monkeypatch):
+    latents, pipe = np.zeros((8, 4, 64, 64), np.float16), load_pipeline(device="cpu")
+    seen = []
+
+    def note(unet, arguments):
+        seen.append(("_conv_forward" in vars(unet.conv_in), int(arguments[1].max())))
+
+    pipe.unet.register_forward_pre_hook(note)
+    for share in (1.0, 0.0):
+        monkeypatch.setattr(denoiser, "CLOSING", share)
+        budget = {"minutes": 0.02, "compile_network": False}
+        denoiser.train_denoiser(latents, dataset.load_dataset(clips), tmp_path / str(share), start_from=pipe, **budget)
+        circular, noisiest = zip(*seen, strict=True)
+        assert set(circular) == {bool(share)}
+        assert (max(noisiest) < 334) == bool(share)
+        seen.clear()
+    assert "_conv_forward" not in vars(pipe.unet.conv_in)
+
+
 def _check_export(pipe, data, folder):
     export(pipe, data, folder)
     about = json.loads((folder / "riffusion_lab.json").read_text())

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from ..loops import circular_time
 from .dataset import Dataset
-from .run import autocast, cosine, fastest_dtype, set_learning_rate, train
+from .run import autocast, cosine, descend, fastest_dtype, set_learning_rate, train
 
 WIDTH = 32  # channels, everywhere
 CROP = 256  # pixels; the networks see at most some 150 of them from one place
@@ -110,11 +110,7 @@ def train_autoencoder(
         with autocast():
             output = model(pictures)
         loss = reconstruction_loss(output.float(), pictures)
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        return loss.detach()
+        return descend(optimizer, loss)
 
     train(step, {"model": model, "optimizer": optimizer}, Path(folder) / "autoencoder.pt", minutes=minutes)
     vae = model.eval().folded().to(memory_format=torch.contiguous_format)
@@ -178,11 +174,7 @@ def train_decoder(
         off = amplitudes(output.mean(dim=1, keepdim=True)) - amplitudes(pictures)
         convergence = (off.square().mean(dim=(1, 2, 3)).sqrt() / loudness).mean()
         loss = reconstruction_loss(output, pictures.expand_as(output)) + AUDIBLE * convergence
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(decoder.parameters(), 1.0)
-        optimizer.step()
-        return loss.detach()
+        return descend(optimizer, loss)
 
     train(step, {"decoder": decoder, "optimizer": optimizer}, Path(folder) / "decoder.pt", minutes=minutes)
     vae = vae.eval().to(memory_format=torch.contiguous_format)

@@ -10,6 +10,7 @@ of every layer.
 from __future__ import annotations
 
 from collections.abc import Collection
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,8 @@ from diffusers.training_utils import EMAModel
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from ..denoise import CIRCULAR_SHARE
+from ..loops import circular_time
 from .captions import caption
 from .dataset import Dataset
 from .run import cosine, fastest_dtype, set_learning_rate, train
@@ -39,6 +42,7 @@ WEIGHT_OF_KIND = {"solo": 1.0, "style": 1.3, DRUMS: 3.0, "effect": 0.7, FUSION: 
 FAVOUR = 3.0  # times as often
 EMPTY_CAPTIONS = 0.1
 TEXT_RATE = 0.1  # learning rate of the text encoder beside the U-Net's
+CLOSING = 0.2  # share of batches with the little noise and the circular layers that close a loop in generation
 NOISY = 0.7  # power of an even draw of time steps: below 1 favours the noisy ones, where the words decide
 
 
@@ -194,9 +198,12 @@ def train_denoiser(
     def step(progress: float) -> torch.Tensor:
         set_learning_rate(optimizer, learning_rate * cosine(progress))
         clean, tokens = (part.to(accelerator.device) for part in batches.draw(BATCH))
-        noise, timestep = torch.randn_like(clean), (1000 * torch.rand(BATCH, device=clean.device) ** NOISY).long()
+        closes = rng.random() < CLOSING
+        timestep = torch.rand(BATCH, device=clean.device)
+        timestep = (1000 * (timestep * CIRCULAR_SHARE if closes else timestep**NOISY)).long()
+        noise = torch.randn_like(clean)
         noisy = scheduler.add_noise(clean, noise, timestep).contiguous(memory_format=torch.channels_last)
-        with accelerator.autocast():
+        with accelerator.autocast(), circular_time(network) if closes else nullcontext():
             v = running(noisy, timestep, tokens)
         loss = F.mse_loss(v.float(), scheduler.get_velocity(clean, noise, timestep))
         optimizer.zero_grad()

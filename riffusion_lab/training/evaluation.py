@@ -32,7 +32,7 @@ from ..params import COLUMNS_PER_S
 from ..recipes import weights_hash
 from .captions import caption
 from .dataset import Dataset
-from .run import autocast, cosine, set_learning_rate, train
+from .run import autocast, cosine, descend, set_learning_rate, train
 from .vocabulary import CLASSES, DRUMS, EFFECT_NAMES, INSTRUMENTS, MODE_WORDS, STYLE_NAMES, TEXTURES
 
 MODES = tuple(MODE_WORDS)
@@ -109,10 +109,7 @@ def train_classifier(
             scores = model(pictures)
         right = targets([dataset.facts[i] for i in chosen])
         loss = sum(F.cross_entropy(scores[name].float(), right[name], label_smoothing=0.05) for name in scores)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        return loss.detach()
+        return descend(optimizer, loss)
 
     train(step, {"model": model, "optimizer": optimizer}, Path(folder) / "classifier.pt", minutes=minutes)
     state = {k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()}

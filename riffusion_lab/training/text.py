@@ -17,7 +17,7 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from .captions import caption
-from .run import cosine, set_learning_rate, train
+from .run import cosine, descend, set_learning_rate, train
 from .vocabulary import CLASSES, DRUM_NAMES, DRUMS, EFFECT_NAMES, INSTRUMENTS, MODE_WORDS, TEXTURES, bpm_of, loop_beats
 
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -168,11 +168,7 @@ def train_text_encoder(
         if anchors:
             near = torch.stack([_anchor(anchors, fact, words) for fact, words in zip(chosen, captions, strict=True)])
             loss = loss + ANCHOR * F.mse_loss(vectors, near[:, None].expand_as(vectors))
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(reader.parameters(), 1.0)
-        optimizer.step()
-        return loss.detach()
+        return descend(optimizer, loss)
 
     train(step, {"reader": reader, "optimizer": optimizer}, Path(folder) / "text_encoder.pt", minutes=minutes)
     return reader.text_encoder
