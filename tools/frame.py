@@ -130,7 +130,8 @@ def evaluation_table() -> str:
         "Tempo: of clips with drums; right is within 3 % of the bpm that the prompt names, up to octaves.",
         f"{distances} (N = {report['n_clips']}).",
         f"Clips of one class differ by {report['diversity']:.2f} of what rendered ones do.",
-        f"The step over a loop's seam, beside all others, is {report['seam']:.2f} times a rendered loop's.",
+        f"The step of grey over a loop's seam is {report['seam']:.2f} times a rendered loop's, "
+        f"the mean step between columns {report['steps']:.2f} times (the autoencoder smooths grain).",
         "Correlation with the training clip that is most alike, however turned, in the middle:",
         f"{alike['generated']:.2f} for generated clips, {alike['held_out']:.2f} for held-out ones;",
         f"{alike['above']:.1%} of the generated ones lie above the 99th percentile of those.",

@@ -142,7 +142,8 @@ def _evaluate(folder: Path, _budget: dict, arguments: argparse.Namespace) -> Non
     for name, numbers in report["groups"].items():
         print(f"{name:12s} adherence {numbers['adherence']:.2f} (n = {numbers['n']}, real {numbers['real']:.3f})")
     print(f"Fréchet distance {report['frechet']:.2f}; between rendered clips {report['frechet_real_real']:.2f}")
-    print(f"diversity {report['diversity']:.2f}, steps over the seam {report['seam']:.2f} of the rendered clips'")
+    print(f"as a share of the rendered clips': diversity {report['diversity']:.2f}, ", end="")
+    print(f"step over the seam {report['seam']:.2f}, between all columns {report['steps']:.2f}")
     alike = report["likest_taught"]
     print(f"likest training clip: {alike['generated']:.2f}, of held-out clips {alike['held_out']:.2f}; ", end="")
     print(f"{alike['above']:.1%} above the 99th percentile of those")

@@ -183,10 +183,9 @@ def is_told(fact: dict, name: str, prompt: str) -> bool:
     return value is not None and any(word in prompt for word in words)
 
 
-def seam(picture: torch.Tensor) -> float:
-    """Change from a looped picture's last column to its first one, beside the mean change between columns."""
-    changes = (picture - picture.roll(1, dims=-1)).abs().mean(dim=(0, 1, 2))
-    return float(changes[0] / changes.mean())
+def steps(picture: torch.Tensor) -> np.ndarray:
+    """Mean change of grey between columns of a looped picture [shape=(512,)]; the first is that over the seam."""
+    return (picture - picture.roll(1, dims=-1)).abs().mean(dim=(0, 1, 2)).numpy()
 
 
 def thumbnails(pictures: Iterable[torch.Tensor]) -> torch.Tensor:
@@ -232,10 +231,10 @@ def evaluate(
     Returns
     -------
     dict
-        adherence and accuracies by group ("tempo": drums, and its number in the prompt), diversity and steps over the
-        seam as a share of the rendered clips', Fréchet distances, likeness to the training clip that is most alike (in
-        the middle, and the share of clips above the 99th percentile of held-out ones), confusions, and the prompts with
-        their seeds and answers.
+        adherence and accuracies by group ("tempo": drums, and its number in the prompt), diversity, the step over the
+        seam and the mean step between columns as a share of the rendered clips', Fréchet distances, likeness to the
+        training clip that is most alike (in the middle, and the share of clips above the 99th percentile of held-out
+        ones), confusions, and the prompts with their seeds and answers.
     """
     ours, others = held_out_halves(dataset)
     rng = np.random.default_rng(0)
@@ -270,7 +269,8 @@ def evaluate(
     report["diversity"] = diversity(embedding, labels) / diversity(real_embedding, labels)
     report["frechet"] = frechet_distance(embedding, real_embedding)
     report["frechet_real_real"] = frechet_distance(other_embedding, real_embedding)
-    report["seam"] = float(np.mean([seam(p) for p in generated]) / np.mean([seam(p) for p in rendered]))
+    changes = np.mean([steps(p) for p in generated], axis=0), np.mean([steps(p) for p in rendered], axis=0)
+    report["seam"], report["steps"] = float(changes[0][0] / changes[1][0]), float(changes[0].mean() / changes[1].mean())
     taught = thumbnails(dataset.pictures(np.array([i])) for i in dataset.split()[0])
     likest, usual = (likeness(thumbnails(clips), taught) for clips in (generated, rendered))
     report["likest_taught"] = {"generated": float(np.median(likest)), "held_out": float(np.median(usual))}
