@@ -23,7 +23,7 @@ WIDTH = 32  # channels, everywhere
 CROP = 256  # pixels; the networks see at most some 150 of them from one place
 BATCH = 16
 LATENT_NOISE = 0.08
-AUDIBLE = 0.4  # weight of the spectral convergence beside the picture's own error
+AUDIBLE = 0.8  # weight of the spectral convergence beside the picture's own error
 WRAP = 96  # pixels of the other end that a loop's picture is encoded with
 
 

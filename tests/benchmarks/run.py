@@ -1,4 +1,4 @@
-"""How fast, beside the original's way: ``python tests/benchmarks/run.py``. Prints tables in Markdown; takes 15 minutes.
+"""How fast, beside the original's way: ``python tests/benchmarks/run.py``. Prints tables in Markdown; takes 10 minutes.
 
 Ratios come from paired runs: both ways after one another, on the same input, several times, warmed up. Nothing else
 should be running. Nothing here is asserted, for times differ from machine to machine.
