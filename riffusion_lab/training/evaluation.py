@@ -189,8 +189,8 @@ def steps(picture: torch.Tensor) -> np.ndarray:
 
 
 def thumbnails(pictures: Iterable[torch.Tensor]) -> torch.Tensor:
-    """Pictures [shape=(1, 1, 512, 512)] in small [shape=(n, 64, 64)], each of mean 0 and length 1."""
-    small = torch.cat([F.avg_pool2d(picture, 8)[0] for picture in pictures])
+    """Batches of pictures [shape=(…, 1, 512, 512)] in small [shape=(n, 64, 64)], each of mean 0 and length 1."""
+    small = torch.cat([F.avg_pool2d(batch, 8)[:, 0] for batch in pictures])
     return F.normalize((small - small.mean(dim=(1, 2), keepdim=True)).flatten(1)).view_as(small)
 
 
@@ -271,7 +271,7 @@ def evaluate(
     report["frechet_real_real"] = frechet_distance(other_embedding, real_embedding)
     changes = np.mean([steps(p) for p in generated], axis=0), np.mean([steps(p) for p in rendered], axis=0)
     report["seam"], report["steps"] = float(changes[0][0] / changes[1][0]), float(changes[0].mean() / changes[1].mean())
-    taught = thumbnails(dataset.pictures(np.array([i])) for i in dataset.split()[0])
+    taught = thumbnails(map(dataset.pictures, np.array_split(dataset.split()[0], len(dataset) // 64 + 1)))
     likest, usual = (likeness(thumbnails(clips), taught) for clips in (generated, rendered))
     report["likest_taught"] = {"generated": float(np.median(likest)), "held_out": float(np.median(usual))}
     report["likest_taught"]["above"] = float((likest > np.quantile(usual, 0.99)).mean())
