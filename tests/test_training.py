@@ -3,11 +3,12 @@
 import json
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderTiny, StableDiffusionPipeline
+from diffusers import AutoencoderTiny, StableDiffusionPipeline, UNet2DConditionModel
 
 from external import require
 from riffusion_lab import load_pipeline
@@ -18,7 +19,7 @@ from riffusion_lab.training.captions import caption
 from riffusion_lab.training.composer import DRUM_CHANNEL, STYLES, Composer
 from riffusion_lab.training.effects import EFFECTS
 from riffusion_lab.training.export import export
-from riffusion_lab.training.run import train
+from riffusion_lab.training.run import descend, train
 from riffusion_lab.training.vocabulary import BEATS_PER_LOOP, CLASSES, CLIP_SECONDS, INSTRUMENTS, STYLE_NAMES, bpm_of
 
 RATE = 24_000
@@ -268,6 +269,42 @@ def test_denoiser_is_taught_to_close_loops_as_it_does_in_generation(clips, tmp_p
         assert (max(noisiest) < 334) == bool(share)
         seen.clear()
     assert "_conv_forward" not in vars(pipe.unet.conv_in)
+
+
+def test_the_unet_is_taught_where_in_frequency_it_is():
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(
+        sample_size=16,
+        layers_per_block=1,
+        block_out_channels=(16, 16, 16),
+        down_block_types=("DownBlock2D",) * 3,
+        up_block_types=("UpBlock2D",) * 3,
+        norm_num_groups=4,
+        cross_attention_dim=8,
+    )
+    network = denoiser.TextDenoiser(unet, lambda _: SimpleNamespace(last_hidden_state=torch.zeros(4, 1, 8)))
+    reader = denoiser.PlaceReader(network)
+    optimizer = torch.optim.Adam(reader.parameters(), lr=3e-3)
+    errors = []
+    for _ in range(60):
+        noise = torch.randn(4, 4, 16, 16)
+        v, error = reader(noise, torch.full((4,), 500), torch.zeros(4, 77))
+        assert v.shape == noise.shape
+        descend(optimizer, error)
+        errors.append(error.item())
+    assert errors[0] > 0.4
+    assert errors[-1] < 0.3, errors  # of which the rows that are alike in a few waves only make the most
+    reader.remove_hooks()
+    network(noise, torch.full((4,), 500), torch.zeros(4, 77))
+    assert len(reader.features) == 3  # those of before
+
+
+def test_half_cosines_tell_rows_apart():
+    waves = denoiser.half_cosines(64)[..., 0]
+    assert waves.shape == (16, 64)
+    assert torch.allclose(waves.square().mean(dim=1), torch.tensor(0.5), atol=1e-5)
+    apart = torch.cdist(waves.T, waves.T) + 10 * torch.eye(64)
+    assert apart.min() > 1
 
 
 def _check_export(pipe, data, folder):
