@@ -293,7 +293,7 @@ def test_the_unet_is_taught_where_in_frequency_it_is():
         descend(optimizer, error)
         errors.append(error.item())
     assert errors[0] > 0.4
-    assert errors[-1] < 0.3, errors  # of which the rows that are alike in a few waves only make the most
+    assert errors[-1] < 0.3, errors
     reader.remove_hooks()
     network(noise, torch.full((4,), 500), torch.zeros(4, 77))
     assert len(reader.features) == 3  # those of before
