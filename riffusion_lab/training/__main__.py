@@ -24,6 +24,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("data"), help="for clips, checkpoints and results")
     parser.add_argument("--minutes", type=float, help="time budget of a training stage")
     parser.add_argument("--start-from", help="stages autoencoder and denoiser: train this model on")
+    parser.add_argument("--both-halves", action="store_true", help="stage decoder: train the encoder as well")
     parser.add_argument("--new-text", action="store_true", help="stage denoiser: with a new text encoder all the same")
     parser.add_argument(
         "--favoured", metavar="CLASS", nargs="*", default=[], help="stage denoiser: draw these more often"
@@ -56,16 +57,20 @@ def _autoencoder(folder: Path, budget: dict, arguments: argparse.Namespace) -> N
     print(f"latents: mean {latents.mean(dtype='f8'):.3f}, standard deviation {latents.std(dtype='f8'):.3f}", flush=True)
 
 
-def _decoder(folder: Path, budget: dict, _arguments: argparse.Namespace) -> None:
+def _decoder(folder: Path, budget: dict, arguments: argparse.Namespace) -> None:
     from diffusers import AutoencoderTiny
 
-    from .autoencoder import encode_dataset, train_decoder
+    from .autoencoder import encode_dataset, train_for_the_ear
     from .dataset import load_dataset
 
     dataset = load_dataset(folder / "clips")
     vae = AutoencoderTiny.from_pretrained(folder / "vae")
     latents = encode_dataset(vae, dataset, folder / "latents.npy")
-    _say_there_and_back(train_decoder(vae, latents, dataset, folder, **budget), dataset)
+    vae = train_for_the_ear(vae, latents, dataset, folder, both_halves=arguments.both_halves, **budget)
+    _say_there_and_back(vae, dataset)
+    if arguments.both_halves:
+        (folder / "latents.npy").unlink()
+        encode_dataset(vae, dataset, folder / "latents.npy")
 
 
 def _say_there_and_back(vae, dataset) -> None:

@@ -23,7 +23,9 @@ WIDTH = 32  # channels, everywhere
 CROP = 256  # pixels; the networks see at most some 150 of them from one place
 BATCH = 16
 LATENT_NOISE = 0.08
-AUDIBLE = 0.8  # weight of the spectral convergence beside the picture's own error
+AUDIBLE = 1.6  # weight of the spectral convergence beside the picture's own error
+NEAR = 0.1  # weight of the distance from the latents that a denoiser was trained on
+EDGE = 4  # columns and rows of latents
 WRAP = 96  # pixels of the other end that a loop's picture is encoded with
 
 
@@ -123,19 +125,21 @@ def amplitudes(pixels: torch.Tensor) -> torch.Tensor:
     return ((1 - pixels) / 2) ** 4
 
 
-def train_decoder(
+def train_for_the_ear(
     vae: AutoencoderTiny,
     latents: np.ndarray,
     dataset: Dataset,
     folder: str | Path,
     *,
+    both_halves: bool = False,
     minutes: float = 30.0,
     learning_rate: float = 4e-4,
 ) -> AutoencoderTiny:
-    """Train only the decoder on, also on how far off the amplitudes are; write `folder/vae` and return it.
+    """Train the decoder on, also on how far off the amplitudes are; write `folder/vae` and return it.
 
     A pixel is the fourth root of an amplitude. To the eye, which the autoencoder was trained for, most of a picture is
-    its quiet places; to the ear they are nothing. Latents stay what they are: a denoiser trained on them still fits.
+    its quiet places; to the ear they are nothing. Latents stay what they are, so that a denoiser trained on them still
+    fits, unless the encoder is trained on as well.
 
     Parameters
     ----------
@@ -145,14 +149,17 @@ def train_decoder(
     dataset : Dataset
     folder : path
         For the checkpoint and the result, in diffusers' format.
+    both_halves : bool
+        Train the encoder on as well. Its latents stay near what they were (`NEAR`), but must be encoded again.
     minutes : float
         Time budget.
     """
     rng = np.random.default_rng()
     torch.manual_seed(0)
     training, _ = dataset.split()
-    decoder = vae.decoder.to(memory_format=torch.channels_last).train()
-    optimizer = torch.optim.AdamW(decoder.parameters(), lr=learning_rate, weight_decay=0.0)
+    vae.to(memory_format=torch.channels_last).train()
+    trained = vae if both_halves else vae.decoder
+    optimizer = torch.optim.AdamW(trained.parameters(), lr=learning_rate, weight_decay=0.0)
 
     def crops() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Latents, their pictures [shape=(n, 1, CROP, CROP)], and how loud the clips are on the whole."""
@@ -167,16 +174,19 @@ def train_decoder(
 
     def step(progress: float) -> torch.Tensor:
         set_learning_rate(optimizer, learning_rate * cosine(progress))
-        clean, pictures, loudness = crops()
-        noisy = clean + LATENT_NOISE * torch.rand(len(clean), 1, 1, 1) * torch.randn_like(clean)
+        known, pictures, loudness = crops()
+        inner = (..., *[slice(EDGE, -EDGE)] * 2)  # nearer to a crop's edge, its latents differ from the whole clip's
         with autocast():
-            output = decoder(noisy.contiguous(memory_format=torch.channels_last)).float()
+            grey = pictures.expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
+            clean = vae.encode(grey).latents.float() if both_halves else known
+            noisy = clean + LATENT_NOISE * torch.rand(len(clean), 1, 1, 1) * torch.randn_like(clean)
+            output = vae.decode(noisy.contiguous(memory_format=torch.channels_last)).sample.float()
         off = amplitudes(output.mean(dim=1, keepdim=True)) - amplitudes(pictures)
         convergence = (off.square().mean(dim=(1, 2, 3)).sqrt() / loudness).mean()
         loss = reconstruction_loss(output, pictures.expand_as(output)) + AUDIBLE * convergence
-        return descend(optimizer, loss)
+        return descend(optimizer, loss + NEAR * F.mse_loss(clean[inner], known[inner]))
 
-    train(step, {"decoder": decoder, "optimizer": optimizer}, Path(folder) / "decoder.pt", minutes=minutes)
+    train(step, {"trained": trained, "optimizer": optimizer}, Path(folder) / "decoder.pt", minutes=minutes)
     vae = vae.eval().to(memory_format=torch.contiguous_format)
     vae.save_pretrained(Path(folder) / "vae")
     return vae
