@@ -20,7 +20,15 @@ from riffusion_lab.training.composer import DRUM_CHANNEL, STYLES, Composer
 from riffusion_lab.training.effects import EFFECTS
 from riffusion_lab.training.export import export
 from riffusion_lab.training.run import descend, train
-from riffusion_lab.training.vocabulary import BEATS_PER_LOOP, CLASSES, CLIP_SECONDS, INSTRUMENTS, STYLE_NAMES, bpm_of
+from riffusion_lab.training.vocabulary import (
+    BEATS_PER_LOOP,
+    CLASSES,
+    CLIP_SECONDS,
+    INSTRUMENTS,
+    STYLE_NAMES,
+    TEMPO_WORDS,
+    bpm_of,
+)
 
 RATE = 24_000
 
@@ -83,6 +91,10 @@ def test_captions_name_what_they_mean_and_say_no_untruth():
     assert "47 bpm" in told
     assert "sad" in told
     assert not any(word in told for word in ("happy", "fast", "low notes", "waltz", "chords"))
+    for words in (caption(facts, rng, full=True) for _ in range(20)):
+        assert "melody" in words
+        assert "high notes" in words
+        assert "47 bpm" in words or any(word in words for word in TEMPO_WORDS["slow"])
 
 
 @pytest.mark.parametrize("name", EFFECTS)
@@ -257,18 +269,30 @@ def test_denoiser_is_taught_to_close_loops_as_it_does_in_generation(clips, tmp_p
     seen = []
 
     def note(unet, arguments):
-        seen.append(("_conv_forward" in vars(unet.conv_in), int(arguments[1].max())))
+        seen.append(("_conv_forward" in vars(unet.conv_in), int(arguments[1].min()), int(arguments[1].max())))
 
     pipe.unet.register_forward_pre_hook(note)
     for share in (1.0, 0.0):
         monkeypatch.setattr(denoiser, "CLOSING", share)
         budget = {"minutes": 0.02, "compile_network": False}
         denoiser.train_denoiser(latents, dataset.load_dataset(clips), tmp_path / str(share), start_from=pipe, **budget)
-        circular, noisiest = zip(*seen, strict=True)
+        circular, clearest, noisiest = zip(*seen, strict=True)
         assert set(circular) == {bool(share)}
         assert (max(noisiest) < 334) == bool(share)
+        if not share:  # every batch has its clear and its noisy ones: one in each eighth of a draw from their density
+            assert max(clearest) <= 1000 * (1 / 8) ** denoiser.NOISY
+            assert min(noisiest) >= 999 * (7 / 8) ** denoiser.NOISY
         seen.clear()
     assert "_conv_forward" not in vars(pipe.unet.conv_in)
+
+
+def test_a_denoiser_that_fails_leaves_its_network_without_hooks(clips, tmp_path):
+    latents, pipe = np.full((8, 4, 64, 64), np.nan, np.float16), load_pipeline(device="cpu")
+    with pytest.raises(FloatingPointError, match="NaN at step 0"):
+        denoiser.train_denoiser(
+            latents, dataset.load_dataset(clips), tmp_path, start_from=pipe, minutes=1, compile_network=False
+        )
+    assert not any(module._forward_hooks for module in pipe.unet.modules())
 
 
 def test_the_unet_is_taught_where_in_frequency_it_is():
@@ -352,17 +376,19 @@ def test_autoencoder_is_of_the_format_of_diffusers(tmp_path):
     assert latents.shape == (1, 4, 64, 64)
 
 
-def test_the_decoder_is_trained_alone(clips, tmp_path, monkeypatch):
+@pytest.mark.parametrize("trained", [{"decoder"}, {"decoder", "encoder"}], ids=["decoder", "both halves"])
+def test_the_decoder_is_trained_on_alone_or_with_the_encoder(clips, tmp_path, monkeypatch, trained):
     monkeypatch.setattr(dataset, "HELD_OUT", 0.5)
     data, vae = dataset.load_dataset(clips), load_pipeline(device="cpu").vae
     latents = autoencoder.encode_dataset(vae, data, tmp_path / "latents.npy")
     before = {name: value.clone() for name, value in vae.state_dict().items()}
     psnr, convergence = autoencoder.there_and_back(vae, data)
     assert psnr > 22 and convergence < 0.6
-    autoencoder.train_decoder(vae, latents, data, tmp_path, minutes=0.05)
+    both_halves = "encoder" in trained
+    autoencoder.train_for_the_ear(vae, latents, data, tmp_path, both_halves=both_halves, minutes=0.05)
     after = AutoencoderTiny.from_pretrained(tmp_path / "vae").state_dict()
     changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
-    assert changed == {"decoder"}
+    assert changed == trained
     silent = {name: torch.zeros_like(value) if "decoder" in name else value for name, value in before.items()}
     vae.load_state_dict(silent)  # -1 everywhere: as loud as can be
     assert autoencoder.there_and_back(vae, data)[1] > convergence

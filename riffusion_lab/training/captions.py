@@ -62,7 +62,7 @@ def _said(words: str, facts: dict, pick) -> str:
     return pick((f"{of} {words}", f"play {words}", f"play {of} {words}", f"{words} music", f"I want to hear {words}"))
 
 
-def caption(facts: dict, rng: np.random.Generator) -> str:
+def caption(facts: dict, rng: np.random.Generator, *, full: bool = False) -> str:
     """One of the many ways to say what a clip is.
 
     Parameters
@@ -70,19 +70,21 @@ def caption(facts: dict, rng: np.random.Generator) -> str:
     facts : dict
         As `Composer` writes them: kind, label, and where they apply mode, bpm, texture, register, lead, drums, metre.
     rng : np.random.Generator
+    full : bool
+        Tell all that is known, save now and then the mode.
     """
 
     def pick(options):
         return options[int(rng.integers(len(options)))]
 
     words = _name(facts, pick)
-    if rng.random() < 0.25:
+    if rng.random() < 0.25 and not full:
         return _said(words, facts, pick)
     if facts.get("mode") and rng.random() < 0.5:
         words = f"{pick(MODE_WORDS[facts['mode']])} {words}"
     details = _details(facts, pick)
     rng.shuffle(details)
-    for detail in details[: int(rng.integers(0, 4))]:
+    for detail in details if full else details[: int(rng.integers(0, 4))]:
         words += (
             f" {detail}"
             if detail.startswith("with") or detail in ("melody", "chords", "arpeggio", "solo")

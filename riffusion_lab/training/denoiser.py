@@ -42,11 +42,12 @@ BATCH = 8
 WEIGHT_OF_KIND = {"solo": 1.0, "style": 1.3, DRUMS: 3.0, "effect": 0.7, FUSION: 4.0}  # of each class, in a draw
 FAVOUR = 3.0  # times as often
 EMPTY_CAPTIONS = 0.1
+FULL_CAPTIONS = 0.4  # that tell all that is known: what is told rarely is learned slowly
 TEXT_RATE = 0.1  # learning rate of the text encoder beside the U-Net's
 CLOSING = 0.2  # share of batches with the little noise and the circular layers that close a loop in generation
 N_WAVES = 16  # half cosines over frequency that tell where a row is; the fastest turns in 4 rows of 64
 PLACE = 0.1  # weight of the error in telling that
-NOISY = 0.7  # power of an even draw of time steps: below 1 favours the noisy ones, where the words decide
+NOISY = 0.5  # power of an even draw of time steps: below 1 favours the noisy ones, where the words decide
 
 
 def new_unet() -> UNet2DConditionModel:
@@ -164,7 +165,8 @@ class Batches:
         for i in self.rng.choice(self.indices, n, p=self.probabilities):
             turn = self.rng.integers(0, 64) // _columns_per_bar(self.facts[i]) * _columns_per_bar(self.facts[i])
             latents.append(np.roll(self.latents[i], turn, axis=-1))
-            captions.append("" if self.rng.random() < EMPTY_CAPTIONS else caption(self.facts[i], self.rng))
+            full, empty = self.rng.random() < FULL_CAPTIONS, self.rng.random() < EMPTY_CAPTIONS
+            captions.append("" if empty else caption(self.facts[i], self.rng, full=full))
         return torch.from_numpy(np.stack(latents)).float(), tokenize(self.tokenizer, captions)
 
 
@@ -248,7 +250,7 @@ def train_denoiser(
         set_learning_rate(optimizer, learning_rate * cosine(progress))
         clean, tokens = (part.to(accelerator.device) for part in batches.draw(BATCH))
         closes = rng.random() < CLOSING
-        timestep = torch.rand(BATCH, device=clean.device)
+        timestep = (torch.arange(BATCH) + torch.rand(BATCH)).to(clean.device) / BATCH  # one in each eighth
         timestep = (1000 * (timestep * CIRCULAR_SHARE if closes else timestep**NOISY)).long()
         noise = torch.randn_like(clean)
         noisy = scheduler.add_noise(clean, noise, timestep).contiguous(memory_format=torch.channels_last)
@@ -263,8 +265,10 @@ def train_denoiser(
         return loss.detach()
 
     state = {"network": network, "heads": reader.heads, "optimizer": optimizer, "average": average}
-    train(step, state, Path(folder) / "denoiser.pt", minutes=minutes)
-    reader.remove_hooks()
+    try:
+        train(step, state, Path(folder) / "denoiser.pt", minutes=minutes)
+    finally:
+        reader.remove_hooks()
     average.copy_to(network.parameters())
     return network, tokenizer
 
