@@ -60,17 +60,15 @@ def _autoencoder(folder: Path, budget: dict, arguments: argparse.Namespace) -> N
 def _decoder(folder: Path, budget: dict, arguments: argparse.Namespace) -> None:
     from diffusers import AutoencoderTiny
 
-    from .autoencoder import encode_dataset, train_for_the_ear
+    from .autoencoder import train_for_the_ear
     from .dataset import load_dataset
 
     dataset = load_dataset(folder / "clips")
     vae = AutoencoderTiny.from_pretrained(folder / "vae")
-    latents = encode_dataset(vae, dataset, folder / "latents.npy")
-    vae = train_for_the_ear(vae, latents, dataset, folder, both_halves=arguments.both_halves, **budget)
+    vae = train_for_the_ear(vae, dataset, folder, both_halves=arguments.both_halves, **budget)
     _say_there_and_back(vae, dataset)
     if arguments.both_halves:
-        (folder / "latents.npy").unlink()
-        encode_dataset(vae, dataset, folder / "latents.npy")
+        (folder / "latents.npy").unlink(missing_ok=True)  # the stage denoiser encodes again
 
 
 def _say_there_and_back(vae, dataset) -> None:

@@ -6,6 +6,7 @@ absolute differences. Noise on the latents in training makes them forgive the de
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,6 @@ BATCH = 16
 LATENT_NOISE = 0.08
 AUDIBLE = 1.6  # weight of the spectral convergence beside the picture's own error
 NEAR = 0.1  # weight of the distance from the latents that a denoiser was trained on
-EDGE = 4  # columns and rows of latents
 WRAP = 96  # pixels of the other end that a loop's picture is encoded with
 
 
@@ -127,7 +127,6 @@ def amplitudes(pixels: torch.Tensor) -> torch.Tensor:
 
 def train_for_the_ear(
     vae: AutoencoderTiny,
-    latents: np.ndarray,
     dataset: Dataset,
     folder: str | Path,
     *,
@@ -144,8 +143,7 @@ def train_for_the_ear(
     Parameters
     ----------
     vae : AutoencoderTiny
-    latents : np.ndarray [shape=(n, 4, 64, 64)]
-        Of all clips, as `encode_dataset` gives them.
+        As it was before training, also to go on after a break.
     dataset : Dataset
     folder : path
         For the checkpoint and the result, in diffusers' format.
@@ -158,33 +156,34 @@ def train_for_the_ear(
     torch.manual_seed(0)
     training, _ = dataset.split()
     vae.to(memory_format=torch.channels_last).train()
+    encode_as_before = copy.deepcopy(vae.encoder)
     trained = vae if both_halves else vae.decoder
     optimizer = torch.optim.AdamW(trained.parameters(), lr=learning_rate, weight_decay=0.0)
 
-    def crops() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Latents, their pictures [shape=(n, 1, CROP, CROP)], and how loud the clips are on the whole."""
-        parts, pictures, loudness = [], [], []
+    def crops() -> tuple[torch.Tensor, torch.Tensor]:
+        """Pictures [shape=(n, 1, CROP, CROP)], and how loud their clips are on the whole."""
+        pictures, loudness = [], []
         for i in rng.choice(training, BATCH // 2):
-            y, x = rng.integers(0, (512 - CROP) // 8 + 1, 2)
-            parts.append(latents[i, :, y : y + CROP // 8, x : x + CROP // 8])
+            y, x = rng.integers(0, 512 - CROP + 1, 2)
             whole = dataset.pictures(np.array([i]))
-            pictures.append(whole[..., 8 * y : 8 * y + CROP, 8 * x : 8 * x + CROP])
+            pictures.append(whole[..., y : y + CROP, x : x + CROP])
             loudness.append(amplitudes(whole).square().mean().sqrt())
-        return torch.from_numpy(np.stack(parts)).float(), torch.cat(pictures), torch.stack(loudness)
+        return torch.cat(pictures), torch.stack(loudness)
 
     def step(progress: float) -> torch.Tensor:
         set_learning_rate(optimizer, learning_rate * cosine(progress))
-        known, pictures, loudness = crops()
-        inner = (..., *[slice(EDGE, -EDGE)] * 2)  # nearer to a crop's edge, its latents differ from the whole clip's
+        pictures, loudness = crops()
         with autocast():
             grey = pictures.expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
+            with torch.no_grad():
+                known = encode_as_before(grey).float()
             clean = vae.encode(grey).latents.float() if both_halves else known
             noisy = clean + LATENT_NOISE * torch.rand(len(clean), 1, 1, 1) * torch.randn_like(clean)
             output = vae.decode(noisy.contiguous(memory_format=torch.channels_last)).sample.float()
         off = amplitudes(output.mean(dim=1, keepdim=True)) - amplitudes(pictures)
         convergence = (off.square().mean(dim=(1, 2, 3)).sqrt() / loudness).mean()
         loss = reconstruction_loss(output, pictures.expand_as(output)) + AUDIBLE * convergence
-        return descend(optimizer, loss + NEAR * F.mse_loss(clean[inner], known[inner]))
+        return descend(optimizer, loss + NEAR * F.mse_loss(clean, known))
 
     train(step, {"trained": trained, "optimizer": optimizer}, Path(folder) / "decoder.pt", minutes=minutes)
     vae = vae.eval().to(memory_format=torch.contiguous_format)
