@@ -130,10 +130,10 @@ def test_the_report_is_about_these_weights_and_good_enough(pipe):
     assert report["n_clips"] == len(report["prompts"]) >= 512
     least = {
         "styles": 0.97,
-        "instruments": 0.94,
+        "instruments": 0.95,
         "drums": 0.95,
         "effects": 0.95,
-        "texture": 0.7,
+        "texture": 0.78,
         "mode": 0.85,
         "tempo": 0.95,
     }
@@ -141,6 +141,7 @@ def test_the_report_is_about_these_weights_and_good_enough(pipe):
         least, True
     )
     assert report["likest_taught"]["above"] < 0.01  # no training clip is played from memory
+    assert report["frechet"] < 23  # 31 with steps of one size
     assert report["seam"] < 1  # loops close as rendered ones do
     heard = [p["heard"] == p["label"] for p in report["prompts"] if p["label"] in INSTRUMENTS]
     assert np.mean(heard) == pytest.approx(report["groups"]["instruments"]["generated"])

@@ -264,6 +264,18 @@ def test_denoiser_starts_from_a_model(clips, tmp_path):
     assert all(torch.equal(p, q) for p, q in zip(network.parameters(), before, strict=True))
 
 
+def test_the_model_that_ships_takes_the_steps_of_the_training_code():
+    """Small ones at the end: out of a last step as wide as the others comes a mean of all details that could be."""
+    pipe = load_pipeline(device="cpu")
+    made = denoiser.assemble(SimpleNamespace(unet=pipe.unet, text_encoder=pipe.text_encoder), pipe.tokenizer, pipe.vae)
+    noise_left = []
+    for scheduler in (pipe.scheduler, made.scheduler):
+        scheduler.set_timesteps(12)
+        noise_left.append(scheduler.sigmas.tolist())
+    assert noise_left[0] == noise_left[1]
+    assert noise_left[0][0] > 30 and noise_left[0][-2] < 0.06
+
+
 def test_denoiser_is_taught_to_close_loops_as_it_does_in_generation(clips, tmp_path, monkeypatch):
     latents, pipe = np.zeros((8, 4, 64, 64), np.float16), load_pipeline(device="cpu")
     seen = []
