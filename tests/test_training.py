@@ -15,6 +15,7 @@ from riffusion_lab import load_pipeline
 from riffusion_lab.image import pixels_from_mel
 from riffusion_lab.spectrogram import mel_from_waveform
 from riffusion_lab.training import autoencoder, dataset, denoiser, evaluation, text
+from riffusion_lab.training.__main__ import main
 from riffusion_lab.training.captions import caption
 from riffusion_lab.training.composer import DRUM_CHANNEL, STYLES, Composer
 from riffusion_lab.training.effects import EFFECTS
@@ -514,3 +515,45 @@ def test_likest_of_the_taught_is_found_however_it_is_turned():
     again = evaluation.thumbnails([0.5 * pictures[4].roll(8 * 13, dims=-1) + 0.2])
     assert evaluation.likeness(again, small).tolist() == pytest.approx([1], abs=1e-4)
     assert evaluation.likeness(small[:2], small[2:]).max() < 0.2
+
+
+def evaluate_with(settings: str, monkeypatch) -> dict:
+    """What `python -m riffusion_lab.training evaluate --instead SETTINGS` evaluates with."""
+    asked = {}
+
+    class Asked(Exception):
+        pass
+
+    def evaluate(pipe, _dataset, _classifier, **options):
+        asked.update(options, scheduler=pipe.scheduler)
+        raise Asked
+
+    monkeypatch.setattr(evaluation, "evaluate", evaluate)
+    monkeypatch.setattr(dataset, "load_dataset", lambda _: None)
+    monkeypatch.setattr("sys.argv", ["training", "evaluate", "--instead", settings])
+    with pytest.raises(Asked):
+        main()
+    return asked
+
+
+def test_other_settings_can_be_evaluated(monkeypatch):
+    asked = evaluate_with('{"guidance_scale": 1.3, "sigma_max": 80}', monkeypatch)
+    assert asked["guidance_scale"] == 1.3
+    assert type(asked["scheduler"]).__name__ == "UniPCMultistepScheduler"
+    asked["scheduler"].set_timesteps(12)
+    assert asked["scheduler"].sigmas[0] == pytest.approx(80)
+    assert "num_inference_steps" not in asked
+
+
+def test_another_solver_can_be_evaluated(monkeypatch):
+    given = {"scheduler": "DPMSolverMultistepScheduler", "algorithm_type": "sde-dpmsolver++", "sigma_max": 60}
+    scheduler = evaluate_with(json.dumps(given), monkeypatch)["scheduler"]
+    assert (type(scheduler).__name__, scheduler.config.algorithm_type) == (given["scheduler"], "sde-dpmsolver++")
+    scheduler.set_timesteps(12)
+    assert scheduler.sigmas[0] == pytest.approx(60)  # it has no such argument, but reads it
+
+
+def test_a_misspelt_setting_is_named(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["training", "evaluate", "--instead", '{"sigmamax": 80}'])
+    with pytest.raises(SystemExit, match="UniPCMultistepScheduler has no setting sigmamax; it has .*sigma_max"):
+        main()

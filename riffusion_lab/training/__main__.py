@@ -8,7 +8,9 @@ Each stage takes up where it was broken off; to begin one again, delete its file
 from __future__ import annotations
 
 import argparse
+import json
 from concurrent.futures import ProcessPoolExecutor
+from inspect import signature
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -29,7 +31,15 @@ def main() -> None:
     parser.add_argument(
         "--favoured", metavar="CLASS", nargs="*", default=[], help="stage denoiser: draw these more often"
     )
-    parser.add_argument("--n-clips", type=int, default=512, help="clips to evaluate on")
+    parser.add_argument("--n-clips", type=int, default=512, help="stage evaluate: clips to evaluate on")
+    parser.add_argument(
+        "--instead",
+        type=json.loads,
+        metavar="JSON",
+        default={},
+        help="stage evaluate: other settings to try, kept nowhere: guidance_scale, num_inference_steps, scheduler "
+        """(a class of diffusers) and its own, as in '{"guidance_scale": 1.3, "sigma_max": 80}'""",
+    )
     arguments = parser.parse_args()
     folder = arguments.folder
     budget = {} if arguments.minutes is None else {"minutes": arguments.minutes}
@@ -135,16 +145,27 @@ def _export(folder: Path, _budget: dict, _arguments: argparse.Namespace) -> None
 
 
 def _evaluate(folder: Path, _budget: dict, arguments: argparse.Namespace) -> None:
+    import diffusers
+
     from ..models import load_pipeline
     from .dataset import load_dataset
     from .evaluation import evaluate, load_classifier, save_report
 
+    pipe, settings = load_pipeline(), dict(arguments.instead)
+    options = {name: settings.pop(name) for name in ("guidance_scale", "num_inference_steps") if name in settings}
+    solver = getattr(diffusers, settings.pop("scheduler", type(pipe.scheduler).__name__))
+    known = {**pipe.scheduler.config, **signature(solver).parameters}
+    if unknown := sorted(settings.keys() - known.keys()):
+        raise SystemExit(f"--instead: {solver.__name__} has no setting {', '.join(unknown)}; it has {', '.join(known)}")
+    pipe.scheduler = solver.from_config({**pipe.scheduler.config, **settings})
     dataset = load_dataset(folder / "clips")
-    report = evaluate(load_pipeline(), dataset, load_classifier(), n_clips=arguments.n_clips)
-    save_report(report, Path(__file__).parents[1] / "weights" / "riffling" / "evaluation.json")
+    report = evaluate(pipe, dataset, load_classifier(), n_clips=arguments.n_clips, **options)
+    if not arguments.instead:
+        save_report(report, Path(__file__).parents[1] / "weights" / "riffling" / "evaluation.json")
     for name, numbers in report["groups"].items():
         print(f"{name:12s} adherence {numbers['adherence']:.2f} (n = {numbers['n']}, real {numbers['real']:.3f})")
-    print(f"Fréchet distance {report['frechet']:.2f}; between rendered clips {report['frechet_real_real']:.2f}")
+    print(f"Fréchet distance {report['frechet']:.2f}, of it between the means {report['frechet_means']:.2f}; ", end="")
+    print(f"between rendered clips {report['frechet_real_real']:.2f}")
     print(f"as a share of the rendered clips': diversity {report['diversity']:.2f}, ", end="")
     print(f"step over the seam {report['seam']:.2f}, between all columns {report['steps']:.2f}")
     alike = report["likest_taught"]

@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -224,17 +225,34 @@ def judge(classifier: Classifier, pictures: list[torch.Tensor]) -> tuple[np.ndar
 
 
 def evaluate(
-    pipe: StableDiffusionPipeline, dataset: Dataset, classifier: Classifier, *, n_clips: int = 512, batch_size: int = 4
+    pipe: StableDiffusionPipeline,
+    dataset: Dataset,
+    classifier: Classifier,
+    *,
+    n_clips: int = 512,
+    batch_size: int = 4,
+    **options: Any,
 ) -> dict:
     """Generate from captions of held-out clips, in the processor's fastest type, and compare with these clips.
+
+    Parameters
+    ----------
+    pipe : StableDiffusionPipeline
+    dataset : Dataset
+    classifier : Classifier
+    n_clips : int
+        How many to generate; of few, Fréchet distances come out larger.
+    batch_size : int
+    **options
+        As in `text_to_audio`; default: the model's own.
 
     Returns
     -------
     dict
         adherence and accuracies by group ("tempo": drums, and its number in the prompt), diversity, the step over the
-        seam and the mean step between columns as a share of the rendered clips', Fréchet distances, likeness to the
-        training clip that is most alike (in the middle, and the share of clips above the 99th percentile of held-out
-        ones), confusions, and the prompts with their seeds and answers.
+        seam and the mean step between columns as a share of the rendered clips', Fréchet distances (and what of that
+        lies between the means), likeness to the training clip that is most alike (in the middle, and the share of
+        clips above the 99th percentile of held-out ones), confusions, and the prompts with their seeds and answers.
     """
     ours, others = held_out_halves(dataset)
     rng = np.random.default_rng(0)
@@ -246,7 +264,8 @@ def evaluate(
     for start in tqdm(range(0, len(ours), batch_size), desc="generate", unit_scale=batch_size, mininterval=10):
         part = slice(start, start + batch_size)
         with autocast():
-            clips = text_to_audio(pipe, prompts[part], seed=list(range(len(ours)))[part], batch_size=batch_size)
+            seeds = list(range(len(ours)))[part]
+            clips = text_to_audio(pipe, prompts[part], seed=seeds, batch_size=batch_size, **options)
         generated += [as_tensor(clip.image) for clip in clips]
     embedding, answers = judge(classifier, generated)
     rendered = [dataset.pictures(np.array([i])) for i in ours]
@@ -268,6 +287,7 @@ def evaluate(
     report["groups"]["tempo"] = _accuracies(*map(np.array, on_beat), np.ones(len(has_beat), bool))
     report["diversity"] = diversity(embedding, labels) / diversity(real_embedding, labels)
     report["frechet"] = frechet_distance(embedding, real_embedding)
+    report["frechet_means"] = float(np.square(embedding.mean(axis=0) - real_embedding.mean(axis=0)).sum())
     report["frechet_real_real"] = frechet_distance(other_embedding, real_embedding)
     changes = np.mean([steps(p) for p in generated], axis=0), np.mean([steps(p) for p in rendered], axis=0)
     report["seam"], report["steps"] = float(changes[0][0] / changes[1][0]), float(changes[0].mean() / changes[1].mean())
