@@ -275,11 +275,12 @@ def test_the_model_that_ships_takes_the_steps_of_the_training_code():
         noise_left.append(scheduler.sigmas.tolist())
     assert noise_left[0] == noise_left[1]
     assert noise_left[0][0] > 30 and noise_left[0][-2] < 0.06
+    assert 0.94 < pipe.scheduler.timesteps[0] / 1000 < denoiser.NOISIEST  # it is taught what it meets, and little more
 
 
 def test_denoiser_is_taught_to_close_loops_as_it_does_in_generation(clips, tmp_path, monkeypatch):
-    latents, pipe = np.zeros((8, 4, 64, 64), np.float16), load_pipeline(device="cpu")
-    seen = []
+    latents = np.random.default_rng(0).standard_normal((8, 4, 64, 64)).astype(np.float16)
+    pipe, seen = load_pipeline(device="cpu"), []
 
     def note(unet, arguments):
         seen.append(("_conv_forward" in vars(unet.conv_in), int(arguments[1].min()), int(arguments[1].max())))
@@ -293,8 +294,9 @@ def test_denoiser_is_taught_to_close_loops_as_it_does_in_generation(clips, tmp_p
         assert set(circular) == {bool(share)}
         assert (max(noisiest) < 334) == bool(share)
         if not share:  # every batch has its clear and its noisy ones: one in each eighth of a draw from their density
-            assert max(clearest) <= 1000 * (1 / 8) ** denoiser.NOISY
-            assert min(noisiest) >= 999 * (7 / 8) ** denoiser.NOISY
+            assert max(clearest) <= 1000 * denoiser.NOISIEST * (1 / 8) ** denoiser.NOISY
+            assert min(noisiest) >= 999 * denoiser.NOISIEST * (7 / 8) ** denoiser.NOISY
+            assert max(noisiest) < 1000 * denoiser.NOISIEST
         seen.clear()
     assert "_conv_forward" not in vars(pipe.unet.conv_in)
 
@@ -557,3 +559,28 @@ def test_a_misspelt_setting_is_named(monkeypatch):
     monkeypatch.setattr("sys.argv", ["training", "evaluate", "--instead", '{"sigmamax": 80}'])
     with pytest.raises(SystemExit, match="UniPCMultistepScheduler has no setting sigmamax; it has .*sigma_max"):
         main()
+
+
+def test_what_noise_hides_counts_less():
+    generator = torch.Generator().manual_seed(0)
+    frequency = torch.fft.fftfreq(64)
+    power = 1 / (1e-3 + frequency[:, None] ** 2 + frequency**2)  # like the latents': slow waves are the strong ones
+    white = torch.randn(64, 4, 64, 64, generator=generator)
+    latents = torch.fft.ifft2(torch.fft.fft2(white) * (power / power.mean()).sqrt()).real
+    error = denoiser.VisibleError(latents)
+    little, much = torch.tensor([0.01]), torch.tensor([10.0])
+    assert (error.weights(little) - 1).abs().max() < 0.02
+    weights = error.weights(much)[0, 0]
+    assert weights[0, 1] > 2 and weights[32, 32] < 0.6
+
+    def wave(n: int) -> torch.Tensor:
+        return torch.cos(2 * torch.pi * n * torch.arange(64) / 64).expand(1, 4, 64, 64)
+
+    nothing = torch.zeros(1, 4, 64, 64)
+    assert error(wave(1), nothing, little) == pytest.approx(0.5, rel=0.02)  # the plain mean square of a cosine
+    assert error(wave(1), nothing, much) > 3 * error(wave(30), nothing, much)
+    # of the best linear guess, which leaves its own share of each wave unknown, the error stays the same on the whole
+    seen = error.power / (error.power + much**2)
+    noisy = torch.fft.fft2(latents + much * torch.randn(latents.shape, generator=generator))
+    guess = torch.fft.ifft2(seen * noisy).real
+    assert error(guess, latents, much.expand(64)) == pytest.approx(float((guess - latents).square().mean()), rel=0.05)

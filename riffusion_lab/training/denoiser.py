@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from diffusers import (
     AutoencoderTiny,
@@ -44,11 +43,14 @@ FAVOUR = 3.0  # times as often
 EMPTY_CAPTIONS = 0.1
 FULL_CAPTIONS = 0.4  # that tell all that is known: what is told rarely is learned slowly
 TEXT_RATE = 0.1  # learning rate of the text encoder beside the U-Net's
-CLOSING = 0.2  # share of batches with the little noise and the circular layers that close a loop in generation
+CLOSING = 0.1  # share of batches with the little noise and the circular layers that close a loop in generation
 N_WAVES = 16  # half cosines over frequency that tell where a row is; the fastest turns in 4 rows of 64
 PLACE = 0.1  # weight of the error in telling that
 STEPS = {"use_karras_sigmas": True, "sigma_max": 40.0, "sigma_min": 0.05}  # from noise as good as pure to hardly any
-NOISY = 0.5  # power of an even draw of time steps: below 1 favours the noisy ones, where the words decide
+NOISIEST = 0.97  # share of the time steps to be taught: the first of `STEPS` is 949 of 1000
+N_FOR_POWER = 1024  # clips to measure the latents' spectrum on
+VISIBLE = 0.5  # share of the error that counts as much as can be seen through the noise
+NOISY = 0.45  # power of an even draw of these: below 1 favours the noisy ones, where the words decide
 
 
 def new_unet() -> UNet2DConditionModel:
@@ -137,6 +139,37 @@ def half_cosines(n_rows: int) -> torch.Tensor:
     """1 … `N_WAVES` half cosines over the rows [shape=(N_WAVES, n_rows, 1)]."""
     rows = (torch.arange(n_rows) + 0.5) / n_rows
     return torch.cos(torch.pi * torch.arange(1, N_WAVES + 1)[:, None] * rows)[..., None]
+
+
+class VisibleError:
+    """The error of a prediction, where much noise is more that of what can be seen through it.
+
+    Of waves over a picture (a mode of its Fourier transform) with a power of S over the clips, S / (S + σ²) can be told
+    through noise of σ: Wiener's filter. What is far below the noise is not decided at that step, and whatever is said
+    of it is forgotten on the way; but it makes nearly all of the plain error there, and so of the gradient's noise.
+    So half of the error counts by this filter, scaled to the same size.
+
+    Parameters
+    ----------
+    latents : Tensor [shape=(n, 4, 64, 64)]
+        Some of the clips, to measure S on.
+    """
+
+    def __init__(self, latents: torch.Tensor) -> None:
+        self.power = torch.fft.fft2(latents - latents.mean(dim=0), norm="ortho").abs().square().mean(dim=0)
+
+    def weights(self, sigma: torch.Tensor) -> torch.Tensor:
+        """How much each mode's error counts beside noise of `sigma` [shape=(n,)] → [shape=(n, 4, 64, 64)]."""
+        variance = sigma.square()[:, None, None, None]
+        seen = self.power / (self.power + variance)
+        unknown = seen * variance  # the error that is left where all is Gaussian
+        same_size = unknown.sum(dim=(1, 2, 3), keepdim=True) / (seen * unknown).sum(dim=(1, 2, 3), keepdim=True)
+        return 1 - VISIBLE + VISIBLE * same_size * seen
+
+    def __call__(self, prediction: torch.Tensor, target: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        """Mean squared error of predictions [shape=(n, 4, 64, 64)] by these weights."""
+        off = torch.fft.fft2(prediction - target, norm="ortho").abs().square()
+        return (self.weights(sigma) * off).mean()
 
 
 class Batches:
@@ -244,6 +277,8 @@ def train_denoiser(
     optimizer = torch.optim.AdamW(parts, lr=learning_rate, weight_decay=0.01, betas=(0.9, 0.99), fused=True)
     average = EMAModel(network.parameters(), decay=0.9995, use_ema_warmup=True, power=0.75, foreach=True)
     scheduler, batches = new_scheduler(), Batches(latents, dataset, tokenizer, rng, favoured)
+    error = VisibleError(batches.draw(N_FOR_POWER)[0].to(accelerator.device))
+    sigmas = (1 / scheduler.alphas_cumprod - 1).sqrt().clamp(max=STEPS["sigma_max"]).to(accelerator.device)
     running, optimizer = accelerator.prepare(torch.compile(reader) if compile_network else reader, optimizer)
     average.to(accelerator.device)
 
@@ -252,12 +287,12 @@ def train_denoiser(
         clean, tokens = (part.to(accelerator.device) for part in batches.draw(BATCH))
         closes = rng.random() < CLOSING
         timestep = (torch.arange(BATCH) + torch.rand(BATCH)).to(clean.device) / BATCH  # one in each eighth
-        timestep = (1000 * (timestep * CIRCULAR_SHARE if closes else timestep**NOISY)).long()
+        timestep = (1000 * (timestep * CIRCULAR_SHARE if closes else NOISIEST * timestep**NOISY)).long()
         noise = torch.randn_like(clean)
         noisy = scheduler.add_noise(clean, noise, timestep).contiguous(memory_format=torch.channels_last)
         with accelerator.autocast(), circular_time(network) if closes else nullcontext():
             v, misplaced = running(noisy, timestep, tokens)
-        loss = F.mse_loss(v.float(), scheduler.get_velocity(clean, noise, timestep))
+        loss = error(v.float(), scheduler.get_velocity(clean, noise, timestep), sigmas[timestep])
         optimizer.zero_grad()
         accelerator.backward(loss + PLACE * misplaced)
         accelerator.clip_grad_norm_(network.parameters(), 1.0)
