@@ -123,7 +123,10 @@ def evaluation_table() -> str:
         rows.append(
             f"| {name} | {found['n']} | {found['generated']:.2f} | {found['real']:.2f} | {found['adherence']:.2f} |"
         )
-    distances = f"Fréchet distance {report['frechet']:.1f}; between rendered clips {report['frechet_real_real']:.1f}"
+    distances = (
+        f"Fréchet distance {report['frechet']:.1f}, of it between the means {report['frechet_means']:.1f}; "
+        f"between rendered clips {report['frechet_real_real']:.1f}"
+    )
     alike = report["likest_taught"]
     sentences = [
         "Texture, mode and tempo count where the prompt tells them.",
