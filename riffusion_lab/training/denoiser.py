@@ -47,10 +47,9 @@ CLOSING = 0.1  # share of batches with the little noise and the circular layers 
 N_WAVES = 16  # half cosines over frequency that tell where a row is; the fastest turns in 4 rows of 64
 PLACE = 0.1  # weight of the error in telling that
 STEPS = {"use_karras_sigmas": True, "sigma_max": 40.0, "sigma_min": 0.05}  # from noise as good as pure to hardly any
-NOISIEST = 0.97  # share of the time steps to be taught: the first of `STEPS` is 949 of 1000
 N_FOR_POWER = 1024  # clips to measure the latents' spectrum on
 VISIBLE = 0.5  # share of the error that counts as much as can be seen through the noise
-NOISY = 0.45  # power of an even draw of these: below 1 favours the noisy ones, where the words decide
+NOISY = 0.45  # power of an even draw of time steps: below 1 favours the noisy ones, where the words decide
 
 
 def new_unet() -> UNet2DConditionModel:
@@ -287,7 +286,7 @@ def train_denoiser(
         clean, tokens = (part.to(accelerator.device) for part in batches.draw(BATCH))
         closes = rng.random() < CLOSING
         timestep = (torch.arange(BATCH) + torch.rand(BATCH)).to(clean.device) / BATCH  # one in each eighth
-        timestep = (1000 * (timestep * CIRCULAR_SHARE if closes else NOISIEST * timestep**NOISY)).long()
+        timestep = (1000 * (timestep * CIRCULAR_SHARE if closes else timestep**NOISY)).long()
         noise = torch.randn_like(clean)
         noisy = scheduler.add_noise(clean, noise, timestep).contiguous(memory_format=torch.channels_last)
         with accelerator.autocast(), circular_time(network) if closes else nullcontext():
