@@ -232,8 +232,9 @@ function viewLive(live, el, model) {
     if (!el.dataset.state) addControls();
     const { line, status: said } = live;
     const time = live.now();
-    const heard = line?.entries.findLast((entry) => entry.start <= time)?.clip;
-    now.textContent = heard ? `Now: ${heard.label}` : "";
+    const entry = line?.entries.findLast((entry) => entry.start <= time);
+    const { number: clip = 0, label = "" } = entry?.clip ?? {};
+    now.textContent = entry ? `Now: ${label}` : "";
     next.textContent = said.queue?.length ? `Then: ${said.queue.join(" · ")}` : "";
     progress.style.width = `${100 * (said.progress ?? 0)}%`;
     status.textContent = statusText(live);
@@ -244,8 +245,8 @@ function viewLive(live, el, model) {
     for (const node of el.querySelectorAll("button, input")) node.disabled = live.state === "ended";
     canvas.setAttribute("aria-label", `Spectrogram of the last seconds. ${now.textContent}`);
     const { joins = 0, repeats = 0, underruns = 0, jump = 0 } = line ?? {};
-    const { number: clip = 0, label = "" } = heard ?? {};
-    const seen = { state: live.state, behind: Boolean(live.behind), ctxTime: time.toFixed(3), clip, label };
+    const began = (entry?.start ?? 0).toFixed(3); // when what is heard did, on the clock of ctxTime
+    const seen = { state: live.state, behind: Boolean(live.behind), ctxTime: time.toFixed(3), clip, label, began };
     Object.assign(el.dataset, seen, { joins, repeats, underruns, jump: jump.toFixed(5) });
     if (live.state === "playing") frame ||= requestAnimationFrame(animate);
     else draw();
