@@ -82,10 +82,17 @@ def _decoder(folder: Path, budget: dict, arguments: argparse.Namespace) -> None:
 
 
 def _say_there_and_back(vae, dataset) -> None:
-    from .autoencoder import there_and_back
+    import numpy as np
 
-    psnr, convergence = there_and_back(vae, dataset)
-    print(f"held-out pictures there and back: {psnr:.2f} dB PSNR, spectral convergence {convergence:.3f}", flush=True)
+    from .autoencoder import fidelity, there_and_back
+
+    pictures = [dataset.pictures(np.array([i])) for i in dataset.split()[1][:64]]
+    print(_said(fidelity([there_and_back(vae, picture) for picture in pictures], pictures)), flush=True)
+
+
+def _said(fidelity: dict[str, float]) -> str:
+    psnr, convergence = fidelity["psnr"], fidelity["convergence"]
+    return f"held-out pictures there and back: {psnr:.2f} dB PSNR, spectral convergence {convergence:.3f}"
 
 
 def _classifier(folder: Path, budget: dict, _arguments: argparse.Namespace) -> None:
@@ -168,6 +175,8 @@ def _evaluate(folder: Path, _budget: dict, arguments: argparse.Namespace) -> Non
     print(f"between rendered clips {report['frechet_real_real']:.2f}")
     print(f"as a share of the rendered clips': diversity {report['diversity']:.2f}, ", end="")
     print(f"step over the seam {report['seam']:.2f}, between all columns {report['steps']:.2f}")
+    print(_said(back := report["autoencoder"]), end="")
+    print(f", Fréchet distance {back['frechet']:.2f}, of it between the means {back['frechet_means']:.2f}")
     alike = report["likest_taught"]
     print(f"likest training clip: {alike['generated']:.2f}, of held-out clips {alike['held_out']:.2f}; ", end="")
     print(f"{alike['above']:.1%} above the 99th percentile of those")

@@ -31,6 +31,7 @@ from tqdm.auto import tqdm
 from ..generate import text_to_audio
 from ..params import COLUMNS_PER_S
 from ..recipes import weights_hash
+from .autoencoder import fidelity, there_and_back
 from .captions import caption
 from .dataset import Dataset
 from .run import autocast, cosine, descend, set_learning_rate, train
@@ -251,8 +252,9 @@ def evaluate(
     dict
         adherence and accuracies by group ("tempo": drums, and its number in the prompt), diversity, the step over the
         seam and the mean step between columns as a share of the rendered clips', Fréchet distances (and what of that
-        lies between the means), likeness to the training clip that is most alike (in the middle, and the share of
-        clips above the 99th percentile of held-out ones), confusions, and the prompts with their seeds and answers.
+        lies between the means), what the autoencoder alone leaves of the rendered clips (`autoencoder.fidelity`, and
+        the same distances and shares), likeness to the training clip that is most alike (in the middle, and the share
+        of clips above the 99th percentile of held-out ones), confusions, and the prompts with their seeds and answers.
     """
     ours, others = held_out_halves(dataset)
     rng = np.random.default_rng(0)
@@ -286,11 +288,11 @@ def evaluate(
     on_beat = [[keeps_tempo(clips[i], facts[i]["bpm"]) for i in has_beat] for clips in (generated, rendered)]
     report["groups"]["tempo"] = _accuracies(*map(np.array, on_beat), np.ones(len(has_beat), bool))
     report["diversity"] = diversity(embedding, labels) / diversity(real_embedding, labels)
-    report["frechet"] = frechet_distance(embedding, real_embedding)
-    report["frechet_means"] = float(np.square(embedding.mean(axis=0) - real_embedding.mean(axis=0)).sum())
+    report |= _distances(embedding, real_embedding) | _shares_of_steps(generated, rendered)
     report["frechet_real_real"] = frechet_distance(other_embedding, real_embedding)
-    changes = np.mean([steps(p) for p in generated], axis=0), np.mean([steps(p) for p in rendered], axis=0)
-    report["seam"], report["steps"] = float(changes[0][0] / changes[1][0]), float(changes[0].mean() / changes[1].mean())
+    again = [there_and_back(pipe.vae, picture) for picture in tqdm(rendered, desc="there and back", mininterval=10)]
+    alone = _distances(judge(classifier, again)[0], real_embedding) | _shares_of_steps(again, rendered)
+    report["autoencoder"] = fidelity(again, rendered) | alone
     taught = thumbnails(map(dataset.pictures, np.array_split(dataset.split()[0], len(dataset) // 64 + 1)))
     likest, usual = (likeness(thumbnails(clips), taught) for clips in (generated, rendered))
     report["likest_taught"] = {"generated": float(np.median(likest)), "held_out": float(np.median(usual))}
@@ -303,6 +305,16 @@ def evaluate(
         for s, (p, label, h) in enumerate(zip(prompts, labels, heard, strict=True))
     ]
     return report
+
+
+def _distances(embedding: np.ndarray, real: np.ndarray) -> dict[str, float]:
+    between_means = float(np.square(embedding.mean(axis=0) - real.mean(axis=0)).sum())
+    return {"frechet": frechet_distance(embedding, real), "frechet_means": between_means}
+
+
+def _shares_of_steps(pictures: list[torch.Tensor], rendered: list[torch.Tensor]) -> dict[str, float]:
+    ours, theirs = (np.mean([steps(picture) for picture in group], axis=0) for group in (pictures, rendered))
+    return {"seam": float(ours[0] / theirs[0]), "steps": float(ours.mean() / theirs.mean())}
 
 
 def _accuracies(generated: np.ndarray, real: np.ndarray, right: np.ndarray) -> dict[str, float]:
