@@ -129,7 +129,7 @@ def test_the_report_is_about_these_weights_and_good_enough(pipe):
     assert report["weights_sha256"] == weights_hash(pipe)
     assert report["n_clips"] == len(report["prompts"]) >= 512
     least = {
-        "styles": 0.96,
+        "styles": 0.98,
         "instruments": 0.95,
         "drums": 0.95,
         "effects": 0.95,
@@ -141,9 +141,7 @@ def test_the_report_is_about_these_weights_and_good_enough(pipe):
         least, True
     )
     assert report["likest_taught"]["above"] < 0.01  # no training clip is played from memory
-    assert report["frechet"] < 24  # 31 with steps of one size
-    assert report["autoencoder"]["psnr"] > 29
-    assert report["autoencoder"]["convergence"] < 0.18  # 0.22 before the encoder was trained for the ear as well
+    assert report["frechet"] < 23  # 31 with steps of one size
     assert report["seam"] < 1  # loops close as rendered ones do
     heard = [p["heard"] == p["label"] for p in report["prompts"] if p["label"] in INSTRUMENTS]
     assert np.mean(heard) == pytest.approx(report["groups"]["instruments"]["generated"])
