@@ -1,5 +1,6 @@
 """The training code on small inputs: what it composes, renders and writes in words, and that each network learns."""
 
+import copy
 import json
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +22,7 @@ from riffusion_lab.training.captions import caption
 from riffusion_lab.training.composer import DRUM_CHANNEL, STYLES, Composer
 from riffusion_lab.training.effects import EFFECTS
 from riffusion_lab.training.export import export
-from riffusion_lab.training.run import descend, train
+from riffusion_lab.training.run import Muon, descend, train
 from riffusion_lab.training.vocabulary import (
     BEATS_PER_LOOP,
     CLASSES,
@@ -608,3 +609,43 @@ def test_what_noise_hides_counts_less():
     noisy = torch.fft.fft2(latents + much * torch.randn(latents.shape, generator=generator))
     guess = torch.fft.ifft2(seen * noisy).real
     assert error(guess, latents, much.expand(64)) == pytest.approx(float((guess - latents).square().mean()), rel=0.05)
+
+
+def test_muon_steps_alike_in_all_directions_and_else_as_adamw():
+    torch.manual_seed(0)
+    shapes = [(8, 6, 3, 3), (16, 8), (8,), (8, 3, 3, 3), (30, 8)]  # two matrices; bias, first layer, table of words
+    gradients = [torch.randn(shape) for shape in shapes]
+
+    def stepped(kind: type) -> list[torch.Tensor]:
+        parameters = [torch.nn.Parameter(torch.zeros(shape)) for shape in shapes]
+        groups = [{"params": parameters[:4]}, {"params": parameters[4:], "orthogonal": False}]
+        optimizer = kind(groups, lr=1e-2)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient.clone()
+        optimizer.step()
+        return [parameter.detach() for parameter in parameters]
+
+    ours, theirs = stepped(Muon), stepped(torch.optim.AdamW)
+    for matrix, gradient in zip(ours[:2], gradients, strict=False):
+        directions = torch.linalg.svdvals(matrix.flatten(1))
+        assert directions.max() / directions.min() < 2 < torch.linalg.cond(gradient.flatten(1))
+        assert matrix.square().mean().sqrt() == pytest.approx(0.2e-2, rel=0.3)
+        assert (matrix * gradient).sum() < 0
+    for parameter, other in zip(ours[2:], theirs[2:], strict=True):
+        assert torch.equal(parameter, other)
+
+
+def test_muon_goes_on_after_a_break():
+    def descended(breaks: bool) -> torch.Tensor:
+        torch.manual_seed(0)
+        layer = torch.nn.Linear(8, 8)
+        optimizer = Muon(layer.parameters(), lr=1e-2)
+        for i in range(6):
+            if breaks and i == 3:
+                state = copy.deepcopy(optimizer.state_dict())
+                optimizer = Muon(layer.parameters(), lr=1e-2)
+                optimizer.load_state_dict(state)
+            descend(optimizer, layer(torch.randn(4, 8)).square().mean())
+        return layer.weight.detach()
+
+    assert torch.equal(descended(True), descended(False))

@@ -127,14 +127,18 @@ def evaluation_table() -> str:
         f"Fréchet distance {report['frechet']:.1f}, of it between the means {report['frechet_means']:.1f}; "
         f"between rendered clips {report['frechet_real_real']:.1f}"
     )
-    alike = report["likest_taught"]
+    alike, alone = report["likest_taught"], report["autoencoder"]
     sentences = [
         "Texture, mode and tempo count where the prompt tells them.",
         "Tempo: of clips with drums; right is within 3 % of the bpm that the prompt names, up to octaves.",
         f"{distances} (N = {report['n_clips']}).",
         f"Clips of one class differ by {report['diversity']:.2f} of what rendered ones do.",
         f"The step of grey over a loop's seam is {report['seam']:.2f} times a rendered loop's, "
-        f"the mean step between columns {report['steps']:.2f} times (the autoencoder smooths grain).",
+        f"the mean step between columns {report['steps']:.2f} times.",
+        "The rendered clips, by the autoencoder there and back:",
+        f"{alone['psnr']:.1f} dB PSNR, spectral convergence of the mel amplitudes {alone['convergence']:.3f};",
+        f"Fréchet distance {alone['frechet']:.1f}, of it between the means {alone['frechet_means']:.1f};",
+        f"step over the seam {alone['seam']:.2f} times, mean step {alone['steps']:.2f} times theirs.",
         "Correlation with the training clip that is most alike, however turned, in the middle:",
         f"{alike['generated']:.2f} for generated clips, {alike['held_out']:.2f} for held-out ones;",
         f"{alike['above']:.1%} of the generated ones lie above the 99th percentile of those.",

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from ..loops import circular_time
 from .dataset import Dataset
-from .run import autocast, cosine, descend, fastest_dtype, set_learning_rate, train
+from .run import Muon, autocast, cosine, descend, fastest_dtype, set_learning_rate, train
 
 WIDTH = 32  # channels, everywhere
 CROP = 256  # pixels; the networks see at most some 150 of them from one place
@@ -132,7 +132,7 @@ def train_for_the_ear(
     *,
     both_halves: bool = False,
     minutes: float = 30.0,
-    learning_rate: float = 4e-4,
+    learning_rate: float = 8e-4,
 ) -> AutoencoderTiny:
     """Train the decoder on, also on how far off the amplitudes are; write `folder/vae` and return it.
 
@@ -158,7 +158,7 @@ def train_for_the_ear(
     vae.to(memory_format=torch.channels_last).train()
     encode_as_before = copy.deepcopy(vae.encoder)
     trained = vae if both_halves else vae.decoder
-    optimizer = torch.optim.AdamW(trained.parameters(), lr=learning_rate, weight_decay=0.0)
+    optimizer = Muon(trained.parameters(), lr=learning_rate, weight_decay=0.0)
 
     def crops() -> tuple[torch.Tensor, torch.Tensor]:
         """Pictures [shape=(n, 1, CROP, CROP)], and how loud their clips are on the whole."""

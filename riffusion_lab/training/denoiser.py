@@ -32,12 +32,12 @@ from ..denoise import CIRCULAR_SHARE
 from ..loops import circular_time
 from .captions import caption
 from .dataset import Dataset
-from .run import cosine, fastest_dtype, set_learning_rate, train
+from .run import Muon, cosine, fastest_dtype, set_learning_rate, train
 from .text import WIDTH, anchors_of, tokenize, train_text_encoder, train_tokenizer
 from .vocabulary import CLIP_SECONDS, DRUMS, FUSION
 
 CHANNELS = (48, 96, 192, 192)
-BATCH = 8
+BATCH = 16
 WEIGHT_OF_KIND = {"solo": 1.0, "style": 1.3, DRUMS: 3.0, "effect": 0.7, FUSION: 4.0}  # of each class, in a draw
 FAVOUR = 3.0  # times as often
 EMPTY_CAPTIONS = 0.1
@@ -271,9 +271,9 @@ def train_denoiser(
     reader = PlaceReader(network)
     parts = [
         {"params": [*network.unet.parameters(), *reader.heads.parameters()]},
-        {"params": text_encoder.parameters(), "share": TEXT_RATE},
+        {"params": text_encoder.parameters(), "share": TEXT_RATE, "orthogonal": False},
     ]
-    optimizer = torch.optim.AdamW(parts, lr=learning_rate, weight_decay=0.01, betas=(0.9, 0.99), fused=True)
+    optimizer = Muon(parts, lr=learning_rate, weight_decay=0.01, betas=(0.9, 0.99))
     average = EMAModel(network.parameters(), decay=0.9995, use_ema_warmup=True, power=0.75, foreach=True)
     scheduler, batches = new_scheduler(), Batches(latents, dataset, tokenizer, rng, favoured)
     error = VisibleError(batches.draw(N_FOR_POWER)[0].to(accelerator.device))
@@ -285,7 +285,7 @@ def train_denoiser(
         set_learning_rate(optimizer, learning_rate * cosine(progress))
         clean, tokens = (part.to(accelerator.device) for part in batches.draw(BATCH))
         closes = rng.random() < CLOSING
-        timestep = (torch.arange(BATCH) + torch.rand(BATCH)).to(clean.device) / BATCH  # one in each eighth
+        timestep = (torch.arange(BATCH) + torch.rand(BATCH)).to(clean.device) / BATCH  # one in each part
         timestep = (1000 * (timestep * CIRCULAR_SHARE if closes else timestep**NOISY)).long()
         noise = torch.randn_like(clean)
         noisy = scheduler.add_noise(clean, noise, timestep).contiguous(memory_format=torch.channels_last)

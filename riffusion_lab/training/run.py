@@ -13,6 +13,9 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
+MOMENTUM = 0.95
+ROOT_MEAN_SQUARE = 0.2  # of AdamW's steps, in learning rates: what Muon's are scaled to
+
 
 def fastest_dtype(device_type: str) -> torch.dtype:
     """What a processor multiplies fastest, of the types that are good enough to train with.
@@ -122,3 +125,47 @@ def descend(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> torch.Tenso
     nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], 1.0)
     optimizer.step()
     return loss.detach()
+
+
+class Muon(torch.optim.AdamW):
+    """AdamW for vectors and for the first and last layers; between those, steps of equal size in all directions.
+
+    Muon (https://kellerjordan.github.io/posts/muon/) makes of a weight matrix's mean gradient the nearest orthogonal
+    matrix. torch's own takes only matrices; here a kernel of a convolution is one, with a row for each output channel.
+    Steps are as large as AdamW's at the same learning rate (https://arxiv.org/abs/2502.16982). Groups of parameters
+    with ``"orthogonal": False``, such as a table of words, of which a batch moves few rows, are left to AdamW.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], torch.Tensor] | None = None) -> torch.Tensor | None:
+        """One step, as of any optimizer. Takes away the gradients of the matrices."""
+        for group in self.param_groups:
+            for weights in group["params"]:
+                if weights.grad is None or not group.get("orthogonal", True) or not _is_matrix(weights):
+                    continue
+                state = self.state[weights]
+                if not state:
+                    state.update(step=torch.tensor(0.0), momentum=torch.zeros_like(weights))  # AdamW loads a "step"
+                mean = state["momentum"]
+                mean.lerp_(weights.grad, 1 - MOMENTUM)
+                direction = orthogonal(weights.grad.lerp(mean, MOMENTUM).flatten(1))
+                size = ROOT_MEAN_SQUARE * max(direction.shape) ** 0.5
+                weights.mul_(1 - group["lr"] * group["weight_decay"])
+                weights.sub_(direction.view_as(weights), alpha=group["lr"] * size)
+                weights.grad = None  # so that AdamW passes over it
+        return super().step(closure)
+
+
+def _is_matrix(weights: torch.Tensor) -> bool:
+    """Whether weights lie between hidden layers: those of pictures and latents have three channels or four."""
+    return weights.ndim > 1 and min(weights.shape[:2]) > 4
+
+
+def orthogonal(matrix: torch.Tensor) -> torch.Tensor:
+    """The matrix [shape=(n, m)] with its singular values near 1 (0.7…1.2), by five steps of Newton and Schulz."""
+    wide = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
+    x = (wide / (wide.norm() + 1e-7)).to(fastest_dtype(matrix.device.type))
+    for _ in range(5):
+        square = x @ x.T
+        x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
+    return (x if wide is matrix else x.T).to(matrix.dtype)
