@@ -142,6 +142,8 @@ def test_the_report_is_about_these_weights_and_good_enough(pipe):
     )
     assert report["likest_taught"]["above"] < 0.01  # no training clip is played from memory
     assert report["frechet"] < 23  # 31 with steps of one size
+    assert report["autoencoder"]["psnr"] > 31
+    assert report["autoencoder"]["convergence"] < 0.12
     assert report["seam"] < 1  # loops close as rendered ones do
     heard = [p["heard"] == p["label"] for p in report["prompts"] if p["label"] in INSTRUMENTS]
     assert np.mean(heard) == pytest.approx(report["groups"]["instruments"]["generated"])
