@@ -162,7 +162,10 @@ def _is_matrix(weights: torch.Tensor) -> bool:
 
 
 def orthogonal(matrix: torch.Tensor) -> torch.Tensor:
-    """The matrix [shape=(n, m)] with its singular values near 1 (0.7…1.2), by five steps of Newton and Schulz."""
+    """The matrix [shape=(n, m)] with its singular values near 1, by five steps of Newton and Schulz.
+
+    They end between 0.7 and 1.2; only those that were next to nothing beside the others stay smaller.
+    """
     wide = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
     x = (wide / (wide.norm() + 1e-7)).to(fastest_dtype(matrix.device.type))
     for _ in range(5):
