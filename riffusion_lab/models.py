@@ -50,6 +50,7 @@ class ModelSettings:
     loop: bool = False  # whether its clips close into a loop
     vocabulary: tuple[str, ...] = ()  # words it was taught; empty: not known
     tempi_bpm: tuple[int, ...] = ()  # tempi it was taught; empty: not known
+    steady_noise_gain: float = 1.0  # how much stronger the lasting part of a clip's first noise is: `first_noise`
 
 
 def load_pipeline(

@@ -13,6 +13,8 @@ from diffusers import DDIMScheduler, EulerAncestralDiscreteScheduler, PNDMSchedu
 from torch import nn
 
 from riffusion_lab.clip import Clip
+from riffusion_lab.denoise import first_noise
+from riffusion_lab.edit import audio_to_audio, inpaint
 from riffusion_lab.generate import replay, text_to_audio
 from riffusion_lab.loops import circular_time, decode, sliding_windows, windows
 from riffusion_lab.models import load_pipeline
@@ -62,6 +64,41 @@ def test_a_stochastic_scheduler_draws_from_the_clips_own_generator(pipe):
     mine = copy.copy(pipe)
     mine.scheduler = EulerAncestralDiscreteScheduler.from_config(pipe.scheduler.config)
     assert np.array_equal(pixels(text_to_audio(mine, PROMPT, seed=3, loop=False)), stock(mine, seed=3))
+
+
+@pytest.fixture
+def steady(folder, tmp_path):
+    """A model whose clips begin with noise that lasts twice as much as it was drawn."""
+    own = shutil.copytree(folder, tmp_path / "steady")
+    settings = json.loads((own / "riffusion_lab.json").read_text())
+    (own / "riffusion_lab.json").write_text(json.dumps(settings | {"steady_noise_gain": 2.0}))
+    return load_pipeline(own, device="cpu")
+
+
+def test_what_lasts_of_the_first_noise_is_as_strong_as_the_model_wants(pipe, steady):
+    assert first_noise(pipe, NOISE) is NOISE
+    mean = NOISE.mean(dim=-1, keepdim=True)
+    assert torch.allclose(first_noise(steady, NOISE), NOISE + mean, atol=1e-5)
+    half = first_noise(steady, NOISE.half())
+    assert half.dtype == torch.float16 and torch.allclose(half.float(), NOISE + mean, atol=5e-3)
+    waves = torch.fft.rfft(torch.cat([NOISE, NOISE.flip(-1)], dim=-1))  # two of the model's clips wide
+    gains = torch.ones(65)
+    gains[:2] = torch.tensor([2.0, 1.5])
+    assert torch.allclose(first_noise(steady, torch.fft.irfft(waves)), torch.fft.irfft(waves * gains), atol=1e-5)
+
+
+def test_clips_from_nothing_begin_with_it_and_those_inside_a_mask_do_not(steady):
+    begun = []
+    steady.unet.register_forward_pre_hook(lambda _, inputs: begun.append(inputs[0][:1]))
+    drawn = torch.randn(1, 4, 64, 64, generator=torch.Generator().manual_seed(0))
+    clip = text_to_audio(steady, PROMPT, loop=False)
+    assert torch.equal(begun[0], first_noise(steady, drawn)) and not torch.equal(begun[0], drawn)
+    assert np.array_equal(pixels(clip), stock(steady, latents=begun[0]))
+    begun.clear()
+    assert np.array_equal(pixels(audio_to_audio(steady, clip, PROMPT, strength=1)), pixels(clip))
+    begun.clear()
+    inpaint(steady, clip, (1, 2), PROMPT)
+    assert torch.equal(begun[0], drawn)
 
 
 def test_seed_and_prompt_and_generator_matter(pipe):
