@@ -410,6 +410,26 @@ def test_the_decoder_is_trained_on_alone_or_with_the_encoder(clips, tmp_path, mo
     assert worse["psnr"] < known["psnr"] and worse["convergence"] > known["convergence"]
 
 
+def test_grain_is_what_is_finer_than_five_pixels():
+    noise = torch.randn(1, 1, 256, 256, generator=torch.Generator().manual_seed(0)) / 127.5  # one grey level
+    slow = torch.sin(torch.linspace(0, 6, 256)).expand(1, 1, 256, 256)
+    grain = autoencoder.grain(4 * noise + slow)
+    assert grain.shape == (1, 1, 62, 62)
+    assert abs(grain.mean() - 10 * np.log10(16 * 24 / 25)) < 0.3  # a 25th of white noise is in its mean over 25 pixels
+    assert autoencoder.grain(torch.zeros(1, 1, 64, 64)).mean() == pytest.approx(-20)
+
+
+def test_too_little_grain_counts_as_an_error(clips, tmp_path, monkeypatch):
+    data, losses = dataset.load_dataset(clips), []
+    monkeypatch.setattr(np.random, "default_rng", lambda *_: np.random.Generator(np.random.PCG64(0)))  # one batch
+    monkeypatch.setattr(autoencoder, "train", lambda step, *_, **__: losses.append(step(0.5)))
+    for weight in (0, 1):
+        monkeypatch.setattr(autoencoder, "GRAIN", weight)
+        torch.manual_seed(0)
+        autoencoder.train_for_the_ear(autoencoder.new_autoencoder(), data, tmp_path)
+    assert losses[1] - losses[0] > 3  # dB: an untrained decoder paints smooth clouds
+
+
 def test_amplitudes_are_those_of_the_image_convention():
     assert autoencoder.amplitudes(torch.tensor([-1.0, 0.0, 1.0])).tolist() == [1, 0.0625, 0]
 
