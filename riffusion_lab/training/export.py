@@ -15,7 +15,7 @@ from .captions import caption
 from .dataset import Dataset
 from .vocabulary import bpm_of, loop_beats
 
-DEFAULTS = {"num_inference_steps": 12, "guidance_scale": 1.5, "loop": True}
+DEFAULTS = {"num_inference_steps": 12, "guidance_scale": 1.6, "steady_noise_gain": 1.25, "loop": True}
 
 
 def caption_words(dataset: Dataset) -> list[str]:
