@@ -84,14 +84,12 @@ def first_noise(pipe: Pipeline, noise: Tensor) -> Tensor:
 
     Taught in: 03
     """
-    gain = model_settings(pipe).steady_noise_gain
+    gain, n_columns = model_settings(pipe).steady_noise_gain, noise.shape[-1]
     if gain == 1:
         return noise
-    n_columns = noise.shape[-1]
-    waves = torch.fft.rfft(noise.float(), dim=-1)
-    turns = torch.arange(waves.shape[-1], device=noise.device) * clip_size(pipe)[1] / n_columns  # in such a clip
-    waves = waves * (1 + (gain - 1) * (1 - turns).clamp(min=0))
-    return torch.fft.irfft(waves, n=n_columns, dim=-1).to(noise.dtype)
+    turns = torch.fft.rfftfreq(n_columns, 1 / clip_size(pipe)[1], device=noise.device)  # in a clip of the model's own
+    waves = torch.fft.rfft(noise.float()) * (1 + (gain - 1) * (1 - turns).clamp(min=0))
+    return torch.fft.irfft(waves, n=n_columns).to(noise.dtype)
 
 
 @contextmanager
@@ -112,12 +110,7 @@ def left_as_found(pipe: Pipeline) -> Iterator[None]:
 
 
 def from_noise(
-    pipe: Pipeline,
-    jobs: Sequence[Job],
-    *,
-    num_inference_steps: int,
-    loop: bool,
-    callback: Callback | None = None,
+    pipe: Pipeline, jobs: Sequence[Job], *, num_inference_steps: int, loop: bool, callback: Callback | None = None
 ) -> Tensor:
     """Run the stock pipeline from noise to latents.
 
@@ -214,8 +207,8 @@ def from_clip(
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(begin)
     if strength == 1:
-        beginning = first_noise(pipe, noise) if mask is None else noise  # inside a mask the clip says what lasts
-        latents = beginning * scheduler.init_noise_sigma
+        # inside a mask the clip says what lasts
+        latents = (first_noise(pipe, noise) if mask is None else noise) * scheduler.init_noise_sigma
     elif len(timesteps) == 0:
         return clean.clone()
     else:
