@@ -70,7 +70,7 @@ class LatentAutoencoder(nn.Module):
 def reconstruction_loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """Absolute and squared error of the picture, and half that of its differences both ways (sharp lines).
 
-    The absolute error aims at the median of what could be, the squared one at its mean, which is lighter (quieter).
+    The absolute error aims at the median of what could be, the squared one at its mean.
     """
     loss = F.l1_loss(output, target) + SQUARED * F.mse_loss(output, target)
     for dim in (-1, -2):
@@ -158,7 +158,7 @@ def train_for_the_ear(
     minutes: float = 30.0,
     learning_rate: float = 8e-4,
 ) -> AutoencoderTiny:
-    """Train the decoder on, also on how far off the amplitudes are; write `folder/vae` and return it.
+    """Train the decoder on, also on how far off amplitudes and fine grain are; write `folder/vae` and return it.
 
     A pixel is the fourth root of an amplitude. To the eye, which the autoencoder was trained for, most of a picture is
     its quiet places; to the ear they are nothing. Latents stay what they are, so that a denoiser trained on them still
@@ -206,8 +206,8 @@ def train_for_the_ear(
             output = vae.decode(noisy.contiguous(memory_format=torch.channels_last)).sample.float()
         off = amplitudes(output.mean(dim=1, keepdim=True)) - amplitudes(pictures)
         convergence = (off.square().mean(dim=(1, 2, 3)).sqrt() / loudness).mean()
-        grainless = F.l1_loss(grain(output), grain(pictures).expand(-1, 3, -1, -1))
-        loss = reconstruction_loss(output, pictures.expand_as(output)) + AUDIBLE * convergence + GRAIN * grainless
+        wrong_grain = F.l1_loss(grain(output), grain(pictures).expand(-1, 3, -1, -1))
+        loss = reconstruction_loss(output, pictures.expand_as(output)) + AUDIBLE * convergence + GRAIN * wrong_grain
         return descend(optimizer, loss + NEAR * F.mse_loss(clean, known))
 
     train(step, {"trained": trained, "optimizer": optimizer}, Path(folder) / "decoder.pt", minutes=minutes)
