@@ -41,7 +41,7 @@ test: .venv/test.stamp
 	@echo "2 of 3: pytest tests the package; tests that need a missing program are skipped and say how to get it."
 	$(BIN)/python -m pytest
 	@echo "3 of 3: nbval runs the notebooks and compares what they print."
-	$(BIN)/python -m pytest $(NBVAL) --nbval-current-env --nbval-sanitize-with=tests/nbval_sanitize.cfg --nbval-cell-timeout=180 --ignore=notebooks/extras/check_riffusion_v1.ipynb notebooks
+	$(BIN)/python -m pytest $(NBVAL) --nbval-current-env --nbval-sanitize-with=tests/nbval_sanitize.cfg --nbval-cell-timeout=180 notebooks
 
 # The tests of the widgets; tests/colab_lane.py leaves out what needs a browser.
 COLAB_TESTS = tests/colab_lane.py $(patsubst %,tests/test_%.py,widgets player mask_painter live session studio)

@@ -14,7 +14,6 @@ TOOLS = ROOT / "tools"
 README = ROOT / "README.md"
 RIFFLING = ROOT / "riffusion_lab" / "weights" / "riffling"
 BRANCH = "main"
-NEEDS_A_GPU = ROOT / "notebooks" / "extras" / "check_riffusion_v1.ipynb"  # tests/test_extras.py runs it on a tiny model
 
 
 def project() -> dict:
@@ -33,9 +32,9 @@ def lessons() -> list[dict[str, str]]:
 
 
 def notebooks() -> list[Path]:
-    """Return the path of every notebook that runs everywhere, solutions and extras included."""
+    """Return the path of every notebook, solutions and extras included."""
     paths = (ROOT / "notebooks").rglob("*.ipynb")
-    return sorted(path for path in paths if path != NEEDS_A_GPU and ".ipynb_checkpoints" not in path.parts)
+    return sorted(path for path in paths if ".ipynb_checkpoints" not in path.parts)
 
 
 def lesson_path(lesson: dict[str, str]) -> Path:

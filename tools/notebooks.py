@@ -1,7 +1,7 @@
 """Run notebooks from top to bottom and save them cleaned, with their outputs: ``python tools/notebooks.py [PATH ...]``.
 
 The generated cells (title, set-up, course map) are written first. What would differ from run to run is left out of the
-file: execution times, widget state, versions. A notebook that fails is not saved. The one that needs a GPU is not run.
+file: execution times, widget state, versions. A notebook that fails is not saved.
 """
 
 import json
@@ -73,13 +73,12 @@ def save(notebook: nbformat.NotebookNode, path: Path) -> None:
 
 def main(arguments: list[str]) -> None:
     """Run and save the notebooks named in `arguments`, all of them if there are none."""
-    paths = [Path(argument).resolve() for argument in arguments] or [*frame.notebooks(), frame.NEEDS_A_GPU]
+    paths = [Path(argument).resolve() for argument in arguments] or frame.notebooks()
     for path in paths:
         start = time.monotonic()
         notebook = read(path)
         write_frame(notebook, path)
-        if path != frame.NEEDS_A_GPU:
-            execute(notebook, path.parent)
+        execute(notebook, path.parent)
         clean(notebook)
         save(notebook, path)
         print(f"{path.relative_to(frame.ROOT)}: {time.monotonic() - start:.0f} s, {path.stat().st_size / 1e3:.0f} kB")
