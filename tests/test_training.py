@@ -165,6 +165,14 @@ def test_dataset_is_written_in_shards_and_taken_up_again(clips):
     assert data.facts[5]["label"] == list(EFFECTS)[1]
 
 
+def test_another_seed_makes_other_clips(clips, tmp_path):
+    with ThreadPoolExecutor(1) as executor:
+        dataset.make_dataset(tmp_path / "other", executor, seed=1)
+    first, other = dataset.load_dataset(clips), dataset.load_dataset(tmp_path / "other")
+    assert [fact["seed"] for fact in first.facts + other.facts] == list(range(16))
+    assert not any((first.picture(i) == other.picture(i)).all() for i in range(8))
+
+
 def test_no_dataset_is_said(tmp_path):
     with pytest.raises(FileNotFoundError, match="training data"):
         dataset.load_dataset(tmp_path)

@@ -24,6 +24,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m riffusion_lab.training", description=__doc__)
     parser.add_argument("stage", choices=STAGES)
     parser.add_argument("--folder", type=Path, default=Path("data"), help="for clips, checkpoints and results")
+    parser.add_argument("--seed", type=int, default=0, help="stage data: another one makes other clips")
     parser.add_argument("--minutes", type=float, help="time budget of a training stage")
     parser.add_argument("--start-from", help="stages autoencoder and denoiser: train this model on")
     parser.add_argument("--both-halves", action="store_true", help="stage decoder: train the encoder as well")
@@ -47,11 +48,11 @@ def main() -> None:
     globals()[f"_{arguments.stage}"](folder, budget, arguments)
 
 
-def _data(folder: Path, _budget: dict, _arguments: argparse.Namespace) -> None:
+def _data(folder: Path, _budget: dict, arguments: argparse.Namespace) -> None:
     from .dataset import make_dataset
 
     with ProcessPoolExecutor(mp_context=get_context("spawn")) as executor:
-        make_dataset(folder / "clips", executor)
+        make_dataset(folder / "clips", executor, seed=arguments.seed)
 
 
 def _autoencoder(folder: Path, budget: dict, arguments: argparse.Namespace) -> None:

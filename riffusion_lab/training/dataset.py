@@ -75,13 +75,14 @@ def make_dataset(folder: str | Path, executor: Executor, *, seed: int = 0) -> No
     executor : concurrent.futures.Executor
         Where the work is done: `ProcessPoolExecutor()`, or dask's `client.get_executor()` on a cluster.
     seed : int
+        Another one makes other clips, none of them twice.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     jobs = plan(seed)
     shards = {i // SHARD: jobs[i : i + SHARD] for i in range(0, len(jobs), SHARD)}
     todo = {
-        n: executor.submit(make_shard, shard, n * SHARD)
+        n: executor.submit(make_shard, shard, seed * len(jobs) + n * SHARD)
         for n, shard in shards.items()
         if not _facts_file(folder, n).exists()
     }
