@@ -570,6 +570,9 @@ def test_a_model_that_plays_the_held_out_clips_themselves_is_perfect(tmp_path, m
     alone = report["autoencoder"]
     assert alone["psnr"] > 22 and 0 < alone["convergence"] < 0.6
     assert alone["frechet"] > alone["frechet_means"] > 0 and alone["steps"] != 1
+    assert report["likest_taught"]["generated"] < 0.98
+    report = evaluation.evaluate(load_pipeline(device="cpu"), data, evaluation.load_classifier(), also_taught=[data])
+    assert report["likest_taught"]["generated"] == pytest.approx(1)  # among all clips of the folder, itself
 
 
 def evaluate_with(settings: str, monkeypatch) -> dict:

@@ -34,6 +34,9 @@ def main() -> None:
     )
     parser.add_argument("--n-clips", type=int, default=512, help="stage evaluate: clips to evaluate on")
     parser.add_argument(
+        "--also-taught", type=Path, metavar="FOLDER", nargs="*", default=[], help="stage evaluate: with other clips"
+    )
+    parser.add_argument(
         "--instead",
         type=json.loads,
         metavar="JSON",
@@ -167,7 +170,8 @@ def _evaluate(folder: Path, _budget: dict, arguments: argparse.Namespace) -> Non
         raise SystemExit(f"--instead: {solver.__name__} has no setting {', '.join(unknown)}; it has {', '.join(known)}")
     pipe.scheduler = solver.from_config({**pipe.scheduler.config, **settings})
     dataset = load_dataset(folder / "clips")
-    report = evaluate(pipe, dataset, load_classifier(), n_clips=arguments.n_clips, **options)
+    others = [load_dataset(other / "clips") for other in arguments.also_taught]
+    report = evaluate(pipe, dataset, load_classifier(), also_taught=others, n_clips=arguments.n_clips, **options)
     if not arguments.instead:
         save_report(report, Path(__file__).parents[1] / "weights" / "riffling" / "evaluation.json")
     for name, numbers in report["groups"].items():

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
@@ -230,6 +230,7 @@ def evaluate(
     dataset: Dataset,
     classifier: Classifier,
     *,
+    also_taught: Sequence[Dataset] = (),
     n_clips: int = 512,
     batch_size: int = 4,
     **options: Any,
@@ -241,6 +242,8 @@ def evaluate(
     pipe : StableDiffusionPipeline
     dataset : Dataset
     classifier : Classifier
+    also_taught : sequence of Dataset
+        Where else the model may know clips from: all of theirs are looked through for the one that is most alike.
     n_clips : int
         How many to generate; of few, Fréchet distances come out larger.
     batch_size : int
@@ -293,7 +296,9 @@ def evaluate(
     again = [there_and_back(pipe.vae, picture) for picture in tqdm(rendered, desc="there and back", mininterval=10)]
     alone = _distances(judge(classifier, again)[0], real_embedding) | _shares_of_steps(again, rendered)
     report["autoencoder"] = fidelity(again, rendered) | alone
-    taught = thumbnails(map(dataset.pictures, np.array_split(dataset.split()[0], len(dataset) // 64 + 1)))
+    taught = [(dataset, dataset.split()[0]), *((other, np.arange(len(other))) for other in also_taught)]
+    taught = [thumbnails(map(d.pictures, np.array_split(clips, len(clips) // 64 + 1))) for d, clips in taught]
+    taught = torch.cat(taught)
     likest, usual = (likeness(thumbnails(clips), taught) for clips in (generated, rendered))
     report["likest_taught"] = {"generated": float(np.median(likest)), "held_out": float(np.median(usual))}
     report["likest_taught"]["above"] = float((likest > np.quantile(usual, 0.99)).mean())
