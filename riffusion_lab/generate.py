@@ -40,7 +40,8 @@ def text_to_audio(
     """Turn a prompt into a clip.
 
     With ``loop=False`` and the model's own duration the picture is, bit for bit, the one that
-    ``pipe(prompt)`` itself makes. The pipeline is left as it was found, also after an error.
+    ``pipe(prompt)`` itself makes, unless the model asks for more than that (`denoise.first_noise`,
+    `denoise.perturbed_attention`). The pipeline is left as it was found, also after an error.
 
     Parameters
     ----------

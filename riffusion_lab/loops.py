@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 
 import numpy as np
@@ -45,13 +45,11 @@ def circular_time(network: nn.Module) -> Iterator[None]:
         and layer.padding not in ("valid", "same")
         and "_conv_forward" not in vars(layer)  # made circular already
     ]
-    try:
+    with ExitStack() as stack:
         for layer in zero_padded:
             layer._conv_forward = partial(_circular_convolution, layer)
+            stack.callback(vars(layer).pop, "_conv_forward", None)
         yield
-    finally:
-        for layer in zero_padded:
-            vars(layer).pop("_conv_forward", None)
 
 
 def _circular_convolution(layer: nn.Conv2d, image: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -84,6 +82,7 @@ def sliding_windows(unet: nn.Module, *, width: int, hop: int, loop: bool) -> Ite
     """
     one_window = unet.forward
     is_own = "forward" in vars(unet)  # accelerate's hooks put theirs there too
+    put_back = partial(setattr, unet, "forward", one_window) if is_own else partial(delattr, unet, "forward")
 
     def forward(sample: Tensor, *args: object, **kwargs: object) -> tuple[Tensor]:
         kwargs["return_dict"] = False
@@ -98,10 +97,7 @@ def sliding_windows(unet: nn.Module, *, width: int, hop: int, loop: bool) -> Ite
     try:
         yield
     finally:
-        if is_own:
-            unet.forward = one_window
-        else:
-            del unet.forward
+        put_back()
 
 
 def windows(n_columns: int, *, width: int, hop: int, loop: bool) -> list[Tensor]:

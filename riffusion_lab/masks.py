@@ -51,11 +51,10 @@ def box_mask(
     """
     params, n_columns = clip.params, clip.image.width
     stop_s = clip.duration_s if stop_s is None else stop_s
-    low_hz = params.min_frequency if low_hz is None else low_hz
-    high_hz = params.max_frequency if high_hz is None else high_hz
     start_s, stop_s = (check_number("a time in seconds", t, 0, clip.duration_s + 1e-9) for t in (start_s, stop_s))
     limits = params.min_frequency, params.max_frequency
-    low_hz, high_hz = (check_number("a frequency in hertz", f, *limits) for f in (low_hz, high_hz))
+    wanted = [limit if f is None else f for f, limit in zip((low_hz, high_hz), limits, strict=True)]
+    low_hz, high_hz = (check_number("a frequency in hertz", f, *limits) for f in wanted)
     per_s = params.sample_rate / params.hop_length
     columns = np.arange(n_columns) / per_s  # where each begins
     bands = np.array([params.frequency_hz(band) for band in range(params.num_frequencies)])[::-1]

@@ -12,7 +12,7 @@ import re
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
@@ -51,6 +51,7 @@ class ModelSettings:
     vocabulary: tuple[str, ...] = ()  # words it was taught; empty: not known
     tempi_bpm: tuple[int, ...] = ()  # tempi it was taught; empty: not known
     steady_noise_gain: float = 1.0  # how much stronger the lasting part of a clip's first noise is: `first_noise`
+    pag_applied_layers: tuple[str, ...] = ()  # blocks that look nowhere else without the words: `perturbed_attention`
 
 
 def load_pipeline(
@@ -252,19 +253,14 @@ def _quiet(*, bars: bool) -> Iterator[None]:
         return not any(text in record.getMessage() for text in _NO_NEWS)
 
     modules = "diffusers.pipelines.pipeline_utils", "diffusers.models.modeling_utils", "transformers.utils.import_utils"
-    talkers = [logging.getLogger(module) for module in modules]
-    switches = [diffusers.utils.logging, transformers.utils.logging]
-    switched = [switch for switch in switches if switch.is_progress_bar_enabled() and not bars]
-    try:
-        for talker in talkers:
+    with ExitStack() as stack, warnings.catch_warnings():
+        for talker in map(logging.getLogger, modules):
             talker.addFilter(is_news)
-        for switch in switched:
-            switch.disable_progress_bar()
-        with warnings.catch_warnings():  # diffusers still passes it to a Hub library that has dropped it
-            warnings.filterwarnings("ignore", message=".*local_dir_use_symlinks")
-            yield
-    finally:
-        for talker in talkers:
-            talker.removeFilter(is_news)
-        for switch in switched:
-            switch.enable_progress_bar()
+            stack.callback(talker.removeFilter, is_news)
+        for switch in (diffusers.utils.logging, transformers.utils.logging):
+            if switch.is_progress_bar_enabled() and not bars:
+                switch.disable_progress_bar()
+                stack.callback(switch.enable_progress_bar)
+        # diffusers still passes it to a Hub library that has dropped it
+        warnings.filterwarnings("ignore", message=".*local_dir_use_symlinks")
+        yield

@@ -48,9 +48,7 @@ def spectrogram(clip: Clip, ax: Axes | None = None, *, colorbar: bool = False, t
     """
     with matplotlib.style.context(STYLE):
         if ax is None:
-            figure = Figure()
-            FigureCanvasAgg(figure)
-            ax = figure.add_subplot()
+            ax = Figure().add_subplot()
         params = clip.params
         level = decibels(clip)
         ax.set_yscale("function", functions=(np.vectorize(hz_to_mel), np.vectorize(mel_to_hz)))

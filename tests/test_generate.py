@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, EulerAncestralDiscreteScheduler, PNDMScheduler, StableDiffusionPipeline
+from diffusers.models.attention_processor import PAGIdentitySelfAttnProcessor2_0
 from torch import nn
 
 from riffusion_lab.clip import Clip
-from riffusion_lab.denoise import first_noise
+from riffusion_lab.denoise import first_noise, perturbed_attention
 from riffusion_lab.edit import audio_to_audio, inpaint
 from riffusion_lab.generate import replay, text_to_audio
 from riffusion_lab.loops import circular_time, decode, sliding_windows, windows
@@ -66,13 +67,24 @@ def test_a_stochastic_scheduler_draws_from_the_clips_own_generator(pipe):
     assert np.array_equal(pixels(text_to_audio(mine, PROMPT, seed=3, loop=False)), stock(mine, seed=3))
 
 
+def with_settings(folder, own, **settings):
+    """Load a copy of a model that wants something else by default."""
+    shutil.copytree(folder, own)
+    settings = json.loads((own / "riffusion_lab.json").read_text()) | settings
+    (own / "riffusion_lab.json").write_text(json.dumps(settings))
+    return load_pipeline(own, device="cpu")
+
+
 @pytest.fixture
 def steady(folder, tmp_path):
     """A model whose clips begin with noise that lasts twice as much as it was drawn."""
-    own = shutil.copytree(folder, tmp_path / "steady")
-    settings = json.loads((own / "riffusion_lab.json").read_text())
-    (own / "riffusion_lab.json").write_text(json.dumps(settings | {"steady_noise_gain": 2.0}))
-    return load_pipeline(own, device="cpu")
+    return with_settings(folder, tmp_path / "steady", steady_noise_gain=2.0)
+
+
+@pytest.fixture
+def perturbed(folder, tmp_path):
+    """A model without self-attention on the way up, where it predicts without the words."""
+    return with_settings(folder, tmp_path / "perturbed", pag_applied_layers=["up_blocks.0"])
 
 
 def test_what_lasts_of_the_first_noise_is_as_strong_as_the_model_wants(pipe, steady):
@@ -99,6 +111,49 @@ def test_clips_from_nothing_begin_with_it_and_those_inside_a_mask_do_not(steady)
     begun.clear()
     inpaint(steady, clip, (1, 2), PROMPT)
     assert torch.equal(begun[0], drawn)
+
+
+@torch.no_grad()
+def test_without_the_words_the_named_blocks_have_no_self_attention(pipe, perturbed):
+    words = torch.randn(2, 77, 16, generator=torch.Generator().manual_seed(1))
+
+    def predict(model, latents=NOISE):
+        return model.unet(torch.cat([latents, latents]), 500, words).sample
+
+    plain = predict(perturbed)
+    with perturbed_attention(pipe):
+        assert torch.equal(predict(pipe), plain)
+    with perturbed_attention(perturbed):
+        without, with_words = predict(perturbed).chunk(2)
+    assert torch.equal(with_words, plain[1:])
+    layers = [m for n, m in perturbed.unet.named_modules() if n.startswith("up_blocks.0") and n.endswith(".attn1")]
+    assert layers
+    for layer in layers:  # diffusers' own perturbs the other half
+        layer.set_processor(PAGIdentitySelfAttnProcessor2_0())
+    other_half = perturbed.unet(torch.cat([NOISE, NOISE]), 500, words.flip(0)).sample[1:]
+    assert torch.allclose(without, other_half, atol=1e-5) and not torch.allclose(without, plain[:1], atol=1e-3)
+
+
+def test_guided_clips_have_it_and_others_do_not(pipe, perturbed):
+    before = state(perturbed)
+    clip = text_to_audio(perturbed, PROMPT, loop=False)
+    with perturbed_attention(perturbed):
+        assert np.array_equal(pixels(clip), stock(perturbed))
+    assert not np.array_equal(pixels(clip), stock(perturbed))
+    assert np.array_equal(pixels(audio_to_audio(perturbed, clip, PROMPT, strength=1)), pixels(clip))
+    unguided = {"seed": [0, 1], "guidance_scale": 1.0, "loop": False, "batch_size": 2}
+    for theirs, ours in zip(*(text_to_audio(model, PROMPT, **unguided) for model in (pipe, perturbed)), strict=True):
+        assert np.array_equal(pixels(ours), pixels(theirs))
+    assert state(perturbed) == before and not any(m._forward_hooks for m in perturbed.unet.modules())
+
+
+def test_the_attention_is_itself_again_after_an_error(perturbed):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        text_to_audio(perturbed, PROMPT, callback_on_step_end=stop)
+    assert not any(module._forward_hooks for module in perturbed.unet.modules())
 
 
 def test_seed_and_prompt_and_generator_matter(pipe):

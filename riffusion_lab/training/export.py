@@ -15,7 +15,13 @@ from .captions import caption
 from .dataset import Dataset
 from .vocabulary import bpm_of, loop_beats
 
-DEFAULTS = {"num_inference_steps": 12, "guidance_scale": 1.6, "steady_noise_gain": 1.25, "loop": True}
+DEFAULTS = {
+    "num_inference_steps": 12,
+    "guidance_scale": 1.5,
+    "steady_noise_gain": 1.25,
+    "pag_applied_layers": ["up_blocks.0"],
+    "loop": True,
+}
 
 
 def caption_words(dataset: Dataset) -> list[str]:
