@@ -48,7 +48,7 @@ def spectrogram(clip: Clip, ax: Axes | None = None, *, colorbar: bool = False, t
     """
     with matplotlib.style.context(STYLE):
         if ax is None:
-            ax = Figure().add_subplot()
+            ax = FigureCanvasAgg(Figure()).figure.add_subplot()
         params = clip.params
         level = decibels(clip)
         ax.set_yscale("function", functions=(np.vectorize(hz_to_mel), np.vectorize(mel_to_hz)))
