@@ -108,7 +108,7 @@ def perturbed_attention(pipe: Pipeline) -> Iterator[None]:
 
     Notes
     -----
-    Taught in: 03, 05, 06
+    Taught in: 03
     """
 
     def keep_own_values(attention: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
