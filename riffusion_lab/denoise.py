@@ -110,17 +110,24 @@ def perturbed_attention(pipe: Pipeline) -> Iterator[None]:
     -----
     Taught in: 03
     """
-
-    def keep_own_values(attention: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
-        own = attention.to_out[0](attention.to_v(inputs[0][: len(output) // 2]))
-        return torch.cat([own, output[len(own) :]])
-
     layers = model_settings(pipe).pag_applied_layers
     with ExitStack() as stack:
         for name, layer in pipe.unet.named_modules():
-            if name.startswith(layers) and name.endswith(".attn1"):
-                stack.callback(layer.register_forward_hook(keep_own_values).remove)
+            if name.removeprefix("_orig_mod.").startswith(layers) and name.endswith(".attn1"):
+                stack.callback(layer.set_processor, layer.processor)
+                layer.set_processor(_OwnValues(layer.processor))
         yield
+
+
+@dataclass(frozen=True)
+class _OwnValues:
+    """An attention processor, as diffusers calls it: the first half of the batch does not look around."""
+
+    attend: Callable[..., Tensor]
+
+    def __call__(self, attention: nn.Module, hidden_states: Tensor, **options: Any) -> Tensor:
+        own = attention.to_out[0](attention.to_v(hidden_states[: len(hidden_states) // 2]))
+        return torch.cat([own, self.attend(attention, hidden_states, **options)[len(own) :]])
 
 
 @contextmanager
@@ -310,13 +317,12 @@ def _prepare_unet(pipe: Pipeline, stack: ExitStack, jobs: Sequence[Job], *, loop
     """Prepare the U-Net for guidance and width; the function returned is told which share of the steps is left."""
     if any(job.guidance_scale > 1 for job in jobs):
         stack.enter_context(perturbed_attention(pipe))
-    width = clip_size(pipe)[1]
-    if jobs[0].noise.shape[-1] > width:
+    width, n_columns = clip_size(pipe)[1], jobs[0].noise.shape[-1]
+    if n_columns > width:
         stack.enter_context(sliding_windows(pipe.unet, width=width, hop=width // 2, loop=loop))
-        return lambda _share_left: None
 
     def close_loop(share_left: float) -> None:
-        if loop and share_left <= CIRCULAR_SHARE:
+        if loop and n_columns <= width and share_left <= CIRCULAR_SHARE:
             stack.enter_context(circular_time(pipe.unet))  # those that are circular already stay as they are
 
     return close_loop

@@ -97,7 +97,7 @@ def overlay(clip: Clip, other: Clip, *, start_s: float = 0.0, gain_db: float = 0
     mixed = clip.waveform.copy()
     mixed[:, start : start + added.shape[1]] += added
     is_loop = clip.loop and other.loop and start == 0 and clip.waveform.shape == other.waveform.shape
-    return _like(clip, _below_full_scale(mixed), loop=is_loop)
+    return _like(clip, mixed / max(1.0, float(np.abs(mixed).max())), loop=is_loop)
 
 
 def difference(clip: Clip, other: Clip) -> Clip:
@@ -149,10 +149,6 @@ def check_alike(clips: Sequence[Clip]) -> None:
     if len(kinds) > 1:
         said = " and ".join(f"{rate} Hz with {n} channel(s)" for rate, n in sorted(kinds))
         raise ValueError(f"clips of {said} do not fit together: convert them with Clip.from_audio(…, params=…)")
-
-
-def _below_full_scale(waveform: np.ndarray) -> np.ndarray:
-    return waveform / max(1.0, float(np.abs(waveform).max()))
 
 
 def _like(clip: Clip, waveform: np.ndarray, *, loop: bool = False) -> Clip:

@@ -97,10 +97,9 @@ def description(clip: Clip) -> str:
         return f"{seen}: silence"
     audible = max(0, math.ceil(clip.params.band(20)))
     loudest_hz = clip.params.frequency_hz(audible + int(level[audible:].mean(axis=1).argmax()))
+    near_hz = float(f"{loudest_hz:.2g}")
     filled = float((level > -40).mean())
-    return (
-        f"{seen}: strongest near {_two_digits(loudest_hz):,} Hz; {filled:.0%} of it within 40 dB of the loudest point"
-    )
+    return f"{seen}: strongest near {near_hz:,.0f} Hz; {filled:.0%} of it within 40 dB of the loudest point"
 
 
 def spectrogram_png(clip: Clip) -> bytes:
@@ -112,7 +111,3 @@ def spectrogram_png(clip: Clip) -> bytes:
     file = io.BytesIO()
     picture.quantize(COLOURS, dither=Image.Dither.NONE).save(file, format="PNG", optimize=True)
     return file.getvalue()
-
-
-def _two_digits(value: float) -> int:
-    return int(round(value, 1 - math.floor(math.log10(max(value, 1)))))

@@ -15,7 +15,7 @@ import torch
 from diffusers import SchedulerMixin
 
 from . import __version__
-from .models import Pipeline, model_name
+from .models import Pipeline, model_name, model_settings
 
 Recipe = dict[str, Any]
 LIBRARIES = ("torch", "diffusers", "transformers")
@@ -115,8 +115,13 @@ def scheduler_parameters(scheduler: SchedulerMixin) -> set[str]:
 
 
 def weights_hash(pipe: Pipeline) -> str:
-    """SHA-256 (hexadecimal) of the weights of text encoder, U-Net and autoencoder, read as float32."""
+    """SHA-256 (hexadecimal) of the weights of text encoder, U-Net and autoencoder, read as float32.
+
+    And of the model's settings that clips depend on, but no recipe holds.
+    """
     hashes = [_module_hash(part) for part in (pipe.text_encoder, pipe.unet, pipe.vae)]
+    own, scale = model_settings(pipe), pipe.vae.config.scaling_factor
+    hashes.append(f"{own.steady_noise_gain} {own.pag_applied_layers} {scale}")
     return hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 

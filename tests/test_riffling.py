@@ -13,7 +13,7 @@ import riffusion_lab
 from riffusion_lab import extend, load_pipeline, text_to_audio, vocabulary
 from riffusion_lab.prompts import encode_prompt
 from riffusion_lab.recipes import weights_hash
-from riffusion_lab.training.evaluation import CLASSES, class_scores
+from riffusion_lab.training.evaluation import CLASSES, class_scores, default_settings
 from riffusion_lab.training.vocabulary import EFFECT_NAMES, INSTRUMENTS, STYLE_NAMES
 
 WEIGHTS = Path(riffusion_lab.__file__).parent / "weights"
@@ -127,6 +127,7 @@ def test_clips_close(pipe):
 def test_the_report_is_about_these_weights_and_good_enough(pipe):
     report = json.loads((WEIGHTS / "riffling" / "evaluation.json").read_text())
     assert report["weights_sha256"] == weights_hash(pipe)
+    assert report["settings"] == default_settings(pipe)
     assert report["n_clips"] == len(report["prompts"]) >= 512
     least = {
         "styles": 0.98,

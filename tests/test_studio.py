@@ -9,11 +9,13 @@ import threading
 import warnings
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from conftest import RATE, tone
-from riffusion_lab import Clip, audio_to_audio, inpaint, replay, text_to_audio
+from riffusion_lab import Clip, audio_to_audio, inpaint, load_pipeline, replay, text_to_audio
 from riffusion_lab.widgets import MaskPainter, Studio, studio
 
 WITHIN_S = 120
@@ -235,6 +237,15 @@ def test_progress_and_preview_are_seen(panel):
     make(panel)
     picture = '<img alt="a first look at the picture" src="data:image/png;base64'
     assert seen == [0.25, 0.5, 0.75, picture, 1.0, 0.0, ""]
+
+
+@torch.no_grad()
+def test_the_preview_is_as_dark_as_the_picture():
+    pipe, latents = load_pipeline(device="cpu"), torch.randn(1, 4, 64, 64, generator=torch.Generator().manual_seed(0))
+    usual = np.asarray(studio._preview(pipe, latents), float)
+    pipe.vae.register_to_config(scaling_factor=0.18215)  # as Riffusion v1's
+    again = np.asarray(studio._preview(pipe, 0.18215 * latents), float)
+    assert np.abs(again - usual).max() <= 1 and usual.std() > 10
 
 
 def test_close_ends_the_work(pipe, tmp_path, gate):

@@ -15,13 +15,14 @@ from PIL import Image
 from external import require
 from riffusion_lab import load_pipeline
 from riffusion_lab.image import pixels_from_mel
+from riffusion_lab.recipes import weights_hash
 from riffusion_lab.spectrogram import mel_from_waveform
 from riffusion_lab.training import autoencoder, dataset, denoiser, evaluation, text
 from riffusion_lab.training.__main__ import main
 from riffusion_lab.training.captions import caption
 from riffusion_lab.training.composer import DRUM_CHANNEL, STYLES, Composer
 from riffusion_lab.training.effects import EFFECTS
-from riffusion_lab.training.export import export
+from riffusion_lab.training.export import average, export
 from riffusion_lab.training.run import Muon, descend, train
 from riffusion_lab.training.vocabulary import (
     BEATS_PER_LOOP,
@@ -32,6 +33,7 @@ from riffusion_lab.training.vocabulary import (
     TEMPO_WORDS,
     bpm_of,
 )
+from tiny import tiny_pipeline
 
 RATE = 24_000
 
@@ -368,6 +370,29 @@ def _check_export(pipe, data, folder):
     assert sum(f.stat().st_size for f in folder.rglob("*.safetensors")) < 40e6
 
 
+def test_the_mean_of_two_models():
+    pipe, other = tiny_pipeline(0), tiny_pipeline(1)
+    before = [p.clone() for part in (pipe.unet, pipe.text_encoder, pipe.vae) for p in part.parameters()]
+    average(pipe, other)
+    theirs = [p for part in (other.unet, other.text_encoder, other.vae) for p in part.parameters()]
+    ours = [p for part in (pipe.unet, pipe.text_encoder, pipe.vae) for p in part.parameters()]
+    assert any(not torch.equal(p, q) for p, q in zip(before, theirs, strict=True))
+    for p, q, mean in zip(before, theirs, ours, strict=True):
+        assert torch.allclose(mean, (p + q) / 2, atol=1e-6)
+
+
+def test_no_mean_of_models_that_are_built_otherwise():
+    pipe, other, others_words = tiny_pipeline(), tiny_pipeline(), tiny_pipeline()
+    other.vae = autoencoder.new_autoencoder()
+    others_words.tokenizer.add_tokens("theremin")
+    before = weights_hash(pipe)
+    with pytest.raises(ValueError, match="whose vae is built otherwise"):
+        average(pipe, other)
+    with pytest.raises(ValueError, match="different tokenizers"):
+        average(pipe, others_words)
+    assert weights_hash(pipe) == before
+
+
 def test_turns_are_whole_bars():
     assert denoiser._columns_per_bar({"bpm": 188, "metre": 4}) == 16
     assert denoiser._columns_per_bar({"bpm": 141, "metre": 4}) == 64  # three bars are no whole number of columns
@@ -562,7 +587,9 @@ def test_a_model_that_plays_the_held_out_clips_themselves_is_perfect(tmp_path, m
         return [SimpleNamespace(image=Image.fromarray(data.picture(ours[i]))) for i in seed]
 
     monkeypatch.setattr(evaluation, "text_to_audio", text_to_audio)
-    report = evaluation.evaluate(load_pipeline(device="cpu"), data, evaluation.load_classifier())
+    options = {"guidance_scale": 1.2}
+    report = evaluation.evaluate(load_pipeline(device="cpu"), data, evaluation.load_classifier(), **options)
+    assert (report["settings"]["guidance_scale"], report["settings"]["pag_applied_layers"]) == (1.2, ["up_blocks.0"])
     effects = report["groups"]["effects"]
     assert (effects["n"], effects["adherence"]) == (len(ours), 1)
     assert report["frechet"] == pytest.approx(0, abs=0.01)
@@ -571,7 +598,10 @@ def test_a_model_that_plays_the_held_out_clips_themselves_is_perfect(tmp_path, m
     assert alone["psnr"] > 22 and 0 < alone["convergence"] < 0.6
     assert alone["frechet"] > alone["frechet_means"] > 0 and alone["steps"] != 1
     assert report["likest_taught"]["generated"] < 0.98
-    report = evaluation.evaluate(load_pipeline(device="cpu"), data, evaluation.load_classifier(), also_taught=[data])
+    ours = sorted(evaluation.held_out_halves(data)[1])
+    options = {"also_taught": [data], "other_half": True}
+    report = evaluation.evaluate(load_pipeline(device="cpu"), data, evaluation.load_classifier(), **options)
+    assert report["frechet"] == pytest.approx(0, abs=0.01)
     assert report["likest_taught"]["generated"] == pytest.approx(1)  # among all clips of the folder, itself
 
 

@@ -70,6 +70,7 @@ def state(pipe: StableDiffusionPipeline) -> dict:
         "config": dict(pipe.config),
         "scheduler": {name: repr(value) for name, value in vars(pipe.scheduler).items()},
         "layers": [sorted(name for name in vars(layer)) for layer in layers],
+        "processors": pipe.unet.attn_processors,
         "modes": [layer.training for layer in layers],
         "weights": weights_hash(pipe),
     }

@@ -32,9 +32,13 @@ def main() -> None:
     parser.add_argument(
         "--favoured", metavar="CLASS", nargs="*", default=[], help="stage denoiser: draw these more often"
     )
+    parser.add_argument("--mean-with", metavar="MODEL", help="stage export: the mean of the weights and this model's")
     parser.add_argument("--n-clips", type=int, default=512, help="stage evaluate: clips to evaluate on")
     parser.add_argument(
         "--also-taught", type=Path, metavar="FOLDER", nargs="*", default=[], help="stage evaluate: with other clips"
+    )
+    parser.add_argument(
+        "--other-half", action="store_true", help="stage evaluate: with the other held-out clips, kept nowhere"
     )
     parser.add_argument(
         "--instead",
@@ -140,16 +144,19 @@ def _denoiser(folder: Path, budget: dict, arguments: argparse.Namespace) -> None
     assemble(network.to(memory_format=torch.contiguous_format), tokenizer, vae).save_pretrained(folder / "riffling")
 
 
-def _export(folder: Path, _budget: dict, _arguments: argparse.Namespace) -> None:
+def _export(folder: Path, _budget: dict, arguments: argparse.Namespace) -> None:
     from shutil import copyfile
 
     from diffusers import StableDiffusionPipeline
 
+    from ..models import load_pipeline
     from .dataset import load_dataset
-    from .export import export
+    from .export import average, export
 
     weights = Path(__file__).parents[1] / "weights"
     pipe = StableDiffusionPipeline.from_pretrained(folder / "riffling", safety_checker=None)
+    if arguments.mean_with:
+        average(pipe, load_pipeline(arguments.mean_with, device="cpu"))
     export(pipe, load_dataset(folder / "clips"), weights / "riffling")
     if (classifier := folder / "classifier.safetensors").exists():
         copyfile(classifier, weights / "classifier.safetensors")
@@ -171,8 +178,9 @@ def _evaluate(folder: Path, _budget: dict, arguments: argparse.Namespace) -> Non
     pipe.scheduler = solver.from_config({**pipe.scheduler.config, **settings})
     dataset = load_dataset(folder / "clips")
     others = [load_dataset(other / "clips") for other in arguments.also_taught]
-    report = evaluate(pipe, dataset, load_classifier(), also_taught=others, n_clips=arguments.n_clips, **options)
-    if not arguments.instead:
+    options |= {"also_taught": others, "other_half": arguments.other_half, "n_clips": arguments.n_clips}
+    report = evaluate(pipe, dataset, load_classifier(), **options)
+    if not (arguments.instead or arguments.other_half):
         save_report(report, Path(__file__).parents[1] / "weights" / "riffling" / "evaluation.json")
     for name, numbers in report["groups"].items():
         print(f"{name:12s} adherence {numbers['adherence']:.2f} (n = {numbers['n']}, real {numbers['real']:.3f})")

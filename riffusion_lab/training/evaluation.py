@@ -12,8 +12,10 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from functools import lru_cache
 from importlib import resources
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from ..generate import text_to_audio
+from ..models import model_settings
 from ..params import COLUMNS_PER_S
 from ..recipes import weights_hash
 from .autoencoder import fidelity, there_and_back
@@ -39,6 +42,7 @@ from .vocabulary import CLASSES, DRUMS, EFFECT_NAMES, INSTRUMENTS, MODE_WORDS, S
 
 MODES = tuple(MODE_WORDS)
 UNKNOWN = -100  # `cross_entropy` passes over it: a drum beat has no mode
+TAUGHT = ("vocabulary", "tempi_bpm")  # of a model's settings, what says nothing about how it makes clips
 EMBEDDING = 64
 GROUPS = {
     "styles": tuple(STYLE_NAMES),
@@ -225,12 +229,22 @@ def judge(classifier: Classifier, pictures: list[torch.Tensor]) -> tuple[np.ndar
     return np.stack(embeddings), {name: np.array(numbers) for name, numbers in answers.items()}
 
 
+def default_settings(pipe: StableDiffusionPipeline) -> dict[str, Any]:
+    """What a model's clips depend on beside its weights, unless told otherwise, as JSON has it: no tuples."""
+    settings = {name: value for name, value in asdict(model_settings(pipe)).items() if name not in TAUGHT}
+    solver = type(pipe.scheduler)
+    usual = {name: parameter.default for name, parameter in signature(solver.__init__).parameters.items()}
+    unusual = {name: value for name, value in pipe.scheduler.config.items() if value != usual.get(name, value)}
+    return json.loads(json.dumps(settings | {"scheduler": {"class": solver.__name__, **unusual}}))
+
+
 def evaluate(
     pipe: StableDiffusionPipeline,
     dataset: Dataset,
     classifier: Classifier,
     *,
     also_taught: Sequence[Dataset] = (),
+    other_half: bool = False,
     n_clips: int = 512,
     batch_size: int = 4,
     **options: Any,
@@ -244,6 +258,8 @@ def evaluate(
     classifier : Classifier
     also_taught : sequence of Dataset
         Where else the model may know clips from: all of theirs are looked through for the one that is most alike.
+    other_half : bool
+        With the captions of the other half of the held-out clips, to see what was chosen too well for the first.
     n_clips : int
         How many to generate; of few, Fréchet distances come out larger.
     batch_size : int
@@ -253,13 +269,14 @@ def evaluate(
     Returns
     -------
     dict
-        adherence and accuracies by group ("tempo": drums, and its number in the prompt), diversity, the step over the
-        seam and the mean step between columns as a share of the rendered clips', Fréchet distances (and what of that
-        lies between the means), what the autoencoder alone leaves of the rendered clips (`autoencoder.fidelity`, and
-        the same distances and shares), likeness to the training clip that is most alike (in the middle, and the share
-        of clips above the 99th percentile of held-out ones), confusions, and the prompts with their seeds and answers.
+        The weights' hash and the settings; adherence and accuracies by group ("tempo": drums, and its number in the
+        prompt), diversity, the step over the seam and the mean step between columns as a share of the rendered clips',
+        Fréchet distances (and what of that lies between the means), what the autoencoder alone leaves of the rendered
+        clips (`autoencoder.fidelity`, and the same distances and shares), likeness to the training clip that is most
+        alike (in the middle, and the share of clips above the 99th percentile of held-out ones), confusions, and the
+        prompts with their seeds and answers.
     """
-    ours, others = held_out_halves(dataset)
+    ours, others = held_out_halves(dataset)[:: -1 if other_half else 1]
     rng = np.random.default_rng(0)
     ours = sorted(rng.permutation(ours)[:n_clips].tolist())
     others = sorted(rng.permutation(others)[: len(ours)].tolist())
@@ -277,7 +294,8 @@ def evaluate(
     real_embedding, real_answers = judge(classifier, rendered)
     other_embedding, _ = judge(classifier, [dataset.pictures(np.array([i])) for i in others])
     right = {name: numbers.numpy() for name, numbers in targets(facts).items()}
-    report: dict = {"weights_sha256": weights_hash(pipe), "n_clips": len(ours), "groups": {}}
+    report: dict = {"weights_sha256": weights_hash(pipe), "settings": default_settings(pipe) | options}
+    report |= {"n_clips": len(ours), "groups": {}}
     labels = [f["label"] for f in facts]
     for group, members in GROUPS.items():
         where = np.array([label in members for label in labels])

@@ -261,7 +261,7 @@ def _clips_in(folder: Path) -> Iterator[tuple[str, Clip]]:
 
 def _preview(pipe: Pipeline, latents: torch.Tensor) -> Image.Image:
     """Decode the beginning of latents, roughly: at half their size."""
-    half = torch.nn.functional.avg_pool2d(latents[:1, :, :, : clip_size(pipe)[1]], 2)
+    half = torch.nn.functional.avg_pool2d(latents[:1, :, :, : clip_size(pipe)[1]], 2) / pipe.vae.config.scaling_factor
     return pipe.image_processor.postprocess(pipe.vae.decode(half).sample)[0].convert("L").resize((128, 128))
 
 
