@@ -248,6 +248,7 @@ def sanitize(text: str) -> str:
         ("<audio src='data:audio/mpeg;base64,SUQz+/8='>", "<audio src='data:audio/mpeg;base64,AAAA'>"),
         ('<img src="data:image/png;base64,iVBOR/+=">', '<img src="data:image/png;base64,AA==">'),
         ("· peak −1.0 dBFS · RMS −18.1 dBFS", "· peak −1.0 dBFS · RMS −18.2 dBFS"),
+        ("· peak −4.0 dBFS · RMS −18.0 dBFS", "· peak −4.1 dBFS · RMS −18.0 dBFS"),
     ],
 )
 def test_sanitizer_masks_what_may_differ(first, second):
@@ -264,5 +265,6 @@ def test_sanitizer_masks_nothing_else():
     ]  # fmt: skip
     assert [sanitize(claim) for claim in claims] == claims
     assert sanitize("/tmp/x/one.png") != sanitize("/tmp/x/two.png")
-    levels = [f"· peak −1.0 dBFS · RMS −{level} dBFS" for level in ("18.0", "18.1", "17.9", "19.1", "∞")]
-    assert len({sanitize(level) for level in levels}) == len(levels)
+    rms = [f"· peak −1.0 dBFS · RMS −{level} dBFS" for level in ("18.0", "18.1", "17.9", "19.1", "∞")]
+    peaks = [f"· peak −{level} dBFS · RMS −18.0 dBFS" for level in ("1.1", "0.9", "2.1", "11.0", "∞")]
+    assert len({sanitize(levels) for levels in rms + peaks}) == len(rms + peaks)
