@@ -247,8 +247,11 @@ def sanitize(text: str) -> str:
         ("took 1.8 s", "took about 12 s"),
         ("<audio src='data:audio/mpeg;base64,SUQz+/8='>", "<audio src='data:audio/mpeg;base64,AAAA'>"),
         ('<img src="data:image/png;base64,iVBOR/+=">', '<img src="data:image/png;base64,AA==">'),
-        ("· peak −1.0 dBFS · RMS −18.1 dBFS", "· peak −1.0 dBFS · RMS −18.2 dBFS"),
-        ("· peak −4.0 dBFS · RMS −18.0 dBFS", "· peak −4.1 dBFS · RMS −18.0 dBFS"),
+        (
+            "“rock band with drums, 94 bpm” · 5.12 s · RMS −18.1 dBFS",
+            "“rock band with drums, 94 bpm” · 5.12 s · RMS −18.2 dBFS",
+        ),
+        ("“funk with saxophone” · 5.12 s · peak −4.0 dBFS", "“funk with saxophone” · 5.12 s · peak −4.1 dBFS"),
     ],
 )
 def test_sanitizer_masks_what_may_differ(first, second):
@@ -258,13 +261,11 @@ def test_sanitizer_masks_what_may_differ(first, second):
 def test_sanitizer_masks_nothing_else():
     """Numbers that the notebooks claim differ after sanitizing as before."""
     claims = [
-        "5.12 s · 44,100 Hz · mono · peak −1.0 dBFS · RMS −18.0 dBFS", "RMS −18.2 dBFS",
+        "5.12 s · 44,100 Hz · peak -1.0 dB · RMS -18.0 dB", "5.12 s · mono · peak −4.0 dBFS · RMS −18.2 dBFS",
+        "“rock band with drums, 94 bpm” · 5.12 s · RMS −18.3 dBFS", "“funk with saxophone” · 5.12 s · peak −4.2 dBFS",
         "5.13 s in 512 columns, a hop of 441 samples (10 ms)",
         "the first 1.8 s", "after 2 s", "in 25 steps", "step took 3 tokens", "141 bpm", "0x1f", "0xff00", "3fa4c01d9b",
         "torch.Size([4, 64, 64])", "27.4 dB", "clip.png", "/tmp/x/one.png"[-7:], "loop=True", "1e-05", "#1f77b4",
     ]  # fmt: skip
     assert [sanitize(claim) for claim in claims] == claims
     assert sanitize("/tmp/x/one.png") != sanitize("/tmp/x/two.png")
-    rms = [f"· peak −1.0 dBFS · RMS −{level} dBFS" for level in ("18.0", "18.1", "17.9", "19.1", "∞")]
-    peaks = [f"· peak −{level} dBFS · RMS −18.0 dBFS" for level in ("1.1", "0.9", "2.1", "11.0", "∞")]
-    assert len({sanitize(levels) for levels in rms + peaks}) == len(rms + peaks)
