@@ -13,11 +13,13 @@ from torch import Tensor
 
 from .audio import resample
 from .params import SpectrogramParams
-from .spectrogram import mel_filterbank, mel_from_waveform, mel_options
+from .spectrogram import mel_filterbank, mel_from_waveform, mel_options, reflected
 from .values import check_whole
 
 N_ITER = {"fast": 10, "best": 48, "riffusion": 32}
+OPEN_ITER = 3  # more iterations where the sound is no loop: at first its ends are free
 COARSE = ((4, 24), (2, 10))  # before these, on every 4th and every 2nd column: (columns, iterations)
+BEYOND = 8  # columns that an open picture is mirrored by while its ends are free: more than half a window
 MOMENTUM = 0.99  # of fast Griffin-Lim; Perraudin, Balazs, Søndergaard (2013)
 FADE = 2  # columns over which a stream's new part takes over from what is known
 PART = 256  # columns that are worked on at once: longer sounds take no more memory
@@ -36,12 +38,14 @@ def waveform_from_mel(
         A batch of clips goes as so many channels. The work is done where the tensor lies, on a CPU or a GPU.
     params : SpectrogramParams
     loop : bool
-        Let the frames wrap around, so that the end runs into the beginning without a seam.
+        Let the frames wrap around, so that the end runs into the beginning without a seam. Otherwise the sound is
+        taken to go on mirrored beyond both ends, as Riffusion's analysis has it; see `mel_from_waveform`.
     method : {"fast", "best", "riffusion"}
         "best" differs from "fast" by its iterations only. "riffusion" is the original: torchaudio's InverseMelScale,
         then GriffinLim; it knows no loops.
     n_iter : int, optional
-        Iterations over all columns; default 10, 48, or the original's 32. More are closer to the picture, and slower.
+        Iterations over all columns; default 10 (13 without `loop`), 48, or the original's 32. More are closer to the
+        picture, and slower.
 
     Returns
     -------
@@ -57,7 +61,9 @@ def waveform_from_mel(
     """
     if method not in N_ITER:
         raise ValueError(f"method {method!r} is unknown: give one of {', '.join(map(repr, N_ITER))}")
-    n_iter = check_whole("n_iter", N_ITER[method] if n_iter is None else n_iter, 1, math.inf)
+    if n_iter is None:
+        n_iter = N_ITER[method] + (OPEN_ITER if method == "fast" and not loop else 0)
+    n_iter = check_whole("n_iter", n_iter, 1, math.inf)
     if method != "riffusion":
         none = mel.new_zeros(0)
         waveforms = [_griffin_lim(channel, params, n_iter, loop=loop, known=none) for channel in mel.float()]
@@ -88,7 +94,7 @@ class PhaseStream:
     """
 
     def __init__(self, params: SpectrogramParams, method: str = "fast") -> None:
-        self.params, self.n_iter = params, N_ITER[method]
+        self.params, self.n_iter = params, N_ITER[method] + (OPEN_ITER if method == "fast" else 0)
         self.half = math.ceil(params.win_length / params.hop_length / 2)  # of a window, in columns
         # the last columns, their sound but for half a window, and what of it was not given yet
         self.mel = self.known = self.rest = None
@@ -143,24 +149,26 @@ def spectral_convergence(waveform: Tensor, mel: Tensor, params: SpectrogramParam
 
 
 class _Frames:
-    """Windowed FFTs of a waveform and back, some columns at a time; frames may wrap around its ends."""
+    """Windowed FFTs of a waveform and back, some columns at a time.
+
+    Frame k is centred on sample k * hop, so the first and the last ones reach beyond the ends of the waveform. There
+    they see its other end (a loop), or its mirror image.
+    """
 
     def __init__(self, window: Tensor, hop: int, n_columns: int, *, loop: bool) -> None:
-        self.hop, self.loop, self.n_samples, self.n_fft = hop, loop, hop * n_columns, 2 * len(window)
+        self.hop, self.n_samples, self.n_fft = hop, hop * n_columns, 2 * len(window)
         self.n_hops = math.ceil(len(window) / hop)  # that one frame reaches across
         padding = self.n_hops * hop - len(window)
         self.window = torch.nn.functional.pad(window, (padding // 2, padding - padding // 2))
-        # Frame k is centred on sample k * hop, so frames stand out at both ends.
-        self.index = torch.arange(self.n_samples + len(self.window), device=window.device) - len(self.window) // 2
-        self.inside = (self.index >= 0) & (self.index < self.n_samples)
-        self.index %= self.n_samples
+        reach = torch.arange(self.n_samples + len(self.window), device=window.device) - len(self.window) // 2
+        self.index = reach % self.n_samples if loop else reflected(reach, self.n_samples)
         self.parts = [slice(i, min(i + PART, n_columns)) for i in range(0, n_columns, PART)]
         self.overlap = self._overlap_add(lambda part: self.window.expand(part.stop - part.start, -1))
 
     def spectra(self, waveform: Tensor, part: slice, n_bins: int) -> Tensor:
         """Spectra of a part of the columns, shape (columns, n_bins)."""
         reach = slice(part.start * self.hop, part.stop * self.hop + len(self.window) - self.hop)
-        samples = waveform[self.index[reach]] * (self.inside[reach] | self.loop)
+        samples = waveform[self.index[reach]]
         return torch.fft.rfft(samples.unfold(0, len(self.window), self.hop) * self.window, n=self.n_fft)[:, :n_bins]
 
     def waveform(self, spectra: Callable[[slice], Tensor]) -> Tensor:
@@ -173,9 +181,7 @@ class _Frames:
             windowed = frames(part)[:, : len(self.window)] * self.window
             for i, hops in enumerate(windowed.unflatten(1, (self.n_hops, self.hop)).unbind(1)):
                 sums[part.start + i : part.stop + i] += hops
-        if self.loop:
-            return sums.new_zeros(self.n_samples).index_add_(0, self.index, sums.reshape(-1))
-        return sums.reshape(-1)[self.inside]
+        return sums.new_zeros(self.n_samples).index_add_(0, self.index, sums.reshape(-1))
 
 
 @lru_cache(maxsize=4)
@@ -210,22 +216,44 @@ def _griffin_lim(mel: Tensor, params: SpectrogramParams, n_iter: int, *, loop: b
 
     A sound that fits every fourth column nearly fits the others too, for a fourth of the cost. What is `known` of the
     beginning of the sound stays.
+
+    Where the sound is mirrored, every frequency has phase 0 or π. Iterations cannot turn one into the other, so they
+    would keep what the noise began with. Hence the first iterations see the picture mirrored beyond its ends, where
+    the sound need not be; only the last ones, on all columns, mirror the sound.
     """
     hop, n_columns = _working_hop(params), mel.shape[1]
+    beyond = 0 if loop else BEYOND
+    reach = torch.arange(-beyond, n_columns + beyond, device=mel.device)
+    wider = mel[:, reflected(reach, n_columns)] if beyond else mel
     window = torch.hann_window(params.win_length * hop // params.hop_length, device=mel.device)
-    filters = [part.to(mel.device) for part in _filters(params, hop)]
-    weight = (torch.arange(len(known), 0, -1, device=mel.device) / (FADE * hop)).clamp(max=1)
-    waveform = QUIET * torch.randn(hop * n_columns, generator=torch.Generator().manual_seed(SEED)).to(mel.device)
-    for step, n_steps in (*COARSE, (1, n_iter)):
+    filters, shares = (part.to(mel.device) for part in _filters(params, hop))
+    generator = torch.Generator().manual_seed(SEED)
+    waveform = QUIET * torch.randn(hop * len(reach), generator=generator).to(mel.device)
+    for step, n_steps in COARSE:
         step = 1 if loop and n_columns % step else step  # else the loop would not close
-        some = mel[:, ::step]
+        some = wider[:, ::step]
         frames = _Frames(window, step * hop, some.shape[1], loop=loop)
-        waveform = _iterate(some, frames, filters, n_steps, waveform, [known, weight])[: n_columns * hop]
-    return waveform
+        keep = _Known(known, start=beyond * hop, fade=FADE * hop)
+        waveform = _iterate(some, frames, filters, shares, n_steps, waveform, keep)[: hop * len(reach)]
+    waveform = waveform[beyond * hop :][: hop * n_columns]
+    frames = _Frames(window, hop, n_columns, loop=loop)
+    return _iterate(mel, frames, filters, shares, n_iter, waveform, _Known(known, start=0, fade=FADE * hop))
+
+
+class _Known:
+    """Samples that are known, from `start` on: they stay, but for their last `fade` samples, which are mixed in."""
+
+    def __init__(self, known: Tensor, *, start: int, fade: int) -> None:
+        self.known, self.span = known, slice(start, start + len(known))
+        self.weight = (torch.arange(len(known), 0, -1, device=known.device) / fade).clamp(max=1)
+
+    def restore(self, waveform: Tensor) -> None:
+        """Put them back into a waveform, in place."""
+        waveform[self.span].lerp_(self.known, self.weight)
 
 
 def _iterate(
-    mel: Tensor, frames: _Frames, filters: list[Tensor], n_iter: int, waveform: Tensor, keep: list[Tensor]
+    mel: Tensor, frames: _Frames, filters: Tensor, shares: Tensor, n_iter: int, waveform: Tensor, keep: _Known
 ) -> Tensor:
     """Griffin-Lim with momentum.
 
@@ -233,7 +261,6 @@ def _iterate(
     as in Richardson (1972), https://doi.org/10.1364/JOSA.62.000055. That leaves the phase more room than one guess of
     the spectrum, and gets quiet places as right as loud ones, as a picture wants it.
     """
-    (filters, shares), (known, weight) = filters, keep
 
     def corrected(part: slice) -> Tensor:  # (columns, n_bins)
         spectra = frames.spectra(ahead, part, len(shares))
@@ -243,11 +270,11 @@ def _iterate(
         return spectra * torch.sparse.mm(shares, mel[:, part] / heard).T
 
     waveform = previous = torch.nn.functional.pad(waveform, (0, frames.n_samples - len(waveform)))
-    waveform[: len(known)].lerp_(known, weight)
+    keep.restore(waveform)
     for _ in range(n_iter):
         ahead = previous.lerp(waveform, 1 + MOMENTUM)
         waveform, previous = frames.waveform(corrected), waveform
-        waveform[: len(known)].lerp_(known, weight)
+        keep.restore(waveform)
     return waveform
 
 

@@ -35,6 +35,24 @@ def n_columns(n_samples: int, params: SpectrogramParams) -> int:
     return max(1, round(n_samples / params.hop_length))
 
 
+def reflected(index: torch.Tensor, n_samples: int) -> torch.Tensor:
+    """Mirror indices that lie beyond the ends of a sound back into it, at the first and the last sample.
+
+    Parameters
+    ----------
+    index : torch.Tensor [shape=(n,), int64]
+    n_samples : int
+
+    Returns
+    -------
+    torch.Tensor [shape=(n,), int64, range [0, n_samples)]
+        However far the index lies outside: as ``numpy.pad(..., mode="reflect")``.
+    """
+    period = max(1, 2 * (n_samples - 1))
+    index = index.abs() % period
+    return torch.minimum(index, period - index)
+
+
 def mel_from_waveform(waveform: torch.Tensor, params: SpectrogramParams, *, loop: bool = False) -> torch.Tensor:
     """Mel amplitudes of a waveform; column k is centred on sample `k * hop_length`.
 
@@ -59,11 +77,8 @@ def mel_from_waveform(waveform: torch.Tensor, params: SpectrogramParams, *, loop
     waveform = torch.nn.functional.pad(waveform, (0, n_samples - waveform.shape[-1]))
     # A window reaches win_length / 2 to either side; torch.stft centres it inside n_fft.
     half = n_fft // 2
-    if loop:
-        index = torch.arange(-half, n_samples + half, device=waveform.device) % n_samples
-        waveform = waveform[..., index]
-    else:
-        waveform = torch.nn.functional.pad(waveform, (half, half))
+    reach = torch.arange(-half, n_samples + half, device=waveform.device)
+    waveform = waveform[..., reach % n_samples if loop else reflected(reach, n_samples)]
     window = torch.hann_window(params.win_length, device=waveform.device)
     shape = waveform.shape[:-1]
     waveform = waveform.reshape(-1, waveform.shape[-1])
