@@ -5,24 +5,25 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 import torchaudio
 from torch import Tensor
 
-from .audio import resample
+from .audio import reflected, resample
 from .params import SpectrogramParams
-from .spectrogram import mel_filterbank, mel_from_waveform, mel_options, reflected
+from .spectrogram import mel_filterbank, mel_from_waveform, mel_options
 from .values import check_whole
 
 N_ITER = {"fast": 10, "best": 48, "riffusion": 32}
-OPEN_ITER = 3  # more iterations where the sound is no loop: at first its ends are free
+OPEN_ITER = 4  # more iterations where the sound is no loop: at first its ends are free
 COARSE = ((4, 24), (2, 10))  # before these, on every 4th and every 2nd column: (columns, iterations)
 BEYOND = 8  # columns that an open picture is mirrored by while its ends are free: more than half a window
 MOMENTUM = 0.99  # of fast Griffin-Lim; Perraudin, Balazs, Søndergaard (2013)
 FADE = 2  # columns over which a stream's new part takes over from what is known
 PART = 256  # columns that are worked on at once: longer sounds take no more memory
+CEILING_ITER = 40  # iterations that bring peaks under a ceiling
 HEADROOM = 2.1  # sample rate / highest frequency in the picture
 SEED, QUIET = 0, 1e-6  # of the noise to begin with: nothing of it is left in the momentum
 
@@ -44,7 +45,7 @@ def waveform_from_mel(
         "best" differs from "fast" by its iterations only. "riffusion" is the original: torchaudio's InverseMelScale,
         then GriffinLim; it knows no loops.
     n_iter : int, optional
-        Iterations over all columns; default 10 (13 without `loop`), 48, or the original's 32. More are closer to the
+        Iterations over all columns; default 10 (14 without `loop`), 48, or the original's 32. More are closer to the
         picture, and slower.
 
     Returns
@@ -71,6 +72,55 @@ def waveform_from_mel(
     if loop:
         raise ValueError("method 'riffusion' knows no loops: take method='fast', or loop=False")
     return _riffusion(mel.float(), params, n_iter)
+
+
+def lower_peaks(
+    waveform: Tensor, mel: Tensor, params: SpectrogramParams, *, ceiling: float, loop: bool = False
+) -> Tensor:
+    """Find other phases for a waveform, whose peaks are lower.
+
+    Phases that are found anew line up now and then where those of the original did not: a mastered song, whose peaks
+    were pressed down to 6 dB above its RMS, comes back with 12 dB. Here Griffin-Lim goes on from the waveform with one
+    more constraint: after each iteration all samples are clipped at the ceiling. What the picture says of the level is
+    kept, which a limiter alone would take away from the loud places.
+
+    Parameters
+    ----------
+    waveform : Tensor [shape=(channels, n_samples), float32]
+        From `waveform_from_mel`.
+    mel : Tensor [shape=(channels, num_frequencies, n_columns), non-negative, float32]
+        Amplitudes that it was found for, at its level.
+    params : SpectrogramParams
+    ceiling : float
+        The largest amplitude wanted. A few peaks may still stand out, by some tenths: see `limiter.limit`.
+    loop : bool
+
+    Returns
+    -------
+    Tensor [like waveform]
+
+    Taught in: 02
+    """
+    hop = _working_hop(params)
+    window = torch.hann_window(params.win_length * hop // params.hop_length, device=mel.device)
+    filters, shares = (part.to(mel.device) for part in _filters(params, hop))
+    n_columns = mel.shape[-1]
+    if loop:
+        frames = _Frames(window, hop, n_columns, loop=True)
+    else:
+        mel = torch.cat([mel, mel[..., -1:]], dim=-1)  # as in `_mirror_ends`
+        frames = _Frames(window, hop, n_columns + 1, n_samples=hop * n_columns)
+
+    def clip(sound: Tensor, _: int) -> None:
+        sound.clamp_(-ceiling, ceiling)
+
+    found = resample(waveform, params.hop_length, hop, loop=loop)
+    options = {"filters": filters, "shares": shares}
+    lowered = [
+        _iterate(channel, frames, CEILING_ITER, sound.clone(), clip, **options)
+        for channel, sound in zip(mel.float(), found, strict=True)
+    ]
+    return resample(torch.stack(lowered), hop, params.hop_length, loop=loop)
 
 
 class PhaseStream:
@@ -155,12 +205,15 @@ class _Frames:
     they see its other end (a loop), or its mirror image.
     """
 
-    def __init__(self, window: Tensor, hop: int, n_columns: int, *, loop: bool) -> None:
-        self.hop, self.n_samples, self.n_fft = hop, hop * n_columns, 2 * len(window)
+    def __init__(
+        self, window: Tensor, hop: int, n_columns: int, *, loop: bool = False, n_samples: int | None = None
+    ) -> None:
+        self.hop, self.n_columns, self.n_fft = hop, n_columns, 2 * len(window)
+        self.n_samples = hop * n_columns if n_samples is None else n_samples
         self.n_hops = math.ceil(len(window) / hop)  # that one frame reaches across
         padding = self.n_hops * hop - len(window)
         self.window = torch.nn.functional.pad(window, (padding // 2, padding - padding // 2))
-        reach = torch.arange(self.n_samples + len(self.window), device=window.device) - len(self.window) // 2
+        reach = torch.arange(hop * n_columns + len(self.window), device=window.device) - len(self.window) // 2
         self.index = reach % self.n_samples if loop else reflected(reach, self.n_samples)
         self.parts = [slice(i, min(i + PART, n_columns)) for i in range(0, n_columns, PART)]
         self.overlap = self._overlap_add(lambda part: self.window.expand(part.stop - part.start, -1))
@@ -176,7 +229,7 @@ class _Frames:
         return self._overlap_add(lambda part: torch.fft.irfft(spectra(part), n=self.n_fft)) / self.overlap
 
     def _overlap_add(self, frames: Callable[[slice], Tensor]) -> Tensor:
-        sums = self.window.new_zeros(self.n_samples // self.hop + self.n_hops, self.hop)
+        sums = self.window.new_zeros(self.n_columns + self.n_hops, self.hop)
         for part in self.parts:
             windowed = frames(part)[:, : len(self.window)] * self.window
             for i, hops in enumerate(windowed.unflatten(1, (self.n_hops, self.hop)).unbind(1)):
@@ -215,47 +268,86 @@ def _griffin_lim(mel: Tensor, params: SpectrogramParams, n_iter: int, *, loop: b
     """Griffin-Lim at a sample rate just high enough, on one channel; first on some of the columns.
 
     A sound that fits every fourth column nearly fits the others too, for a fourth of the cost. What is `known` of the
-    beginning of the sound stays.
-
-    Where the sound is mirrored, every frequency has phase 0 or π. Iterations cannot turn one into the other, so they
-    would keep what the noise began with. Hence the first iterations see the picture mirrored beyond its ends, where
-    the sound need not be; only the last ones, on all columns, mirror the sound.
+    beginning of an open sound stays.
     """
-    hop, n_columns = _working_hop(params), mel.shape[1]
-    beyond = 0 if loop else BEYOND
-    reach = torch.arange(-beyond, n_columns + beyond, device=mel.device)
-    wider = mel[:, reflected(reach, n_columns)] if beyond else mel
+    hop = _working_hop(params)
     window = torch.hann_window(params.win_length * hop // params.hop_length, device=mel.device)
     filters, shares = (part.to(mel.device) for part in _filters(params, hop))
-    generator = torch.Generator().manual_seed(SEED)
-    waveform = QUIET * torch.randn(hop * len(reach), generator=generator).to(mel.device)
-    for step, n_steps in COARSE:
-        step = 1 if loop and n_columns % step else step  # else the loop would not close
+    iterate = partial(_iterate, filters=filters, shares=shares)
+    if loop:
+        return _close_loop(mel, window, hop, n_iter, iterate)
+    return _mirror_ends(mel, window, hop, n_iter, iterate, known)
+
+
+def _close_loop(mel: Tensor, window: Tensor, hop: int, n_iter: int, iterate: Callable[..., Tensor]) -> Tensor:
+    """Find a loop: its frames wrap around."""
+    n_columns = mel.shape[1]
+    waveform = _first_noise(hop * n_columns, mel.device)
+    for step, n_steps in (*COARSE, (1, n_iter)):
+        step = 1 if n_columns % step else step  # else the loop would not close
+        frames = _Frames(window, step * hop, n_columns // step, loop=True)
+        waveform = iterate(mel[:, ::step], frames, n_steps, waveform)
+    return waveform
+
+
+def _mirror_ends(
+    mel: Tensor, window: Tensor, hop: int, n_iter: int, iterate: Callable[..., Tensor], known: Tensor
+) -> Tensor:
+    """Find an open sound, whose frames see it mirrored at both ends.
+
+    At a mirror every frequency has phase 0 or π, and iterations cannot turn one into the other: they would keep what
+    the noise began with. So the picture is mirrored first, beyond its ends, and the sound is free there. Then it is
+    drawn towards its mirror image step by step, and in the last iterations, on all columns, it is the mirror image.
+    """
+    n_columns = mel.shape[1]
+    n_samples = hop * n_columns
+    mel = torch.cat([mel, mel[:, -1:]], dim=1)  # with a column at the very end, which no picture has
+    columns = torch.arange(-BEYOND, n_columns + BEYOND, device=mel.device)
+    wider = mel[:, reflected(columns, n_columns + 1)]
+    start = BEYOND * hop
+    wider_samples = torch.arange(-start, n_samples + start, device=mel.device)
+    mirror = reflected(wider_samples, n_samples + 1)
+    n_alike = mel.new_zeros(n_samples + 1).index_add_(0, mirror, torch.ones_like(mirror, dtype=mel.dtype))
+    weight = (torch.arange(len(known), 0, -1, device=mel.device) / (FADE * hop)).clamp(max=1)
+
+    def keep_known(waveform: Tensor, first: int = 0) -> None:
+        waveform[first : first + len(known)].lerp_(known, weight)
+
+    def constrain(waveform: Tensor, share: float) -> None:
+        if share > 0:
+            inside = waveform[: len(mirror)]
+            mean = mel.new_zeros(n_samples + 1).index_add_(0, mirror, inside) / n_alike
+            inside.lerp_(mean[mirror], share)
+        keep_known(waveform, start)
+
+    waveform = _first_noise(len(mirror), mel.device)
+    (coarse, n_free), (fine, n_drawn) = COARSE
+    for step, n_steps, is_free in ((coarse, n_free, True), (fine, n_drawn, False)):
         some = wider[:, ::step]
-        frames = _Frames(window, step * hop, some.shape[1], loop=loop)
-        keep = _Known(known, start=beyond * hop, fade=FADE * hop)
-        waveform = _iterate(some, frames, filters, shares, n_steps, waveform, keep)[: hop * len(reach)]
-    waveform = waveform[beyond * hop :][: hop * n_columns]
-    frames = _Frames(window, hop, n_columns, loop=loop)
-    return _iterate(mel, frames, filters, shares, n_iter, waveform, _Known(known, start=0, fade=FADE * hop))
+        frames = _Frames(window, step * hop, some.shape[1])
+        shares = [0.0 if is_free else max(0.0, 2 * i / (n_steps - 1) - 1) for i in range(n_steps)]
+        waveform = iterate(some, frames, n_steps, waveform, lambda w, i, s=shares: constrain(w, s[i]))
+        waveform = waveform[: len(mirror)]
+    frames = _Frames(window, hop, n_columns + 1, n_samples=n_samples)
+    return iterate(mel, frames, n_iter, waveform[start : start + n_samples], lambda w, _: keep_known(w))
 
 
-class _Known:
-    """Samples that are known, from `start` on: they stay, but for their last `fade` samples, which are mixed in."""
-
-    def __init__(self, known: Tensor, *, start: int, fade: int) -> None:
-        self.known, self.span = known, slice(start, start + len(known))
-        self.weight = (torch.arange(len(known), 0, -1, device=known.device) / fade).clamp(max=1)
-
-    def restore(self, waveform: Tensor) -> None:
-        """Put them back into a waveform, in place."""
-        waveform[self.span].lerp_(self.known, self.weight)
+def _first_noise(n_samples: int, device: torch.device) -> Tensor:
+    """Draw what the iterations begin with; always the same."""
+    return QUIET * torch.randn(n_samples, generator=torch.Generator().manual_seed(SEED)).to(device)
 
 
 def _iterate(
-    mel: Tensor, frames: _Frames, filters: Tensor, shares: Tensor, n_iter: int, waveform: Tensor, keep: _Known
+    mel: Tensor,
+    frames: _Frames,
+    n_iter: int,
+    waveform: Tensor,
+    constrain: Callable[[Tensor, int], None] = lambda waveform, iteration: None,
+    *,
+    filters: Tensor,
+    shares: Tensor,
 ) -> Tensor:
-    """Griffin-Lim with momentum.
+    """Griffin-Lim with momentum; `constrain` changes the waveform in place after each iteration.
 
     Amplitudes are not fixed: in each iteration they are made louder by how much too quiet they are under the filters,
     as in Richardson (1972), https://doi.org/10.1364/JOSA.62.000055. That leaves the phase more room than one guess of
@@ -270,11 +362,11 @@ def _iterate(
         return spectra * torch.sparse.mm(shares, mel[:, part] / heard).T
 
     waveform = previous = torch.nn.functional.pad(waveform, (0, frames.n_samples - len(waveform)))
-    keep.restore(waveform)
-    for _ in range(n_iter):
+    constrain(waveform, 0)
+    for iteration in range(n_iter):
         ahead = previous.lerp(waveform, 1 + MOMENTUM)
         waveform, previous = frames.waveform(corrected), waveform
-        keep.restore(waveform)
+        constrain(waveform, iteration)
     return waveform
 
 

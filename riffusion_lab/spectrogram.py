@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torchaudio
 
+from .audio import reflected
 from .params import SpectrogramParams
 
 BLOCK = 2_048  # columns analysed at once
@@ -35,24 +36,6 @@ def n_columns(n_samples: int, params: SpectrogramParams) -> int:
     return max(1, round(n_samples / params.hop_length))
 
 
-def reflected(index: torch.Tensor, n_samples: int) -> torch.Tensor:
-    """Mirror indices that lie beyond the ends of a sound back into it, at the first and the last sample.
-
-    Parameters
-    ----------
-    index : torch.Tensor [shape=(n,), int64]
-    n_samples : int
-
-    Returns
-    -------
-    torch.Tensor [shape=(n,), int64, range [0, n_samples)]
-        However far the index lies outside: as ``numpy.pad(..., mode="reflect")``.
-    """
-    period = max(1, 2 * (n_samples - 1))
-    index = index.abs() % period
-    return torch.minimum(index, period - index)
-
-
 def mel_from_waveform(waveform: torch.Tensor, params: SpectrogramParams, *, loop: bool = False) -> torch.Tensor:
     """Mel amplitudes of a waveform; column k is centred on sample `k * hop_length`.
 
@@ -62,7 +45,8 @@ def mel_from_waveform(waveform: torch.Tensor, params: SpectrogramParams, *, loop
     params : SpectrogramParams
     loop : bool
         Analyse the sound as a loop: the window that reaches past one end sees the other end.
-        Otherwise silence lies beyond both ends.
+        Otherwise the sound goes on mirrored beyond both ends, as in Riffusion's own analysis (torchaudio's
+        ``Spectrogram(center=True, pad_mode="reflect")``, whose last column, centred on the end, is left out here).
 
     Returns
     -------
