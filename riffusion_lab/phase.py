@@ -342,7 +342,7 @@ def _iterate(
     frames: _Frames,
     n_iter: int,
     waveform: Tensor,
-    constrain: Callable[[Tensor, int], None] = lambda waveform, iteration: None,
+    constrain: Callable[[Tensor, int], None] | None = None,
     *,
     filters: Tensor,
     shares: Tensor,
@@ -362,11 +362,13 @@ def _iterate(
         return spectra * torch.sparse.mm(shares, mel[:, part] / heard).T
 
     waveform = previous = torch.nn.functional.pad(waveform, (0, frames.n_samples - len(waveform)))
-    constrain(waveform, 0)
+    if constrain:
+        constrain(waveform, 0)
     for iteration in range(n_iter):
         ahead = previous.lerp(waveform, 1 + MOMENTUM)
         waveform, previous = frames.waveform(corrected), waveform
-        constrain(waveform, iteration)
+        if constrain:
+            constrain(waveform, iteration)
     return waveform
 
 
