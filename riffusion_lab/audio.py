@@ -19,6 +19,7 @@ from .values import check_number
 
 FORMATS = {".wav": "WAV", ".flac": "FLAC", ".ogg": "OGG", ".mp3": "MP3", ".aiff": "AIFF", ".caf": "CAF"}
 RMS_DBFS, PEAK_DBFS = -18.0, -1.0  # the level of sounds that bring none
+LOUDEST_DBFS = -4.5  # RMS of the loudest sounds that are kept at their level
 BLOCK = 65_536  # samples; libsndfile overflows its stack on long Ogg Vorbis writes
 
 
@@ -194,6 +195,24 @@ def mix_channels(waveform: np.ndarray, n_channels: int) -> np.ndarray:
     return np.broadcast_to(waveform, (2, waveform.shape[1]))
 
 
+def reflected(index: torch.Tensor, n_samples: int) -> torch.Tensor:
+    """Mirror indices that lie beyond the ends of a sound back into it, at the first and the last sample.
+
+    Parameters
+    ----------
+    index : torch.Tensor [shape=(n,), int64]
+    n_samples : int
+
+    Returns
+    -------
+    torch.Tensor [shape=(n,), int64, range [0, n_samples)]
+        However far the index lies outside: as ``numpy.pad(..., mode="reflect")``.
+    """
+    period = max(1, 2 * (n_samples - 1))
+    index = index.abs() % period
+    return torch.minimum(index, period - index)
+
+
 def resample(waveform: torch.Tensor, from_rate: int, to_rate: int, *, loop: bool = False) -> torch.Tensor:
     """Change the sample rate by cutting or widening the spectrum: exact below both Nyquist frequencies.
 
@@ -205,7 +224,8 @@ def resample(waveform: torch.Tensor, from_rate: int, to_rate: int, *, loop: bool
     from_rate, to_rate : int
         Only their ratio counts.
     loop : bool
-        Take the end and the beginning for neighbours; otherwise silence lies between them.
+        Take the end and the beginning for neighbours; otherwise the sound goes on mirrored beyond both ends, and
+        fades out there, so that an end that is cut off does not ring.
 
     Returns
     -------
@@ -217,9 +237,12 @@ def resample(waveform: torch.Tensor, from_rate: int, to_rate: int, *, loop: bool
     n_resampled = round(n_samples * to_rate / from_rate)
     if loop:
         return _resize_spectrum(waveform, n_resampled)
-    # A second of silence before, and one or more behind, keep the ends apart; whole seconds keep the ratio exact.
+    # A second before, and one or more behind, keep the ends apart; whole seconds keep the ratio exact.
     seconds = math.ceil(n_samples / from_rate) + 2
-    padded = torch.nn.functional.pad(waveform, (from_rate, (seconds - 1) * from_rate - n_samples))
+    time = torch.arange(-from_rate, (seconds - 1) * from_rate, device=waveform.device)
+    outside = (torch.clamp(-time, min=0) + torch.clamp(time - n_samples + 1, min=0)) / from_rate  # seconds
+    fading = (1 - outside).clamp(min=0)
+    padded = waveform[..., reflected(time, n_samples)] * fading
     return _resize_spectrum(padded, seconds * to_rate)[..., to_rate : to_rate + n_resampled]
 
 
@@ -237,21 +260,28 @@ def rms_dbfs(waveform: np.ndarray) -> float:
     return _decibels(math.sqrt(float(np.mean(np.square(waveform, dtype=np.float64)))))
 
 
-def set_level(waveform: np.ndarray) -> np.ndarray:
-    """Give a sound an RMS of -18 dBFS, or less where its peak would rise above -1 dBFS. Silence stays silence.
+def level_gain(waveform: np.ndarray, *, is_known: bool) -> tuple[float, float]:
+    """Gain that brings a reconstructed sound to its level, and the largest amplitude that it may have then.
 
     Parameters
     ----------
     waveform : np.ndarray [shape=(channels, samples), float32]
+    is_known : bool
+        Whether the sound comes at its own level, which is kept; but above -4.5 dBFS RMS no music is left unharmed by
+        full scale, so what is louder is turned down to that. Otherwise it gets -18 dBFS RMS. Silence stays silence.
 
     Returns
     -------
-    np.ndarray [shape=(channels, samples), float32, range [-1, 1]]
+    gain : float
+    ceiling : float
+        1 where the level is known, else -1 dBFS.
     """
+    ceiling = 1.0 if is_known else 10 ** (PEAK_DBFS / 20)
     if not waveform.any():
-        return waveform
-    gain_db = min(RMS_DBFS - rms_dbfs(waveform), PEAK_DBFS - peak_dbfs(waveform))
-    return (waveform * 10 ** (gain_db / 20)).astype(np.float32)
+        return 1.0, ceiling
+    level = rms_dbfs(waveform)
+    wanted = min(level, LOUDEST_DBFS) if is_known else RMS_DBFS
+    return 10 ** ((wanted - level) / 20), ceiling
 
 
 def _decibels(amplitude: float) -> float:

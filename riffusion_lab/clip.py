@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import os
 from dataclasses import replace
 from functools import cached_property
@@ -17,12 +18,14 @@ from PIL import Image
 from . import audio, join
 from .files import write_whole
 from .image import Picture, image_from_mel, mel_from_image, open_image, save_image
+from .limiter import limit
 from .params import SpectrogramParams
-from .phase import waveform_from_mel
+from .phase import lower_peaks, waveform_from_mel
 from .spectrogram import mel_from_waveform
 from .values import check_whole, warn
 
 LONG_S = 60  # longer sounds work, but slowly
+CEILING_MARGIN = 0.95  # peaks rise a little when the sample rate does
 
 
 class Clip:
@@ -36,6 +39,7 @@ class Clip:
 
     def __init__(self, params: SpectrogramParams, *, loop: bool, recipe: dict[str, Any] | None) -> None:
         self.params, self.loop, self._recipe = params, loop, _json_copy(recipe)
+        self._limited_db = 0.0
 
     @classmethod
     def from_audio(
@@ -154,10 +158,21 @@ class Clip:
         """Samples, a NumPy array [shape=(channels, samples), float32, range [-1, 1]]; read-only."""
         picture = self._picture
         mel = mel_from_image(picture.image, self.params, picture.maximum)
-        waveform = waveform_from_mel(mel, self.params, loop=self.loop).numpy()
-        if picture.maximum is None:
-            waveform = audio.set_level(waveform)
-        return _read_only(waveform / max(1.0, float(np.abs(waveform).max())))
+        waveform = waveform_from_mel(mel, self.params, loop=self.loop)
+        gain, ceiling = audio.level_gain(waveform.numpy(), is_known=picture.maximum is not None)
+        waveform = waveform * gain
+        peak = float(waveform.abs().max())
+        if peak > ceiling:
+            self._limited_db = 20 * math.log10(peak / ceiling)
+            lower = CEILING_MARGIN * ceiling
+            waveform = lower_peaks(waveform, mel * gain, self.params, ceiling=lower, loop=self.loop)
+        return _read_only(limit(waveform.numpy(), self.sample_rate, ceiling=ceiling, loop=self.loop))
+
+    @property
+    def limited_db(self) -> float:
+        """By how many decibels the highest peak was lowered, since the phases that were found raise peaks; mostly 0."""
+        _ = self.waveform
+        return self._limited_db
 
     @property
     def image(self) -> Image.Image:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .clip import Clip
 
 PLAYED_S = 60  # of a long sound: half a megabyte
+LIMITED_DB = 1  # by how much peaks must have been lowered for the caption to say so
 
 
 def clip_html(clip: Clip) -> str:
@@ -45,6 +46,8 @@ def caption(clip: Clip) -> str:
         f"peak {_decibels(audio.peak_dbfs(clip.waveform))}",
         f"RMS {_decibels(audio.rms_dbfs(clip.waveform))}",
     ]
+    if clip.limited_db > LIMITED_DB:
+        facts.append(f"peaks limited by {clip.limited_db:.0f} dB")
     if clip.title:
         facts.insert(0, f"“{clip.title}”")
     if clip.loop:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from .image import image_from_mel
+from .limiter import limit
 from .spectrogram import mel_from_waveform, n_columns
 from .values import check_number
 
@@ -58,7 +59,8 @@ def stitch(clips: Sequence[Clip], crossfade_s: float = CROSSFADE_S) -> Clip:
             sound = crossfade(tail, sound, n_fade)
         tail = _tail(clip, n_fade)
         parts.append(sound if clip.loop or len(parts) == len(clips) - 1 else sound[:, : sound.shape[1] - n_fade])
-    return _like(clips[0], np.concatenate(parts, axis=1), loop=is_loop)
+    whole = limit(np.concatenate(parts, axis=1), clips[0].sample_rate, loop=is_loop)  # peaks of both may meet
+    return _like(clips[0], whole, loop=is_loop)
 
 
 def crossfade(tail: np.ndarray, sound: np.ndarray, n_fade: int) -> np.ndarray:

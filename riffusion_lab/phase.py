@@ -5,22 +5,25 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 import torchaudio
 from torch import Tensor
 
-from .audio import resample
+from .audio import reflected, resample
 from .params import SpectrogramParams
 from .spectrogram import mel_filterbank, mel_from_waveform, mel_options
 from .values import check_whole
 
 N_ITER = {"fast": 10, "best": 48, "riffusion": 32}
+OPEN_ITER = 4  # more iterations where the sound is no loop: at first its ends are free
 COARSE = ((4, 24), (2, 10))  # before these, on every 4th and every 2nd column: (columns, iterations)
+BEYOND = 8  # columns that an open picture is mirrored by while its ends are free: more than half a window
 MOMENTUM = 0.99  # of fast Griffin-Lim; Perraudin, Balazs, Søndergaard (2013)
 FADE = 2  # columns over which a stream's new part takes over from what is known
 PART = 256  # columns that are worked on at once: longer sounds take no more memory
+CEILING_ITER = 40  # iterations that bring peaks under a ceiling
 HEADROOM = 2.1  # sample rate / highest frequency in the picture
 SEED, QUIET = 0, 1e-6  # of the noise to begin with: nothing of it is left in the momentum
 
@@ -36,12 +39,14 @@ def waveform_from_mel(
         A batch of clips goes as so many channels. The work is done where the tensor lies, on a CPU or a GPU.
     params : SpectrogramParams
     loop : bool
-        Let the frames wrap around, so that the end runs into the beginning without a seam.
+        Let the frames wrap around, so that the end runs into the beginning without a seam. Otherwise the sound is
+        taken to go on mirrored beyond both ends, as Riffusion's analysis has it; see `mel_from_waveform`.
     method : {"fast", "best", "riffusion"}
         "best" differs from "fast" by its iterations only. "riffusion" is the original: torchaudio's InverseMelScale,
         then GriffinLim; it knows no loops.
     n_iter : int, optional
-        Iterations over all columns; default 10, 48, or the original's 32. More are closer to the picture, and slower.
+        Iterations over all columns; default 10 (14 without `loop`), 48, or the original's 32. More are closer to the
+        picture, and slower.
 
     Returns
     -------
@@ -57,7 +62,9 @@ def waveform_from_mel(
     """
     if method not in N_ITER:
         raise ValueError(f"method {method!r} is unknown: give one of {', '.join(map(repr, N_ITER))}")
-    n_iter = check_whole("n_iter", N_ITER[method] if n_iter is None else n_iter, 1, math.inf)
+    if n_iter is None:
+        n_iter = N_ITER[method] + (OPEN_ITER if method == "fast" and not loop else 0)
+    n_iter = check_whole("n_iter", n_iter, 1, math.inf)
     if method != "riffusion":
         none = mel.new_zeros(0)
         waveforms = [_griffin_lim(channel, params, n_iter, loop=loop, known=none) for channel in mel.float()]
@@ -65,6 +72,55 @@ def waveform_from_mel(
     if loop:
         raise ValueError("method 'riffusion' knows no loops: take method='fast', or loop=False")
     return _riffusion(mel.float(), params, n_iter)
+
+
+def lower_peaks(
+    waveform: Tensor, mel: Tensor, params: SpectrogramParams, *, ceiling: float, loop: bool = False
+) -> Tensor:
+    """Find other phases for a waveform, whose peaks are lower.
+
+    Phases that are found anew line up now and then where those of the original did not: a mastered song, whose peaks
+    were pressed down to 6 dB above its RMS, comes back with 12 dB. Here Griffin-Lim goes on from the waveform with one
+    more constraint: after each iteration all samples are clipped at the ceiling. What the picture says of the level is
+    kept, which a limiter alone would take away from the loud places.
+
+    Parameters
+    ----------
+    waveform : Tensor [shape=(channels, n_samples), float32]
+        From `waveform_from_mel`.
+    mel : Tensor [shape=(channels, num_frequencies, n_columns), non-negative, float32]
+        Amplitudes that it was found for, at its level.
+    params : SpectrogramParams
+    ceiling : float
+        The largest amplitude wanted. A few peaks may still stand out, by some tenths: see `limiter.limit`.
+    loop : bool
+
+    Returns
+    -------
+    Tensor [like waveform]
+
+    Taught in: 02
+    """
+    hop = _working_hop(params)
+    window = torch.hann_window(params.win_length * hop // params.hop_length, device=mel.device)
+    filters, shares = (part.to(mel.device) for part in _filters(params, hop))
+    n_columns = mel.shape[-1]
+    if loop:
+        frames = _Frames(window, hop, n_columns, loop=True)
+    else:
+        mel = torch.cat([mel, mel[..., -1:]], dim=-1)  # as in `_mirror_ends`
+        frames = _Frames(window, hop, n_columns + 1, n_samples=hop * n_columns)
+
+    def clip(sound: Tensor, _: int) -> None:
+        sound.clamp_(-ceiling, ceiling)
+
+    found = resample(waveform, params.hop_length, hop, loop=loop)
+    options = {"filters": filters, "shares": shares}
+    lowered = [
+        _iterate(channel, frames, CEILING_ITER, sound.clone(), clip, **options)
+        for channel, sound in zip(mel.float(), found, strict=True)
+    ]
+    return resample(torch.stack(lowered), hop, params.hop_length, loop=loop)
 
 
 class PhaseStream:
@@ -88,7 +144,7 @@ class PhaseStream:
     """
 
     def __init__(self, params: SpectrogramParams, method: str = "fast") -> None:
-        self.params, self.n_iter = params, N_ITER[method]
+        self.params, self.n_iter = params, N_ITER[method] + (OPEN_ITER if method == "fast" else 0)
         self.half = math.ceil(params.win_length / params.hop_length / 2)  # of a window, in columns
         # the last columns, their sound but for half a window, and what of it was not given yet
         self.mel = self.known = self.rest = None
@@ -143,24 +199,29 @@ def spectral_convergence(waveform: Tensor, mel: Tensor, params: SpectrogramParam
 
 
 class _Frames:
-    """Windowed FFTs of a waveform and back, some columns at a time; frames may wrap around its ends."""
+    """Windowed FFTs of a waveform and back, some columns at a time.
 
-    def __init__(self, window: Tensor, hop: int, n_columns: int, *, loop: bool) -> None:
-        self.hop, self.loop, self.n_samples, self.n_fft = hop, loop, hop * n_columns, 2 * len(window)
+    Frame k is centred on sample k * hop, so the first and the last ones reach beyond the ends of the waveform. There
+    they see its other end (a loop), or its mirror image.
+    """
+
+    def __init__(
+        self, window: Tensor, hop: int, n_columns: int, *, loop: bool = False, n_samples: int | None = None
+    ) -> None:
+        self.hop, self.n_columns, self.n_fft = hop, n_columns, 2 * len(window)
+        self.n_samples = hop * n_columns if n_samples is None else n_samples
         self.n_hops = math.ceil(len(window) / hop)  # that one frame reaches across
         padding = self.n_hops * hop - len(window)
         self.window = torch.nn.functional.pad(window, (padding // 2, padding - padding // 2))
-        # Frame k is centred on sample k * hop, so frames stand out at both ends.
-        self.index = torch.arange(self.n_samples + len(self.window), device=window.device) - len(self.window) // 2
-        self.inside = (self.index >= 0) & (self.index < self.n_samples)
-        self.index %= self.n_samples
+        reach = torch.arange(hop * n_columns + len(self.window), device=window.device) - len(self.window) // 2
+        self.index = reach % self.n_samples if loop else reflected(reach, self.n_samples)
         self.parts = [slice(i, min(i + PART, n_columns)) for i in range(0, n_columns, PART)]
         self.overlap = self._overlap_add(lambda part: self.window.expand(part.stop - part.start, -1))
 
     def spectra(self, waveform: Tensor, part: slice, n_bins: int) -> Tensor:
         """Spectra of a part of the columns, shape (columns, n_bins)."""
         reach = slice(part.start * self.hop, part.stop * self.hop + len(self.window) - self.hop)
-        samples = waveform[self.index[reach]] * (self.inside[reach] | self.loop)
+        samples = waveform[self.index[reach]]
         return torch.fft.rfft(samples.unfold(0, len(self.window), self.hop) * self.window, n=self.n_fft)[:, :n_bins]
 
     def waveform(self, spectra: Callable[[slice], Tensor]) -> Tensor:
@@ -168,14 +229,12 @@ class _Frames:
         return self._overlap_add(lambda part: torch.fft.irfft(spectra(part), n=self.n_fft)) / self.overlap
 
     def _overlap_add(self, frames: Callable[[slice], Tensor]) -> Tensor:
-        sums = self.window.new_zeros(self.n_samples // self.hop + self.n_hops, self.hop)
+        sums = self.window.new_zeros(self.n_columns + self.n_hops, self.hop)
         for part in self.parts:
             windowed = frames(part)[:, : len(self.window)] * self.window
             for i, hops in enumerate(windowed.unflatten(1, (self.n_hops, self.hop)).unbind(1)):
                 sums[part.start + i : part.stop + i] += hops
-        if self.loop:
-            return sums.new_zeros(self.n_samples).index_add_(0, self.index, sums.reshape(-1))
-        return sums.reshape(-1)[self.inside]
+        return sums.new_zeros(self.n_samples).index_add_(0, self.index, sums.reshape(-1))
 
 
 @lru_cache(maxsize=4)
@@ -209,31 +268,91 @@ def _griffin_lim(mel: Tensor, params: SpectrogramParams, n_iter: int, *, loop: b
     """Griffin-Lim at a sample rate just high enough, on one channel; first on some of the columns.
 
     A sound that fits every fourth column nearly fits the others too, for a fourth of the cost. What is `known` of the
-    beginning of the sound stays.
+    beginning of an open sound stays.
     """
-    hop, n_columns = _working_hop(params), mel.shape[1]
+    hop = _working_hop(params)
     window = torch.hann_window(params.win_length * hop // params.hop_length, device=mel.device)
-    filters = [part.to(mel.device) for part in _filters(params, hop)]
-    weight = (torch.arange(len(known), 0, -1, device=mel.device) / (FADE * hop)).clamp(max=1)
-    waveform = QUIET * torch.randn(hop * n_columns, generator=torch.Generator().manual_seed(SEED)).to(mel.device)
+    filters, shares = (part.to(mel.device) for part in _filters(params, hop))
+    iterate = partial(_iterate, filters=filters, shares=shares)
+    if loop:
+        return _close_loop(mel, window, hop, n_iter, iterate)
+    return _mirror_ends(mel, window, hop, n_iter, iterate, known)
+
+
+def _close_loop(mel: Tensor, window: Tensor, hop: int, n_iter: int, iterate: Callable[..., Tensor]) -> Tensor:
+    """Find a loop: its frames wrap around."""
+    n_columns = mel.shape[1]
+    waveform = _first_noise(hop * n_columns, mel.device)
     for step, n_steps in (*COARSE, (1, n_iter)):
-        step = 1 if loop and n_columns % step else step  # else the loop would not close
-        some = mel[:, ::step]
-        frames = _Frames(window, step * hop, some.shape[1], loop=loop)
-        waveform = _iterate(some, frames, filters, n_steps, waveform, [known, weight])[: n_columns * hop]
+        step = 1 if n_columns % step else step  # else the loop would not close
+        frames = _Frames(window, step * hop, n_columns // step, loop=True)
+        waveform = iterate(mel[:, ::step], frames, n_steps, waveform)
     return waveform
 
 
-def _iterate(
-    mel: Tensor, frames: _Frames, filters: list[Tensor], n_iter: int, waveform: Tensor, keep: list[Tensor]
+def _mirror_ends(
+    mel: Tensor, window: Tensor, hop: int, n_iter: int, iterate: Callable[..., Tensor], known: Tensor
 ) -> Tensor:
-    """Griffin-Lim with momentum.
+    """Find an open sound, whose frames see it mirrored at both ends.
+
+    At a mirror every frequency has phase 0 or π, and iterations cannot turn one into the other: they would keep what
+    the noise began with. So the picture is mirrored first, beyond its ends, and the sound is free there. Then it is
+    drawn towards its mirror image step by step, and in the last iterations, on all columns, it is the mirror image.
+    """
+    n_columns = mel.shape[1]
+    n_samples = hop * n_columns
+    mel = torch.cat([mel, mel[:, -1:]], dim=1)  # with a column at the very end, which no picture has
+    columns = torch.arange(-BEYOND, n_columns + BEYOND, device=mel.device)
+    wider = mel[:, reflected(columns, n_columns + 1)]
+    start = BEYOND * hop
+    wider_samples = torch.arange(-start, n_samples + start, device=mel.device)
+    mirror = reflected(wider_samples, n_samples + 1)
+    n_alike = mel.new_zeros(n_samples + 1).index_add_(0, mirror, torch.ones_like(mirror, dtype=mel.dtype))
+    weight = (torch.arange(len(known), 0, -1, device=mel.device) / (FADE * hop)).clamp(max=1)
+
+    def keep_known(waveform: Tensor, first: int = 0) -> None:
+        waveform[first : first + len(known)].lerp_(known, weight)
+
+    def constrain(waveform: Tensor, share: float) -> None:
+        if share > 0:
+            inside = waveform[: len(mirror)]
+            mean = mel.new_zeros(n_samples + 1).index_add_(0, mirror, inside) / n_alike
+            inside.lerp_(mean[mirror], share)
+        keep_known(waveform, start)
+
+    waveform = _first_noise(len(mirror), mel.device)
+    (coarse, n_free), (fine, n_drawn) = COARSE
+    for step, n_steps, is_free in ((coarse, n_free, True), (fine, n_drawn, False)):
+        some = wider[:, ::step]
+        frames = _Frames(window, step * hop, some.shape[1])
+        shares = [0.0 if is_free else max(0.0, 2 * i / (n_steps - 1) - 1) for i in range(n_steps)]
+        waveform = iterate(some, frames, n_steps, waveform, lambda w, i, s=shares: constrain(w, s[i]))
+        waveform = waveform[: len(mirror)]
+    frames = _Frames(window, hop, n_columns + 1, n_samples=n_samples)
+    return iterate(mel, frames, n_iter, waveform[start : start + n_samples], lambda w, _: keep_known(w))
+
+
+def _first_noise(n_samples: int, device: torch.device) -> Tensor:
+    """Draw what the iterations begin with; always the same."""
+    return QUIET * torch.randn(n_samples, generator=torch.Generator().manual_seed(SEED)).to(device)
+
+
+def _iterate(
+    mel: Tensor,
+    frames: _Frames,
+    n_iter: int,
+    waveform: Tensor,
+    constrain: Callable[[Tensor, int], None] | None = None,
+    *,
+    filters: Tensor,
+    shares: Tensor,
+) -> Tensor:
+    """Griffin-Lim with momentum; `constrain` changes the waveform in place after each iteration.
 
     Amplitudes are not fixed: in each iteration they are made louder by how much too quiet they are under the filters,
     as in Richardson (1972), https://doi.org/10.1364/JOSA.62.000055. That leaves the phase more room than one guess of
     the spectrum, and gets quiet places as right as loud ones, as a picture wants it.
     """
-    (filters, shares), (known, weight) = filters, keep
 
     def corrected(part: slice) -> Tensor:  # (columns, n_bins)
         spectra = frames.spectra(ahead, part, len(shares))
@@ -243,11 +362,13 @@ def _iterate(
         return spectra * torch.sparse.mm(shares, mel[:, part] / heard).T
 
     waveform = previous = torch.nn.functional.pad(waveform, (0, frames.n_samples - len(waveform)))
-    waveform[: len(known)].lerp_(known, weight)
-    for _ in range(n_iter):
+    if constrain:
+        constrain(waveform, 0)
+    for iteration in range(n_iter):
         ahead = previous.lerp(waveform, 1 + MOMENTUM)
         waveform, previous = frames.waveform(corrected), waveform
-        waveform[: len(known)].lerp_(known, weight)
+        if constrain:
+            constrain(waveform, iteration)
     return waveform
 
 

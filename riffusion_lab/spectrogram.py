@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torchaudio
 
+from .audio import reflected
 from .params import SpectrogramParams
 
 BLOCK = 2_048  # columns analysed at once
@@ -44,7 +45,8 @@ def mel_from_waveform(waveform: torch.Tensor, params: SpectrogramParams, *, loop
     params : SpectrogramParams
     loop : bool
         Analyse the sound as a loop: the window that reaches past one end sees the other end.
-        Otherwise silence lies beyond both ends.
+        Otherwise the sound goes on mirrored beyond both ends, as in Riffusion's own analysis (torchaudio's
+        ``Spectrogram(center=True, pad_mode="reflect")``, whose last column, centred on the end, is left out here).
 
     Returns
     -------
@@ -59,11 +61,8 @@ def mel_from_waveform(waveform: torch.Tensor, params: SpectrogramParams, *, loop
     waveform = torch.nn.functional.pad(waveform, (0, n_samples - waveform.shape[-1]))
     # A window reaches win_length / 2 to either side; torch.stft centres it inside n_fft.
     half = n_fft // 2
-    if loop:
-        index = torch.arange(-half, n_samples + half, device=waveform.device) % n_samples
-        waveform = waveform[..., index]
-    else:
-        waveform = torch.nn.functional.pad(waveform, (half, half))
+    reach = torch.arange(-half, n_samples + half, device=waveform.device)
+    waveform = waveform[..., reach % n_samples if loop else reflected(reach, n_samples)]
     window = torch.hann_window(params.win_length, device=waveform.device)
     shape = waveform.shape[:-1]
     waveform = waveform.reshape(-1, waveform.shape[-1])

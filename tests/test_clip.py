@@ -13,11 +13,12 @@ import soundfile
 import torch
 from PIL import Image
 
-from conftest import RATE, drum_loop, tone
+from conftest import RATE, drum_loop, mastered, tone
 from riffusion_lab import Clip, SpectrogramParams, audio
+from riffusion_lab.display import caption
 from riffusion_lab.image import image_from_mel, mel_from_image
 from riffusion_lab.params import PRESETS
-from riffusion_lab.phase import spectral_convergence
+from riffusion_lab.phase import spectral_convergence, waveform_from_mel
 from riffusion_lab.spectrogram import mel_from_waveform
 
 RECIPE = {"prompt": 'a <b>loud</b> "drum" & bass', "seed": 7}
@@ -70,6 +71,28 @@ def test_a_quiet_clip_stays_quiet(music):
     again = Clip.from_image(picture, maximum=quiet.maximum)
     assert abs(audio.rms_dbfs(again.waveform) - audio.rms_dbfs(quiet.waveform)) < 1
     assert audio.rms_dbfs(Clip.from_image(picture).waveform) == pytest.approx(-18, abs=0.1)  # no level known
+
+
+def test_a_mastered_song_keeps_its_level_through_a_png(tmp_path, music):
+    """Its peaks were pressed to 6.5 dB above its RMS; new phases raise them to 12, and it was turned down by 6."""
+    song = Clip.from_audio(mastered(music, 6.5), RATE)
+    song.save(tmp_path / "song.png")
+    again = Clip.from_image(tmp_path / "song.png")
+    assert abs(audio.rms_dbfs(again.waveform) - audio.rms_dbfs(song.waveform)) < 1
+    assert np.abs(again.waveform).max() <= 1
+    assert again.limited_db > 3
+    assert f"peaks limited by {again.limited_db:.0f} dB" in caption(again)
+    mel = mel_from_image(song.image, song.params, song.maximum)
+    before_limiting = spectral_convergence(waveform_from_mel(mel, song.params), mel, song.params)
+    assert spectral_convergence(torch.tensor(again.waveform), mel, song.params) < 1.2 * before_limiting
+
+
+def test_a_sound_that_needs_no_limiter_is_unchanged_to_the_bit(clip, reopened):
+    mel = mel_from_image(clip.image, clip.params, clip.maximum)
+    plain = waveform_from_mel(mel, clip.params, loop=True).numpy()
+    np.testing.assert_array_equal(reopened.waveform, plain)
+    assert reopened.limited_db == clip.limited_db == 0
+    assert "limited" not in caption(reopened)
 
 
 def test_a_clip_does_not_change(clip):

@@ -3,9 +3,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import torchaudio
 
 from conftest import chirp, tone
 from riffusion_lab import spectrogram
+from riffusion_lab.audio import reflected
 from riffusion_lab.params import SpectrogramParams
 from riffusion_lab.spectrogram import mel_filterbank, mel_from_waveform, n_columns
 
@@ -50,14 +52,33 @@ def test_amplitude_is_that_of_the_windowed_tone():
     assert mel.max() == pytest.approx(expected.max(), rel=1e-3)  # float32
 
 
-def test_silence_lies_beyond_the_ends_unless_it_is_a_loop():
+def test_a_steady_loop_has_the_same_columns_everywhere():
     sound = torch.tensor(tone(400 / 5.12 * 2, 441 * 512))[None]  # whole cycles: a loop
-    padded, circular = mel_from_waveform(sound, PARAMS), mel_from_waveform(sound, PARAMS, loop=True)
+    circular = mel_from_waveform(sound, PARAMS, loop=True)
     inside = circular[..., 256:257]
-    # a looped steady tone has the same columns everywhere; float32 noise lies 1e-6 below the peak
+    # float32 noise lies 1e-6 below the peak
     torch.testing.assert_close(circular, inside.expand_as(circular), atol=1e-3 * float(inside.max()), rtol=0)
-    assert padded[..., 0].max() < 0.6 * inside.max()  # half of its window sees silence
-    torch.testing.assert_close(padded[..., 5:-5], circular[..., 5:-5])
+    torch.testing.assert_close(mel_from_waveform(sound, PARAMS)[..., 5:-5], circular[..., 5:-5])
+
+
+@pytest.mark.parametrize("n_columns", [64, 300])
+def test_an_open_sound_is_analysed_as_riffusion_does(n_columns):
+    sound = torch.tensor(chirp(300, 3_000, 441 * n_columns))[None]
+    spectrogram = torchaudio.transforms.Spectrogram(17_640, 4_410, 441, power=None, center=True, pad_mode="reflect")
+    mel_scale = torchaudio.transforms.MelScale(512, 44_100, 0, 10_000, 8_821, norm=None, mel_scale="htk")
+    original = mel_scale(spectrogram(sound).abs())
+    assert original.shape[-1] == n_columns + 1  # the last one is centred on the end
+    ours = mel_from_waveform(sound, PARAMS)
+    torch.testing.assert_close(ours, original[..., :-1], atol=1e-4 * float(original.max()), rtol=1e-4)  # float32
+
+
+@pytest.mark.parametrize("n_samples", [1, 2, 441, 2_000])
+def test_a_sound_shorter_than_a_window_is_mirrored_again_and_again(n_samples):
+    sound = torch.tensor(chirp(300, 3_000, n_samples))[None]
+    index = reflected(torch.arange(-8_820, n_samples + 8_820), n_samples)
+    expected = np.pad(sound.numpy(), ((0, 0), (8_820, 8_820)), mode="reflect")
+    np.testing.assert_array_equal(sound[:, index].numpy(), expected)
+    assert torch.isfinite(mel_from_waveform(sound, PARAMS)).all()
 
 
 def test_a_rolled_loop_has_rolled_columns(music):

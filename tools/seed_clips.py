@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from riffusion_lab import Clip
-from riffusion_lab.audio import set_level
+from riffusion_lab.audio import level_gain
+from riffusion_lab.limiter import limit
 from riffusion_lab.params import PARAMS
 from riffusion_lab.seeds import SEEDS
 from riffusion_lab.training.composer import CLOSED_HAT, KICK, OPEN_HAT, SNARE, Composer, Piece
@@ -50,7 +51,9 @@ def main() -> None:
         piece = composer.begin(N_BEATS, METRE, MINOR)
         composer.tonic, composer.chords = A, CHORDS
         play(name, composer, piece)
-        sound = set_level(renderer.render(piece)[None])
+        sound = renderer.render(piece)[None]
+        gain, ceiling = level_gain(sound, is_known=False)
+        sound = limit(gain * sound, PARAMS.sample_rate, ceiling=ceiling, loop=True)
         Clip.from_audio(sound, PARAMS.sample_rate, loop=True).save(FOLDER / f"{name}.ogg")
 
 
