@@ -1,0 +1,399 @@
+"""Reading and writing sound files: by libsndfile, or by ffmpeg where it is installed and libsndfile cannot."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+import numpy as np
+import soundfile
+import torch
+
+from . import containers, mp3
+from .files import as_binary_file, existing_file, name_of
+from .resampling import resample
+from .values import warn
+
+FORMATS = {".wav": "WAV", ".flac": "FLAC", ".ogg": "OGG", ".mp3": "MP3", ".aiff": "AIFF", ".caf": "CAF"}
+BLOCK = 65_536  # samples; libsndfile overflows its stack on long Ogg Vorbis writes
+READ_BLOCK = 1_048_576  # samples
+BUFFER = 262_144  # bytes
+MOST_NUMBERS = 2**30  # samples of all channels together: 4 GiB, 3.4 hours of stereo
+FFMPEG_LIMIT_S = 300
+DURATION_TOLERANCE = 0.02  # of what a header says, and half a second more: some headers are rounded
+
+Torn = Literal["error", "keep"]
+
+
+class _NotRead(Exception):
+    """libsndfile would read a part of this file only, and take it for the whole."""
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    waveform: np.ndarray  # [shape=(channels, samples), float32]
+    sample_rate: int
+    missing: str | None  # what the file lacks
+    is_certain: bool = True  # whether ffmpeg could not know it better
+
+
+def read_audio(source: str | os.PathLike[str] | bytes | BinaryIO, *, torn: Torn = "error") -> tuple[np.ndarray, int]:
+    """Read a sound file: WAV, FLAC, Ogg, MP3, AIFF; anything else that ffmpeg knows, where it is installed.
+
+    What a file is, is told by what it holds, not by its name.
+
+    Parameters
+    ----------
+    source : path, bytes or binary file
+        A file, what a file holds, or an open file, read from its position on.
+    torn : {"error", "keep"}
+        Whether a file whose end is missing is an error, or what is left of it is read, with a warning.
+
+    Returns
+    -------
+    waveform : np.ndarray [shape=(channels, samples), float32]
+    sample_rate : int
+        Hz
+
+    Raises
+    ------
+    OSError
+        If the file is missing, empty, torn, or no sound.
+    """
+    if torn not in ("error", "keep"):
+        raise ValueError(f"torn is {torn!r}: give 'error', or 'keep' to read what is left of a torn file")
+    name = name_of(source, "the sound file")
+    with _opened(source) as file:
+        decoded = _decode(file, name)
+    if decoded.missing and torn == "error":
+        raise OSError(f"{name} is torn ({decoded.missing}): give a whole file, or torn='keep' for what is left")
+    if decoded.waveform.shape[1] == 0:
+        raise OSError(f"{name} holds no samples: give a file with a sound in it")
+    if decoded.missing:
+        seconds = decoded.waveform.shape[1] / decoded.sample_rate
+        warn(f"{name} is torn ({decoded.missing}): {seconds:.2f} s are left")
+    return decoded.waveform, decoded.sample_rate
+
+
+class _Unnamed(io.BufferedReader):
+    """A file without a name: soundfile takes one called .raw for bare samples, and libsndfile one called .vox."""
+
+    name = None
+
+
+@contextmanager
+def _opened(source: str | os.PathLike[str] | bytes | BinaryIO) -> Iterator[BinaryIO]:
+    if not isinstance(source, (str, os.PathLike)):
+        yield as_binary_file(source, "a sound")
+        return
+    with _Unnamed(io.FileIO(existing_file(source, "a sound")), BUFFER) as file:
+        yield file
+
+
+def _decode(file: BinaryIO, name: str) -> _Decoded:
+    has_ffmpeg = bool(shutil.which("ffmpeg"))
+    try:
+        decoded = _decode_with_soundfile(file)
+    except (soundfile.LibsndfileError, _NotRead) as error:
+        if not has_ffmpeg:
+            advice = "give a whole WAV, FLAC, Ogg or MP3 file, or install ffmpeg for others"
+            raise OSError(f"{name} is torn or no known sound ({_reason(error)}): {advice}") from error
+        return _decode_with_ffmpeg(file, name)
+    if decoded.is_certain or not has_ffmpeg:
+        return decoded
+    try:
+        again = _decode_with_ffmpeg(file, name)
+    except OSError:
+        return decoded  # with what it lacks
+    is_better = again.missing is None or again.waveform.shape[1] > decoded.waveform.shape[1]
+    return again if is_better else decoded
+
+
+def _reason(error: Exception) -> str:
+    """What libsndfile says, without the address of the file object."""
+    return getattr(error, "error_string", str(error)).rstrip(". ")
+
+
+def _decode_with_soundfile(file: BinaryIO) -> _Decoded:
+    missing = containers.missing_part(file)
+    if file.read(4) == b"OggS" and containers.ogg_streams(file).is_chained:
+        raise _NotRead("several sounds in one Ogg file")
+    file.seek(0)
+    with soundfile.SoundFile(file) as sound:
+        if sound.format != "MP3":
+            decoded = _read_blocks(sound)
+            if missing:
+                return _Decoded(decoded.waveform, decoded.sample_rate, missing)
+            if decoded.waveform.shape[1] == 0:
+                raise _NotRead("no samples")
+            return decoded
+    file.seek(0)
+    return _decode_mp3(file.read())
+
+
+def _decode_mp3(data: bytes) -> _Decoded:
+    """Read an MP3 whole: libsndfile believes its index, and guesses from the first frame where there is none."""
+    frames = mp3.read_frames(data)
+    if frames is not None and not frames.is_uniform:
+        raise _NotRead("its sample rate or its number of channels changes")
+    with soundfile.SoundFile(io.BytesIO(data)) as sound:
+        # Behind an index, what the encoder put before and after the sound is cut away: up to three frames.
+        least = 0 if frames is None else frames.n_samples
+        if frames is not None and frames.n_declared == frames.n_frames:
+            least -= 3 * frames.first.n_samples
+        if frames is None or sound.frames >= least:
+            decoded = _read_blocks(sound)
+            return _Decoded(decoded.waveform, decoded.sample_rate, frames.missing if frames else None)
+    if frames.first.kind[1] != 3:
+        raise _NotRead("its length is not known")  # only layer III has an index
+    with soundfile.SoundFile(io.BytesIO(mp3.with_index(data, frames))) as sound:
+        decoded = _read_blocks(sound)
+    return _Decoded(decoded.waveform, decoded.sample_rate, frames.missing)
+
+
+def _read_blocks(sound: soundfile.SoundFile) -> _Decoded:
+    """Read block by block to the end, whatever the header says of the length."""
+    blocks: list[np.ndarray] = []
+    n_samples, missing = 0, None
+    while True:
+        try:
+            block = sound.read(READ_BLOCK, dtype="float32", always_2d=True)
+        except soundfile.LibsndfileError as error:
+            if not blocks:
+                raise
+            missing = _reason(error)
+            break
+        if not len(block):
+            break
+        blocks.append(block)
+        n_samples += len(block)
+        _check_size(n_samples * sound.channels)
+    if len(blocks) == 1:
+        samples = blocks[0]
+    else:
+        samples = np.concatenate(blocks) if blocks else np.zeros((0, sound.channels), np.float32)
+    if missing is None and n_samples < sound.frames < containers.LARGEST:
+        missing = f"{n_samples:,} of {sound.frames:,} samples"
+    return _Decoded(samples.T, sound.samplerate, missing, is_certain=missing is None)
+
+
+def _check_size(n_numbers: int) -> None:
+    if n_numbers > MOST_NUMBERS:
+        raise OSError(f"a sound of more than {MOST_NUMBERS:,} samples (all channels): cut it into parts first")
+
+
+def _decode_with_ffmpeg(file: BinaryIO, name: str) -> _Decoded:
+    """Read a sound with ffmpeg, by what it holds: its name, and with it everything beside it, stays unknown."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "sound"
+        _lay_down(file, copy)
+        sound, messages, is_whole = _run_ffmpeg(copy)
+    errors = re.findall(r"^(?:\[[^\]\n]* @ \w+\] )?\[(?:error|fatal|panic)\] (.*)$", messages, re.MULTILINE)
+    reasons = [line.replace(f"file:{copy}", "the file") for line in errors]
+    header, samples = sound[:24], sound[24:]  # an AU file: six numbers, then ffmpeg's name
+    if len(header) < 24 or len(sound) <= (start := int.from_bytes(header[4:8], "big")):
+        reason = reasons[-1] if reasons else "no sound in it"
+        raise OSError(f"{name} is torn or no known sound ({reason}): give another")
+    sample_rate, n_channels = int.from_bytes(header[16:20], "big"), int.from_bytes(header[20:24], "big")
+    numbers = np.frombuffer(samples, ">f4", offset=start - 24)
+    n_samples = len(numbers) // n_channels
+    waveform = numbers[: n_samples * n_channels].astype(np.float32).reshape(n_samples, n_channels).T
+    missing = reasons[-1] if reasons else _missing_time(messages, n_samples / sample_rate)
+    if missing is None and not is_whole:
+        missing = "ffmpeg gave up"
+    return _Decoded(waveform, sample_rate, missing)
+
+
+def _lay_down(file: BinaryIO, copy: Path) -> None:
+    """Put a file where ffmpeg finds it, by a link where that is possible."""
+    if isinstance(file, _Unnamed):
+        try:
+            copy.symlink_to(Path(file.raw.name).resolve())
+            return
+        except OSError:
+            pass  # Windows asks for a privilege
+    file.seek(0)
+    with copy.open("wb") as target:
+        shutil.copyfileobj(file, target, BUFFER)
+
+
+def _run_ffmpeg(path: Path) -> tuple[bytes, str, bool]:
+    """Give ffmpeg's output, an AU file of 32-bit floats, its messages, and whether it ended well."""
+    command = ["ffmpeg", "-nostdin", "-hide_banner", "-nostats", "-loglevel", "level+info"]
+    command += ["-protocol_whitelist", "file,pipe", "-i", f"file:{path}"]
+    command += ["-vn", "-sn", "-dn", "-f", "au", "-c:a", "pcm_f32be", "-"]
+    sound = bytearray()
+    with tempfile.TemporaryFile() as messages:
+        run = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=messages)
+        is_late = threading.Event()
+        timer = threading.Timer(FFMPEG_LIMIT_S, lambda: (is_late.set(), run.kill()))
+        timer.start()
+        try:
+            while block := run.stdout.read(BUFFER):
+                sound += block
+                _check_size(len(sound) // 4)
+        finally:
+            timer.cancel()
+            run.kill()
+            run.stdout.close()
+            run.wait()
+        messages.seek(0)
+        said = messages.read().decode(errors="replace")
+    if is_late.is_set():
+        raise OSError(f"ffmpeg took more than {FFMPEG_LIMIT_S} s to read the sound: give a shorter one, or a WAV file")
+    return bytes(sound), said, run.returncode == 0
+
+
+def _missing_time(messages: str, duration_s: float) -> str | None:
+    """What a sound lacks by its header. A film may be longer than its sound; an estimated duration may be wrong."""
+    is_film = any("Video:" in line and "(attached pic)" not in line for line in messages.splitlines())
+    if is_film or "Estimating duration" in messages:
+        return None
+    found = re.search(r"Duration: (\d+):(\d\d):(\d\d\.\d+)", messages)
+    if not found:
+        return None
+    hours, minutes, seconds = (float(number) for number in found.groups())
+    declared_s = 3600 * hours + 60 * minutes + seconds
+    if duration_s >= declared_s * (1 - DURATION_TOLERANCE) - 0.5:
+        return None
+    return f"{duration_s:.2f} of {declared_s:.2f} s"
+
+
+def encode_audio(
+    waveform: np.ndarray, sample_rate: int, file_format: str, *, title: str = "", comment: str = ""
+) -> bytes:
+    """Bytes of a sound file. WAV, FLAC and MP3 come out the same at every call.
+
+    Parameters
+    ----------
+    waveform : np.ndarray [shape=(channels, samples), float32, range [-1, 1]]
+    sample_rate : int
+        Hz; MP3 has nine of them, see `rate_for_mp3`.
+    file_format : str
+        One of the values of `FORMATS`.
+    title, comment : str
+        Stored in the file.
+
+    Raises
+    ------
+    ValueError
+        If the format has no such sample rate or number of channels.
+    """
+    file = io.BytesIO()
+    try:
+        with soundfile.SoundFile(file, "w", sample_rate, len(waveform), format=file_format) as sound:
+            if title and file_format != "MP3":
+                sound.title = title
+            if comment and file_format != "MP3":
+                sound.comment = comment
+            for start in range(0, waveform.shape[1], BLOCK):
+                sound.write(waveform[:, start : start + BLOCK].T)
+    except soundfile.LibsndfileError as error:
+        kind = f"{len(waveform)} channel(s) at {sample_rate} Hz"
+        raise ValueError(f"{file_format} cannot hold {kind} ({_reason(error)}): give another format or rate") from error
+    if file_format == "MP3":
+        return id3_tag(title, comment) + file.getvalue()
+    return file.getvalue()
+
+
+def id3_tag(title: str, comment: str) -> bytes:
+    """An ID3v2.3 tag with both texts as UTF-16, as any player reads them; nothing if both are empty.
+
+    libsndfile writes its bytes of UTF-8 into a field that is Latin-1.
+    """
+    frames = b""
+    if title:
+        frames += _id3_frame(b"TIT2", b"\x01" + _utf_16(title))
+    if comment:
+        frames += _id3_frame(b"COMM", b"\x01eng" + _utf_16("") + b"\0\0" + _utf_16(comment))
+    if not frames:
+        return b""
+    size = len(frames)
+    return b"ID3\x03\x00\x00" + bytes(size >> shift & 0x7F for shift in (21, 14, 7, 0)) + frames
+
+
+def _id3_frame(name: bytes, content: bytes) -> bytes:
+    return name + len(content).to_bytes(4, "big") + b"\0\0" + content
+
+
+def _utf_16(text: str) -> bytes:
+    return b"\xff\xfe" + text.replace("\0", " ").encode("utf-16-le", errors="replace")
+
+
+def rate_for_mp3(sample_rate: int) -> int:
+    """The sample rate an MP3 can have that keeps all of a sound, or as much as it can: at most 48,000 Hz."""
+    if sample_rate > 48_000:
+        return 44_100 if sample_rate % 44_100 == 0 else 48_000
+    return min(rate for rate in mp3.MP3_RATES if rate >= sample_rate)
+
+
+def encode_mp3(waveform: np.ndarray, sample_rate: int, **tags: str) -> bytes:
+    """Bytes of an MP3 file; where MP3 has no such sample rate, the sound is resampled. See `encode_audio`."""
+    rate = rate_for_mp3(sample_rate)
+    if rate != sample_rate:
+        waveform = resample(torch.tensor(waveform), sample_rate, rate).clamp(-1, 1).numpy()
+    return encode_audio(waveform, rate, "MP3", **tags)
+
+
+def encode_for(suffix: str, waveform: np.ndarray, sample_rate: int, **tags: str) -> bytes:
+    """Bytes of a sound file in the format that a suffix stands for: one of `FORMATS`, else what ffmpeg takes it for.
+
+    A format that has not the sound's sample rate gets another one, and there is a warning.
+
+    Parameters
+    ----------
+    suffix : str
+        With its dot, in small letters.
+    waveform, sample_rate, tags
+        As in `encode_audio`.
+
+    Raises
+    ------
+    ValueError
+        If the suffix is none of `FORMATS`, and ffmpeg is missing or writes no file that can be read again.
+    """
+    if suffix == ".mp3":
+        _warn_of_rate(suffix, sample_rate, rate_for_mp3(sample_rate))
+        return encode_mp3(waveform, sample_rate, **tags)
+    if suffix in FORMATS:
+        return encode_audio(waveform, sample_rate, FORMATS[suffix], **tags)
+    known = f"give .png for a picture, {', '.join(FORMATS)} for a sound"
+    if not shutil.which("ffmpeg"):
+        raise ValueError(f"no known format ends in {suffix!r}: {known}, or install ffmpeg for others")
+    with tempfile.TemporaryDirectory() as folder:  # some formats cannot be written to a pipe
+        file = Path(folder) / f"sound{suffix}"
+        command = ["ffmpeg", "-v", "error", "-f", "wav", "-i", "-", f"file:{file}"]
+        wav = encode_audio(waveform, sample_rate, "WAV", **tags)
+        run = subprocess.run(command, input=wav, capture_output=True, check=False, timeout=FFMPEG_LIMIT_S)
+        if run.returncode != 0 or not file.is_file():
+            raise ValueError(f"neither soundfile nor ffmpeg knows sounds that end in {suffix!r}: {known}")
+        _warn_of_rate(suffix, sample_rate, _rate_read_back(file, waveform, sample_rate, known))
+        return file.read_bytes()
+
+
+def _rate_read_back(file: Path, waveform: np.ndarray, sample_rate: int, known: str) -> int:
+    """Sample rate of a file that was just written; an error if it does not bring the sound back."""
+    refused = f"what ffmpeg writes for {file.suffix!r} cannot be read again as the same sound: {known}"
+    try:
+        again, rate = read_audio(file)
+    except OSError as error:
+        raise ValueError(refused) from error
+    longer_s = again.shape[1] / rate - waveform.shape[1] / sample_rate
+    if len(again) != len(waveform) or not -0.1 < longer_s < 0.2:  # lossy formats fill up their last block
+        raise ValueError(refused)
+    return rate
+
+
+def _warn_of_rate(suffix: str, sample_rate: int, rate: int) -> None:
+    if rate != sample_rate:
+        warn(f"{suffix} has no sample rate of {sample_rate:,} Hz: the sound is saved at {rate:,} Hz")
