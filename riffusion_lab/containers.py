@@ -104,13 +104,13 @@ class OggStreams:
     """What the pages of an Ogg file say."""
 
     missing: str | None  # what the file lacks
-    is_chained: bool  # several sounds one behind the other, of which libsndfile reads the first
+    starts: list[int]  # bytes at which a sound begins; libsndfile reads the first of several
 
 
 def ogg_streams(file: BinaryIO) -> OggStreams:
     """Walk the pages of an Ogg file: whether its last one is there, and whether it is several files in one."""
     size = file.seek(0, 2)
-    position, has_ended, has_sound, is_chained = 0, False, False, False
+    position, has_ended, has_sound, starts = 0, False, False, [0]
     while position < size:
         file.seek(position)
         header = file.read(27 + 255)
@@ -118,12 +118,13 @@ def ogg_streams(file: BinaryIO) -> OggStreams:
             break  # something else behind the sound
         n_segments = header[26] if len(header) > 26 else 255
         if len(header) < 27 + n_segments:
-            return OggStreams("its last page is cut off", is_chained)
+            return OggStreams("its last page is cut off", starts)
         begins, ends = bool(header[5] & 2), bool(header[5] & 4)
-        is_chained |= begins and has_sound
-        has_sound |= not begins
+        if begins and has_sound:
+            starts.append(position)
+        has_sound = not begins
         has_ended = ends or (has_ended and not begins)
         position += 27 + n_segments + sum(header[27 : 27 + n_segments])
     if position > size:
-        return OggStreams("its last page is cut off", is_chained)
-    return OggStreams(None if has_ended else "its last page is missing", is_chained)
+        return OggStreams("its last page is cut off", starts)
+    return OggStreams(None if has_ended else "its last page is missing", starts)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 # ISO 11172-3 and 13818-3: kbit/s by (MPEG 1 or not, layer), for the index 1 to 14 of a frame's header
@@ -28,6 +28,11 @@ class Frame:
     n_samples: int
 
     @property
+    def is_layer_3(self) -> bool:
+        """Whether it is an MP3 in the narrow sense, which may have an index."""
+        return self.kind[1] == 3
+
+    @property
     def index_position(self) -> int:
         """Where an index stands in a frame of layer III: behind the side information."""
         version, _, _, is_mono = self.kind
@@ -37,20 +42,39 @@ class Frame:
 
 
 @dataclass(frozen=True)
-class Frames:
-    """The frames of an MP3 file."""
+class Part:
+    """Frames of one kind, one behind the other."""
 
-    spans: tuple[tuple[int, int], ...]  # first byte and byte behind the last, of frames without a gap
-    n_frames: int  # of sound
-    n_declared: int | None  # the same by the file's own index
     first: Frame
-    is_uniform: bool  # of one sample rate and number of channels
-    is_cut: bool  # the last frame is not whole
+    spans: list[tuple[int, int]] = field(default_factory=list)  # first byte and byte behind the last, without a gap
+    sizes: list[int] = field(default_factory=list)  # of each frame, in bytes
 
     @property
     def n_samples(self) -> int:
         """Samples per channel."""
-        return self.n_frames * self.first.n_samples
+        return len(self.sizes) * self.first.n_samples
+
+    def add(self, position: int, size: int) -> None:
+        """Add a frame."""
+        self.sizes.append(size)
+        if self.spans and self.spans[-1][1] == position:
+            self.spans[-1] = (self.spans[-1][0], position + size)
+        else:
+            self.spans.append((position, position + size))
+
+
+@dataclass(frozen=True)
+class Frames:
+    """The frames of an MP3 file."""
+
+    parts: list[Part]  # one, but for files put together from several kinds
+    n_declared: int | None  # frames by the file's own index, or indices
+    is_cut: bool  # the last frame is not whole
+
+    @property
+    def n_frames(self) -> int:
+        """Frames of sound."""
+        return sum(len(part.sizes) for part in self.parts)
 
     @property
     def missing(self) -> str | None:
@@ -80,50 +104,40 @@ def _frame(header: bytes) -> Frame | None:
 
 def read_frames(data: bytes) -> Frames | None:
     """Walk the frames of an MP3 file, over tags and indices; None if there are none that say their size."""
-    spans: list[tuple[int, int]] = []
-    kinds: dict[tuple[int, int, int, bool], Frame] = {}
-    n_frames, n_declared, is_cut = 0, 0, False
-    position, end = 0, len(data)
-    previous = None
-    while position < end - 3:
+    parts: list[Part] = []
+    n_declared, is_cut = 0, False
+    position, previous = 0, None
+    while position < len(data) - 3:
         frame = _frame(data[position : position + 4])
-        if frame is None or (previous is not None and frame.kind != previous.kind and not _goes_on(data, position)):
+        if frame is None or (frame.kind != previous and not _goes_on(data, position)):
             position = _next_frame(data, position)
-            previous = None
             continue
-        behind = position + frame.size
-        if behind > end:
+        if position + frame.size > len(data):
             is_cut = True
             break
-        previous = frame
+        previous = frame.kind
         n_indexed = _declared_frames(data, position, frame)
-        if n_indexed is not None:
-            n_declared += n_indexed
+        if n_indexed is None:
+            if not parts or parts[-1].first.kind != frame.kind:
+                parts.append(Part(frame))
+            parts[-1].add(position, frame.size)
         else:
-            n_frames += 1
-            kinds.setdefault(frame.kind, frame)
-            if spans and spans[-1][1] == position:
-                spans[-1] = (spans[-1][0], behind)
-            else:
-                spans.append((position, behind))
-        position = behind
-    if not n_frames:
-        return None
-    first = next(iter(kinds.values()))
-    return Frames(tuple(spans), n_frames, n_declared or None, first, len(kinds) == 1, is_cut)
+            n_declared += n_indexed
+        position += frame.size
+    return Frames(parts, n_declared or None, is_cut) if parts else None
 
 
-def with_index(data: bytes, frames: Frames) -> bytes:
-    """Give the frames of an MP3 file an index that counts them all; tags and other indices are left out."""
-    start = frames.spans[0][0]
+def with_index(data: bytes, part: Part) -> bytes:
+    """Give some frames of an MP3 file an index that counts them all; tags and other indices are left out."""
+    start = part.spans[0][0]
     header = bytearray(data[start : start + 4])
     header[1] |= 1  # without a checksum
     header[2] = INDEX_BITRATE << 4 | header[2] & 0x0C
     frame = _frame(bytes(header))
-    sound = b"".join(data[first:behind] for first, behind in frames.spans)
+    sound = b"".join(data[first:behind] for first, behind in part.spans)
     index = bytearray(frame.size)
     index[:4] = header
-    counts = frames.n_frames.to_bytes(4, "big") + (len(sound) + frame.size).to_bytes(4, "big")
+    counts = len(part.sizes).to_bytes(4, "big") + (len(sound) + frame.size).to_bytes(4, "big")
     fields = b"Xing" + (3).to_bytes(4, "big") + counts  # 3: the number of frames and the number of bytes
     index[frame.index_position : frame.index_position + len(fields)] = fields
     return bytes(index) + sound

@@ -11,7 +11,8 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import BinaryIO, Literal
 
@@ -26,7 +27,6 @@ from .values import warn
 
 FORMATS = {".wav": "WAV", ".flac": "FLAC", ".ogg": "OGG", ".mp3": "MP3", ".aiff": "AIFF", ".caf": "CAF"}
 BLOCK = 65_536  # samples; libsndfile overflows its stack on long Ogg Vorbis writes
-READ_BLOCK = 1_048_576  # samples
 BUFFER = 262_144  # bytes
 MOST_NUMBERS = 2**30  # samples of all channels together: 4 GiB, 3.4 hours of stereo
 FFMPEG_LIMIT_S = 300
@@ -90,11 +90,18 @@ class _Unnamed(io.BufferedReader):
 
     name = None
 
+    def seek(self, position: int, whence: int = 0) -> int:
+        """Go to a position; stay where a header's stand-in for its size made libsndfile ask for a negative one."""
+        start = self.tell() if whence == io.SEEK_CUR else 0
+        if whence != io.SEEK_END and start + position < 0:
+            return self.tell()
+        return super().seek(position, whence)
+
 
 @contextmanager
 def _opened(source: str | os.PathLike[str] | bytes | BinaryIO) -> Iterator[BinaryIO]:
     if not isinstance(source, (str, os.PathLike)):
-        yield as_binary_file(source, "a sound")
+        yield _Unnamed(as_binary_file(source, "a sound"), BUFFER)
         return
     with _Unnamed(io.FileIO(existing_file(source, "a sound")), BUFFER) as file:
         yield file
@@ -125,15 +132,14 @@ def _reason(error: Exception) -> str:
 
 
 def _decode_with_soundfile(file: BinaryIO) -> _Decoded:
+    if file.read(4) == b"OggS":
+        return _decode_ogg(file)
     missing = containers.missing_part(file)
-    if file.read(4) == b"OggS" and containers.ogg_streams(file).is_chained:
-        raise _NotRead("several sounds in one Ogg file")
-    file.seek(0)
     with soundfile.SoundFile(file) as sound:
         if sound.format != "MP3":
             decoded = _read_blocks(sound)
             if missing:
-                return _Decoded(decoded.waveform, decoded.sample_rate, missing)
+                return replace(decoded, missing=missing, is_certain=True)
             if decoded.waveform.shape[1] == 0:
                 raise _NotRead("no samples")
             return decoded
@@ -141,24 +147,59 @@ def _decode_with_soundfile(file: BinaryIO) -> _Decoded:
     return _decode_mp3(file.read())
 
 
+def _decode_ogg(file: BinaryIO) -> _Decoded:
+    """Read all of the sounds in an Ogg file, one behind the other."""
+    streams = containers.ogg_streams(file)
+    file.seek(0)
+    data = file.read()
+    bounds = [*streams.starts, len(data)]
+    parts = [_decode_bytes(data[start:stop]) for start, stop in pairwise(bounds)]
+    decoded = _join(parts)
+    return replace(decoded, missing=streams.missing, is_certain=True) if streams.missing else decoded
+
+
 def _decode_mp3(data: bytes) -> _Decoded:
     """Read an MP3 whole: libsndfile believes its index, and guesses from the first frame where there is none."""
     frames = mp3.read_frames(data)
-    if frames is not None and not frames.is_uniform:
-        raise _NotRead("its sample rate or its number of channels changes")
+    if frames is None:  # they do not say their size
+        return _decode_bytes(data)
+    if len(frames.parts) == 1 and _libsndfile_sees_all(data, frames):
+        decoded = _decode_bytes(data)
+    elif all(part.first.is_layer_3 for part in frames.parts):
+        decoded = _join([_decode_bytes(mp3.with_index(data, part)) for part in frames.parts])
+    else:
+        raise _NotRead("its length is not known")  # the other layers have no index
+    return replace(decoded, missing=frames.missing, is_certain=True) if frames.missing else decoded
+
+
+def _libsndfile_sees_all(data: bytes, frames: mp3.Frames) -> bool:
+    part = frames.parts[0]
+    least = part.n_samples
+    if frames.n_declared == frames.n_frames:
+        least -= 3 * part.first.n_samples  # what the encoder put before and behind the sound is cut away
     with soundfile.SoundFile(io.BytesIO(data)) as sound:
-        # Behind an index, what the encoder put before and after the sound is cut away: up to three frames.
-        least = 0 if frames is None else frames.n_samples
-        if frames is not None and frames.n_declared == frames.n_frames:
-            least -= 3 * frames.first.n_samples
-        if frames is None or sound.frames >= least:
-            decoded = _read_blocks(sound)
-            return _Decoded(decoded.waveform, decoded.sample_rate, frames.missing if frames else None)
-    if frames.first.kind[1] != 3:
-        raise _NotRead("its length is not known")  # only layer III has an index
-    with soundfile.SoundFile(io.BytesIO(mp3.with_index(data, frames))) as sound:
-        decoded = _read_blocks(sound)
-    return _Decoded(decoded.waveform, decoded.sample_rate, frames.missing)
+        return sound.frames >= least
+
+
+def _decode_bytes(data: bytes) -> _Decoded:
+    with soundfile.SoundFile(io.BytesIO(data)) as sound:
+        return _read_blocks(sound)
+
+
+def _join(parts: list[_Decoded]) -> _Decoded:
+    """Put sounds one behind the other: at the rate of the first, mono on all channels of the others."""
+    if len(parts) == 1:
+        return parts[0]
+    rate = parts[0].sample_rate
+    n_channels = max(len(part.waveform) for part in parts)
+    waveforms = []
+    for part in parts:
+        if len(part.waveform) not in (1, n_channels):
+            raise _NotRead("its number of channels changes")
+        waveform = resample(torch.tensor(part.waveform), part.sample_rate, rate).numpy()
+        waveforms.append(np.broadcast_to(waveform, (n_channels, waveform.shape[1])))
+    missing = next((part.missing for part in parts if part.missing), None)
+    return _Decoded(np.concatenate(waveforms, axis=1), rate, missing, all(part.is_certain for part in parts))
 
 
 def _read_blocks(sound: soundfile.SoundFile) -> _Decoded:
@@ -167,7 +208,7 @@ def _read_blocks(sound: soundfile.SoundFile) -> _Decoded:
     n_samples, missing = 0, None
     while True:
         try:
-            block = sound.read(READ_BLOCK, dtype="float32", always_2d=True)
+            block = sound.read(BLOCK, dtype="float32", always_2d=True)
         except soundfile.LibsndfileError as error:
             if not blocks:
                 raise
@@ -178,11 +219,9 @@ def _read_blocks(sound: soundfile.SoundFile) -> _Decoded:
         blocks.append(block)
         n_samples += len(block)
         _check_size(n_samples * sound.channels)
-    if len(blocks) == 1:
-        samples = blocks[0]
-    else:
-        samples = np.concatenate(blocks) if blocks else np.zeros((0, sound.channels), np.float32)
-    if missing is None and n_samples < sound.frames < containers.LARGEST:
+    samples = np.concatenate(blocks) if blocks else np.zeros((0, sound.channels), np.float32)
+    is_exact = sound.format != "MP3" and sound.frames < containers.LARGEST  # an MP3's length may be an estimate
+    if missing is None and is_exact and n_samples < sound.frames:
         missing = f"{n_samples:,} of {sound.frames:,} samples"
     return _Decoded(samples.T, sound.samplerate, missing, is_certain=missing is None)
 
@@ -198,8 +237,7 @@ def _decode_with_ffmpeg(file: BinaryIO, name: str) -> _Decoded:
         copy = Path(folder) / "sound"
         _lay_down(file, copy)
         sound, messages, is_whole = _run_ffmpeg(copy)
-    errors = re.findall(r"^(?:\[[^\]\n]* @ \w+\] )?\[(?:error|fatal|panic)\] (.*)$", messages, re.MULTILINE)
-    reasons = [line.replace(f"file:{copy}", "the file") for line in errors]
+    reasons = [line.replace(f"file:{copy}", "the file") for line in _complaints(messages)]
     header, samples = sound[:24], sound[24:]  # an AU file: six numbers, then ffmpeg's name
     if len(header) < 24 or len(sound) <= (start := int.from_bytes(header[4:8], "big")):
         reason = reasons[-1] if reasons else "no sound in it"
@@ -208,7 +246,9 @@ def _decode_with_ffmpeg(file: BinaryIO, name: str) -> _Decoded:
     numbers = np.frombuffer(samples, ">f4", offset=start - 24)
     n_samples = len(numbers) // n_channels
     waveform = numbers[: n_samples * n_channels].astype(np.float32).reshape(n_samples, n_channels).T
-    missing = reasons[-1] if reasons else _missing_time(messages, n_samples / sample_rate)
+    missing = containers.missing_part(file) or (reasons[-1] if reasons else None)
+    if missing is None:
+        missing = _missing_time(messages, n_samples / sample_rate)
     if missing is None and not is_whole:
         missing = "ffmpeg gave up"
     return _Decoded(waveform, sample_rate, missing)
@@ -216,7 +256,7 @@ def _decode_with_ffmpeg(file: BinaryIO, name: str) -> _Decoded:
 
 def _lay_down(file: BinaryIO, copy: Path) -> None:
     """Put a file where ffmpeg finds it, by a link where that is possible."""
-    if isinstance(file, _Unnamed):
+    if isinstance(file.raw, io.FileIO):
         try:
             copy.symlink_to(Path(file.raw.name).resolve())
             return
@@ -252,6 +292,13 @@ def _run_ffmpeg(path: Path) -> tuple[bytes, str, bool]:
     if is_late.is_set():
         raise OSError(f"ffmpeg took more than {FFMPEG_LIMIT_S} s to read the sound: give a shorter one, or a WAV file")
     return bytes(sound), said, run.returncode == 0
+
+
+def _complaints(messages: str) -> list[str]:
+    """What ffmpeg calls an error, or a packet that is not whole, a warning; not what it says of its own output."""
+    lines = re.findall(r"^(?:\[[^\]\n]* @ \w+\] )?\[(error|fatal|panic|warning)\] (.*)$", messages, re.MULTILINE)
+    complaints = [line for level, line in lines if level != "warning" or "corrupt" in line]
+    return [line for line in complaints if "monotonically increasing dts to muxer" not in line]
 
 
 def _missing_time(messages: str, duration_s: float) -> str | None:

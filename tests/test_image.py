@@ -112,7 +112,7 @@ def test_what_is_transparent_is_silent():
     [
         (foreign(size=(1, 1)), "1 × 1 pixels: a spectrogram here is 512 pixels high"),
         (foreign(size=(512, 300)), "512 × 300"),
-        (foreign(mode="F"), "mode F"),
+        (foreign(mode="LAB"), "mode LAB"),
         (foreign({11000: "fast"}), "11000 .sample_rate. is 'fast'"),
         (foreign({11010: 0}), "step_size_ms is 0"),
         (foreign({11080: -1.0}), "11080 .maximum. is -1.0"),
