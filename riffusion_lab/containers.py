@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -51,21 +52,67 @@ def _declared_end(file: BinaryIO, head: bytes, size: int) -> int | None:
     return None
 
 
+@dataclass(frozen=True)
+class _Chunk:
+    start: int  # of its eight bytes of header
+    size: int  # as the header says, or the chunk ds64 of RF64
+
+
 def _data_end(file: BinaryIO, size: int, wanted: bytes, order: str) -> int | None:
+    chunk = _find_chunk(file, size, wanted, order)
+    return None if chunk is None or _is_stand_in(chunk.size) else chunk.start + 8 + chunk.size
+
+
+def _find_chunk(file: BinaryIO, size: int, wanted: bytes, order: str) -> _Chunk | None:
     """Walk the chunks of a RIFF or IFF file to the one that holds the sound."""
     size_64 = None  # of RF64, whose 32-bit size says nothing
     position = 12
     while position + 8 <= size:
         file.seek(position)
-        chunk = file.read(24)
-        chunk_size = int.from_bytes(chunk[4:8], order)
-        if chunk[:4] == b"ds64":
-            size_64 = int.from_bytes(chunk[16:24], "little")
-        if chunk[:4] == wanted:
-            data_size = chunk_size if size_64 is None or chunk_size != 0xFFFFFFFF else size_64
-            return None if _is_stand_in(data_size) else position + 8 + data_size
+        header = file.read(24)
+        chunk_size = int.from_bytes(header[4:8], order)
+        if header[:4] == b"ds64":
+            size_64 = int.from_bytes(header[16:24], "little")
+        if header[:4] == wanted:
+            is_64 = size_64 is not None and chunk_size == 0xFFFFFFFF
+            return _Chunk(position, size_64 if is_64 else chunk_size)
         position += 8 + chunk_size + chunk_size % 2
     return None
+
+
+def with_length(file: BinaryIO) -> BinaryIO:
+    """Give a WAV file (RIFF, RF64) that does not know its length a header that says it; any other file as it is.
+
+    libsndfile takes a data chunk of no bytes for what it says, or not, by the samples that follow.
+    """
+    size = file.seek(0, 2)
+    file.seek(0)
+    head = file.read(12)
+    file.seek(0)
+    if head[:4] not in (b"RIFF", b"RF64", b"BW64") or head[8:12] != b"WAVE" or size > STAND_INS[1]:
+        return file
+    chunk = _find_chunk(file, size, b"data", "little")
+    file.seek(0)
+    if chunk is None or not _is_stand_in(chunk.size):
+        return file
+    data = bytearray(file.read())
+    if chunk.size == 0 and _are_chunks(file, chunk.start + 8, size):
+        return io.BytesIO(data[: chunk.start + 8])  # it is empty
+    data[:8] = b"RIFF" + (size - 8).to_bytes(4, "little")
+    data[chunk.start + 4 : chunk.start + 8] = (size - chunk.start - 8).to_bytes(4, "little")
+    return io.BytesIO(data)
+
+
+def _are_chunks(file: BinaryIO, position: int, size: int) -> bool:
+    """Whether one chunk follows the other from here to the very end of the file."""
+    while position + 8 <= size:
+        file.seek(position)
+        header = file.read(8)
+        if not header[:4].isascii():
+            return False
+        chunk_size = int.from_bytes(header[4:8], "little")
+        position += 8 + chunk_size + chunk_size % 2
+    return size <= position <= size + 1
 
 
 def _w64_end(file: BinaryIO, size: int) -> int | None:

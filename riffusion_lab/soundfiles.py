@@ -135,12 +135,13 @@ def _decode_with_soundfile(file: BinaryIO) -> _Decoded:
     if file.read(4) == b"OggS":
         return _decode_ogg(file)
     missing = containers.missing_part(file)
-    with soundfile.SoundFile(file) as sound:
+    whole = containers.with_length(file)
+    with soundfile.SoundFile(whole) as sound:
         if sound.format != "MP3":
             decoded = _read_blocks(sound)
             if missing:
                 return replace(decoded, missing=missing, is_certain=True)
-            if decoded.waveform.shape[1] == 0:
+            if decoded.waveform.shape[1] == 0 and whole is file:
                 raise _NotRead("no samples")
             return decoded
     file.seek(0)
