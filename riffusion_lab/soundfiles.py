@@ -126,6 +126,14 @@ def _decode(file: BinaryIO, name: str) -> _Decoded:
     return again if is_better else decoded
 
 
+class _Straight(soundfile.SoundFile):
+    """A sound read from end to end: after each block, soundfile would seek, which is inexact in an MP3."""
+
+    def seekable(self) -> bool:
+        """Whether it may be read from elsewhere: no."""
+        return False
+
+
 def _reason(error: Exception) -> str:
     """What libsndfile says, without the address of the file object."""
     return getattr(error, "error_string", str(error)).rstrip(". ")
@@ -136,7 +144,7 @@ def _decode_with_soundfile(file: BinaryIO) -> _Decoded:
         return _decode_ogg(file)
     missing = containers.missing_part(file)
     whole = containers.with_length(file)
-    with soundfile.SoundFile(whole) as sound:
+    with _Straight(whole) as sound:
         if sound.format != "MP3":
             decoded = _read_blocks(sound)
             if missing:
@@ -183,7 +191,7 @@ def _libsndfile_sees_all(data: bytes, frames: mp3.Frames) -> bool:
 
 
 def _decode_bytes(data: bytes) -> _Decoded:
-    with soundfile.SoundFile(io.BytesIO(data)) as sound:
+    with _Straight(io.BytesIO(data)) as sound:
         return _read_blocks(sound)
 
 

@@ -74,7 +74,9 @@ def test_an_mp3_without_an_index_has_its_whole_length(tmp_path, monkeypatch, has
         monkeypatch.setattr(shutil, "which", lambda _: None)
     waveform, rate = read(tmp_path, data)
     assert waveform.shape[1] / rate == pytest.approx(6, abs=MP3_PADDING_S)
-    assert audio.rms_dbfs(waveform[:, 2 * RATE : -RATE]) == pytest.approx(-23.0, abs=0.3)  # the tone's, to the end; lossy
+    assert audio.rms_dbfs(waveform[:, 2 * RATE : -RATE]) == pytest.approx(
+        -23.0, abs=0.3
+    )  # the tone's, to the end; lossy
 
 
 @pytest.mark.parametrize("has_ffmpeg", [True, False])
@@ -152,6 +154,30 @@ def test_a_wav_whose_writer_did_not_know_its_length_is_read(tmp_path, monkeypatc
     if not has_ffmpeg:
         monkeypatch.setattr(shutil, "which", lambda _: None)
     assert seconds(tmp_path, wav_file(riff_size, data_size)) == 3
+
+
+@pytest.mark.parametrize(
+    ("file_format", "subtype"),
+    [
+        ("MP3", "MPEG_LAYER_III"),
+        ("OGG", "VORBIS"),
+        ("OGG", "OPUS"),
+        ("FLAC", "PCM_16"),
+        ("WAV", "IMA_ADPCM"),
+        ("WAV", "GSM610"),
+        ("WAV", "PCM_24"),
+    ],
+)
+def test_blocks_join_without_a_seam(tmp_path, file_format, subtype):
+    """Nine seconds are several blocks; read at once, they are the same to the bit."""
+    rate = 48_000 if subtype == "OPUS" else RATE
+    path = tmp_path / "a"
+    sound = np.concatenate([NOISE, tone(441, 3 * RATE), NOISE])
+    with soundfile.SoundFile(path, "w", rate, 1, subtype=subtype, format=file_format) as file:
+        for block in np.array_split(sound, 9):  # libsndfile overflows its stack on long writes
+            file.write(block)
+    expected = soundfile.read(path, dtype="float32", always_2d=True)[0].T
+    np.testing.assert_array_equal(audio.read_audio(path)[0], expected)
 
 
 # ---- torn
