@@ -182,6 +182,7 @@ def open_image(
     image = source if isinstance(source, Image.Image) else _load(source)
     name = "the picture" if image is source else name_of(source, "the picture")
     try:
+        image.load()  # before its EXIF is read: Pillow turns a TIFF here, and no other picture
         exif = image.getexif()
         extra = _read_text(image)
         is_ours = any(tag in exif for tag in EXIF_TAGS.values())
