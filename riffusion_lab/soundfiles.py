@@ -184,7 +184,7 @@ def _decode_mp3(data: bytes) -> _Decoded:
 def _libsndfile_sees_all(data: bytes, frames: mp3.Frames) -> bool:
     part = frames.parts[0]
     least = part.n_samples
-    if frames.n_declared == frames.n_frames:
+    if frames.n_declared is not None and frames.n_declared >= frames.n_frames:
         least -= 3 * part.first.n_samples  # what the encoder put before and behind the sound is cut away
     with soundfile.SoundFile(io.BytesIO(data)) as sound:
         return sound.frames >= least
@@ -247,14 +247,15 @@ def _decode_with_ffmpeg(file: BinaryIO, name: str) -> _Decoded:
         _lay_down(file, copy)
         sound, messages, is_whole = _run_ffmpeg(copy)
     reasons = [line.replace(f"file:{copy}", "the file") for line in _complaints(messages)]
-    header, samples = sound[:24], sound[24:]  # an AU file: six numbers, then ffmpeg's name
-    if len(header) < 24 or len(sound) <= (start := int.from_bytes(header[4:8], "big")):
+    start = int.from_bytes(sound[4:8], "big")  # the header of an AU file: six numbers, then ffmpeg's name
+    if len(sound) <= max(24, start):
         reason = reasons[-1] if reasons else "no sound in it"
         raise OSError(f"{name} is torn or no known sound ({reason}): give another")
-    sample_rate, n_channels = int.from_bytes(header[16:20], "big"), int.from_bytes(header[20:24], "big")
-    numbers = np.frombuffer(samples, ">f4", offset=start - 24)
-    n_samples = len(numbers) // n_channels
-    waveform = numbers[: n_samples * n_channels].astype(np.float32).reshape(n_samples, n_channels).T
+    sample_rate = int.from_bytes(sound[16:20], "big")
+    n_channels = int.from_bytes(sound[20:24], "big")
+    n_samples = (len(sound) - start) // (4 * n_channels)
+    numbers = np.frombuffer(sound, ">f4", count=n_samples * n_channels, offset=start)
+    waveform = numbers.astype(np.float32).reshape(n_samples, n_channels).T
     missing = containers.missing_part(file) or (reasons[-1] if reasons else None)
     if missing is None:
         missing = _missing_time(messages, n_samples / sample_rate)
@@ -276,7 +277,7 @@ def _lay_down(file: BinaryIO, copy: Path) -> None:
         shutil.copyfileobj(file, target, BUFFER)
 
 
-def _run_ffmpeg(path: Path) -> tuple[bytes, str, bool]:
+def _run_ffmpeg(path: Path) -> tuple[bytearray, str, bool]:
     """Give ffmpeg's output, an AU file of 32-bit floats, its messages, and whether it ended well."""
     command = ["ffmpeg", "-nostdin", "-hide_banner", "-nostats", "-loglevel", "level+info"]
     command += ["-protocol_whitelist", "file,pipe", "-i", f"file:{path}"]
@@ -291,16 +292,17 @@ def _run_ffmpeg(path: Path) -> tuple[bytes, str, bool]:
             while block := run.stdout.read(BUFFER):
                 sound += block
                 _check_size(len(sound) // 4)
+            run.wait()
         finally:
             timer.cancel()
-            run.kill()
+            run.kill()  # where the sound is too long
             run.stdout.close()
             run.wait()
         messages.seek(0)
         said = messages.read().decode(errors="replace")
     if is_late.is_set():
         raise OSError(f"ffmpeg took more than {FFMPEG_LIMIT_S} s to read the sound: give a shorter one, or a WAV file")
-    return bytes(sound), said, run.returncode == 0
+    return sound, said, run.returncode == 0
 
 
 def _complaints(messages: str) -> list[str]:
@@ -430,7 +432,10 @@ def encode_for(suffix: str, waveform: np.ndarray, sample_rate: int, **tags: str)
         file = Path(folder) / f"sound{suffix}"
         command = ["ffmpeg", "-v", "error", "-f", "wav", "-i", "-", f"file:{file}"]
         wav = encode_audio(waveform, sample_rate, "WAV", **tags)
-        run = subprocess.run(command, input=wav, capture_output=True, check=False, timeout=FFMPEG_LIMIT_S)
+        try:
+            run = subprocess.run(command, input=wav, capture_output=True, check=False, timeout=FFMPEG_LIMIT_S)
+        except subprocess.TimeoutExpired as error:
+            raise OSError(f"ffmpeg took more than {FFMPEG_LIMIT_S} s to write {suffix!r}: {known}") from error
         if run.returncode != 0 or not file.is_file():
             raise ValueError(f"neither soundfile nor ffmpeg knows sounds that end in {suffix!r}: {known}")
         _warn_of_rate(suffix, sample_rate, _rate_read_back(file, waveform, sample_rate, known))
