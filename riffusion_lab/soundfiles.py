@@ -28,6 +28,8 @@ from .values import warn
 FORMATS = {".wav": "WAV", ".flac": "FLAC", ".ogg": "OGG", ".mp3": "MP3", ".aiff": "AIFF", ".caf": "CAF"}
 BLOCK = 65_536  # samples; libsndfile overflows its stack on long Ogg Vorbis writes
 BUFFER = 262_144  # bytes
+# Bytes of title and comment together: of more, libsndfile writes a file that it cannot read, or loses them.
+LONGEST_TEXT = {"WAV": 30_000, "AIFF": 8_000, "CAF": 15_000}
 MOST_NUMBERS = 2**30  # samples of all channels together: 4 GiB, 3.4 hours of stereo
 FFMPEG_LIMIT_S = 300
 DURATION_TOLERANCE = 0.02  # of what a header says, and half a second more: some headers are rounded
@@ -340,13 +342,14 @@ def encode_audio(
     file_format : str
         One of the values of `FORMATS`.
     title, comment : str
-        Stored in the file.
+        Stored in the file; what is too long for WAV, AIFF or CAF is left out, with a warning.
 
     Raises
     ------
     ValueError
         If the format has no such sample rate or number of channels.
     """
+    title, comment = _fitting(file_format, title, comment)
     file = io.BytesIO()
     try:
         with soundfile.SoundFile(file, "w", sample_rate, len(waveform), format=file_format) as sound:
@@ -362,6 +365,19 @@ def encode_audio(
     if file_format == "MP3":
         return id3_tag(title, comment) + file.getvalue()
     return file.getvalue()
+
+
+def _fitting(file_format: str, title: str, comment: str) -> tuple[str, str]:
+    """Leave out what a format cannot hold: the comment, and a title that is itself too long."""
+    title, comment = (text.encode(errors="replace").decode() for text in (title, comment))
+    most = LONGEST_TEXT.get(file_format)
+    n_bytes = len((title + comment).encode())
+    if most is None or n_bytes <= most:
+        return title, comment
+    warn(
+        f"{n_bytes:,} bytes of title and recipe are too much for {file_format}: save as FLAC, Ogg, MP3 or PNG for them"
+    )
+    return title if len(title.encode()) <= most else "", ""
 
 
 def id3_tag(title: str, comment: str) -> bytes:
@@ -430,10 +446,10 @@ def encode_for(suffix: str, waveform: np.ndarray, sample_rate: int, **tags: str)
         raise ValueError(f"no known format ends in {suffix!r}: {known}, or install ffmpeg for others")
     with tempfile.TemporaryDirectory() as folder:  # some formats cannot be written to a pipe
         file = Path(folder) / f"sound{suffix}"
-        command = ["ffmpeg", "-v", "error", "-f", "wav", "-i", "-", f"file:{file}"]
-        wav = encode_audio(waveform, sample_rate, "WAV", **tags)
+        command = ["ffmpeg", "-v", "error", "-f", "flac", "-i", "-", f"file:{file}"]
+        flac = encode_audio(waveform, sample_rate, "FLAC", **tags)
         try:
-            run = subprocess.run(command, input=wav, capture_output=True, check=False, timeout=FFMPEG_LIMIT_S)
+            run = subprocess.run(command, input=flac, capture_output=True, check=False, timeout=FFMPEG_LIMIT_S)
         except subprocess.TimeoutExpired as error:
             raise OSError(f"ffmpeg took more than {FFMPEG_LIMIT_S} s to write {suffix!r}: {known}") from error
         if run.returncode != 0 or not file.is_file():

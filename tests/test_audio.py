@@ -11,7 +11,7 @@ import torch
 
 from conftest import chirp, tone
 from external import require
-from riffusion_lab import audio, soundfiles
+from riffusion_lab import audio
 
 RATE = 44_100
 
@@ -91,7 +91,7 @@ def test_other_formats_are_refused(monkeypatch, with_ffmpeg):
     if with_ffmpeg:
         require("ffmpeg")
     else:
-        monkeypatch.setattr(soundfiles.shutil, "which", lambda _: None)
+        monkeypatch.setattr(shutil, "which", lambda _: None)
     words = r"'\.jpg'.*give \.png for a picture, \.wav" + ("" if with_ffmpeg else ".*install ffmpeg")
     with pytest.raises(ValueError, match=words):
         audio.encode_for(".jpg", tone(441, 4_410)[None], RATE)
@@ -122,7 +122,7 @@ def test_ffmpeg_reads_what_soundfile_cannot(tmp_path):
 @pytest.mark.parametrize("with_ffmpeg", [False, True])
 def test_bad_files_are_named(tmp_path, monkeypatch, with_ffmpeg):
     if not with_ffmpeg:
-        monkeypatch.setattr(soundfiles.shutil, "which", lambda _: None)
+        monkeypatch.setattr(shutil, "which", lambda _: None)
     elif not shutil.which("ffmpeg"):
         pytest.skip("needs ffmpeg: apt install ffmpeg")
     sound = np.random.default_rng(0).uniform(-0.5, 0.5, (1, 44_100)).astype(np.float32)

@@ -421,13 +421,33 @@ def test_titles_in_any_script(tmp_path, suffix, title):
         assert title in tags_of(path)
 
 
-def test_a_long_recipe_fits_into_every_format(tmp_path):
+def test_a_long_recipe_fits_into_most_formats(tmp_path):
     comment = "é" * 50_000  # that of a session of an hour
     for suffix in (".flac", ".ogg", ".mp3"):
         path = tmp_path / f"a{suffix}"
         path.write_bytes(audio.encode_for(suffix, NOISE[None], RATE, comment=comment))
         with soundfile.SoundFile(path) as file:
             assert file.comment == comment
+
+
+@pytest.mark.parametrize("suffix", [".wav", ".aiff", ".caf"])
+@pytest.mark.parametrize("n_bytes", [7_000, 14_000, 29_000, 60_000, 200_000])
+def test_what_a_file_says_never_costs_its_sound(tmp_path, suffix, n_bytes):
+    fits = n_bytes <= {".wav": 30_000, ".aiff": 8_000, ".caf": 15_000}[suffix]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        data = audio.encode_for(suffix, NOISE[None], RATE, title="jazz", comment="c" * n_bytes)
+    assert seconds(tmp_path, data) == 3
+    assert (b"c" * n_bytes in data) == fits
+    assert b"jazz" in data
+    remark = f"{n_bytes + 4:,} bytes of title and recipe are too much for {suffix[1:].upper()}"
+    assert [str(warning.message).startswith(remark) for warning in caught] == ([] if fits else [True])
+
+
+def test_half_a_character_does_no_harm(tmp_path):
+    for suffix in audio.FORMATS:
+        data = audio.encode_for(suffix, NOISE[None], RATE, title="half \ud83c of it")
+        assert seconds(tmp_path, data) == pytest.approx(3, abs=MP3_PADDING_S)
 
 
 @pytest.mark.parametrize("suffix", [".raw", ".sw", ".ul", ".g722", ".m3u8", ".mpd", ".txt", ".gif", ".yuv", ".md5", ""])
