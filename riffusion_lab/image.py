@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from PIL.PngImagePlugin import PngImageFile, PngInfo
 
 from .files import as_binary_file, existing_file, name_of, write_whole
@@ -188,8 +188,7 @@ def open_image(
         is_ours = any(tag in exif for tag in EXIF_TAGS.values())
         is_chosen = params is not None
         params = params or _params_from_exif(exif, extra.get("params"))
-        upright = ImageOps.exif_transpose(image)
-        rgb = _as_rgb(upright, params, invert=invert)
+        rgb = _as_rgb(upright(image), params, invert=invert)
         maximum = _maximum_from_exif(exif)
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{name}: {error}") from error
@@ -224,6 +223,12 @@ def _load(source: str | os.PathLike[str] | bytes | BinaryIO) -> Image.Image:
         except (OSError, SyntaxError) as error:  # what Pillow says of a file that is torn
             raise OSError(f"{name} is torn or no picture ({error}): give a whole PNG") from error
     return image
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Turn a picture as its EXIF orientation says, and as viewers show it."""
+    is_turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+    return ImageOps.exif_transpose(image) if is_turned else image  # the former copies, and a long one is large
 
 
 def _as_rgb(image: Image.Image, params: SpectrogramParams, *, invert: bool = False) -> Image.Image:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import Image
 from scipy.ndimage import distance_transform_edt
 
-from .image import DEEP_MODES, grey_levels, has_alpha
+from .image import DEEP_MODES, grey_levels, has_alpha, upright
 from .values import check_number
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def as_mask(mask: object, clip: Clip) -> np.ndarray:
 
 def _levels(picture: Image.Image) -> np.ndarray:
     """Brightness of a picture, or its opacity where some of it is transparent; uint8."""
-    picture = ImageOps.exif_transpose(picture)
+    picture = upright(picture)
     if picture.mode in DEEP_MODES:
         return grey_levels(picture)
     if has_alpha(picture):

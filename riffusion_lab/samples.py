@@ -257,9 +257,13 @@ def _warn_if_cancelled(waveform: np.ndarray, mix: np.ndarray) -> None:
     n_channels = len(waveform)
     if n_channels == 1 or waveform.shape[1] == 0:
         return
-    power = float(np.mean(np.square(waveform, dtype=np.float64)))
-    mixed_power = float(np.mean(np.square(mix, dtype=np.float64)))
+    power, mixed_power = _power(waveform), _power(mix)
     if power == 0 or mixed_power * n_channels * 10 ** (CANCELLED_DB / 10) > power:
         return
     loss = f"{10 * math.log10(power / mixed_power):.0f} dB quieter than they are" if mixed_power else "silent"
     warn(f"the channels cancel each other, their mix is {loss}: give channel='left', 'right' or 'side'")
+
+
+def _power(waveform: np.ndarray) -> float:
+    """Mean square of all samples; takes no memory."""
+    return sum(float(np.vdot(channel, channel)) for channel in waveform) / waveform.size

@@ -27,6 +27,7 @@ from .values import warn
 
 FORMATS = {".wav": "WAV", ".flac": "FLAC", ".ogg": "OGG", ".mp3": "MP3", ".aiff": "AIFF", ".caf": "CAF"}
 BLOCK = 65_536  # samples; libsndfile overflows its stack on long Ogg Vorbis writes
+PIECE = 67_108_864  # samples of all channels that get memory at once: 256 MiB, a quarter of an hour of stereo
 BUFFER = 262_144  # bytes
 # Bytes of title and comment together: of more, libsndfile writes a file that it cannot read, or loses them.
 LONGEST_TEXT = {"WAV": 30_000, "AIFF": 8_000, "CAF": 15_000}
@@ -146,7 +147,7 @@ def _decode_with_soundfile(file: BinaryIO) -> _Decoded:
         return _decode_ogg(file)
     missing = containers.missing_part(file)
     whole = containers.with_length(file)
-    with _Straight(whole) as sound:
+    with _Straight(_plain_path(file) if whole is file else whole) as sound:
         if sound.format != "MP3":
             decoded = _read_blocks(sound)
             if missing:
@@ -156,6 +157,15 @@ def _decode_with_soundfile(file: BinaryIO) -> _Decoded:
             return decoded
     file.seek(0)
     return _decode_mp3(file.read())
+
+
+def _plain_path(file: BinaryIO) -> str | BinaryIO:
+    """The path of a file whose name says what libsndfile reads anyway, which is faster; any other file as it is."""
+    path = file.raw.name if isinstance(file.raw, io.FileIO) else None
+    if path is None or path.suffix.lower() not in FORMATS:
+        return file
+    is_utf_8 = str(path).encode(errors="replace") == os.fsencode(path)
+    return str(path) if is_utf_8 else file
 
 
 def _decode_ogg(file: BinaryIO) -> _Decoded:
@@ -215,26 +225,38 @@ def _join(parts: list[_Decoded]) -> _Decoded:
 
 def _read_blocks(sound: soundfile.SoundFile) -> _Decoded:
     """Read block by block to the end, whatever the header says of the length."""
-    blocks: list[np.ndarray] = []
-    n_samples, missing = 0, None
-    while True:
-        try:
-            block = sound.read(BLOCK, dtype="float32", always_2d=True)
-        except soundfile.LibsndfileError as error:
-            if not blocks:
-                raise
-            missing = _reason(error)
-            break
-        if not len(block):
-            break
-        blocks.append(block)
-        n_samples += len(block)
+    pieces: list[np.ndarray] = []  # of many blocks: one, if the header is right and the sound not long
+    n_samples, missing, is_full = 0, None, True
+    while is_full:
+        expected = min(sound.frames - n_samples, PIECE // sound.channels)
+        piece = np.empty((max(BLOCK, expected), sound.channels), np.float32)
+        n_read, missing = _fill(piece, sound, is_first=not pieces)
+        pieces.append(piece[:n_read])
+        n_samples += n_read
         _check_size(n_samples * sound.channels)
-    samples = np.concatenate(blocks) if blocks else np.zeros((0, sound.channels), np.float32)
+        is_full = n_read == len(piece)
+    pieces = [piece for piece in pieces if len(piece)] or pieces[:1]
+    samples = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
     is_exact = sound.format != "MP3" and sound.frames < containers.LARGEST  # an MP3's length may be an estimate
     if missing is None and is_exact and n_samples < sound.frames:
         missing = f"{n_samples:,} of {sound.frames:,} samples"
     return _Decoded(samples.T, sound.samplerate, missing, is_certain=missing is None)
+
+
+def _fill(piece: np.ndarray, sound: soundfile.SoundFile, *, is_first: bool) -> tuple[int, str | None]:
+    """Read samples until an array is full or the sound ends: how many, and what stopped it too early."""
+    n_read = 0
+    while n_read < len(piece):
+        try:
+            block = sound.read(out=piece[n_read : n_read + BLOCK])
+        except soundfile.LibsndfileError as error:
+            if is_first and n_read == 0:
+                raise
+            return n_read, _reason(error)
+        if len(block) == 0:
+            break
+        n_read += len(block)
+    return n_read, None
 
 
 def _check_size(n_numbers: int) -> None:

@@ -249,12 +249,6 @@ def test_floats_of_every_kind(samples):
     np.testing.assert_allclose(waveform, TONE[None], atol=0.5 / 256)  # bfloat16 has eight bits
 
 
-def test_pandas_series_are_read():
-    pandas = pytest.importorskip("pandas")
-    for dtype in ("float64", "Float32"):
-        np.testing.assert_allclose(audio.as_waveform(pandas.Series(TONE, dtype=dtype)), TONE[None], atol=1e-6)
-
-
 @pytest.mark.parametrize("shape", [(RATE, 2), (RATE, 1), (500, 8), (9, 8)])
 def test_samples_before_channels_are_turned(shape):
     """soundfile, SciPy and gradio put samples first; nothing has more than 8 channels of fewer samples."""

@@ -86,7 +86,7 @@ def test_png_brings_everything_back(tmp_path, mel, params):
 
 
 def foreign(exif: dict[int, object] | None = None, size: tuple[int, int] = (20, 512), mode: str = "RGB") -> Image.Image:
-    image = Image.new(mode, size)
+    image = Image.new(mode, size, (255, 255, 255) if mode == "RGB" else 0)
     image.getexif().update(exif or {})
     return image
 
