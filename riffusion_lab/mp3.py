@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -16,6 +17,7 @@ BITRATES = {
 }
 RATES = {0: (11_025, 12_000, 8_000), 2: (22_050, 24_000, 16_000), 3: (44_100, 48_000, 32_000)}  # MPEG 2.5, 2 and 1
 MP3_RATES = tuple(sorted(rate for rates in RATES.values() for rate in rates))  # Hz
+INDEX_MARK = re.compile(rb"Xing|Info|VBRI")
 INDEX_BITRATE = 5  # of the frame that holds an index: 64 kbit/s (40 in MPEG 2), so that it has room
 
 
@@ -107,6 +109,7 @@ def read_frames(data: bytes) -> Frames | None:
     parts: list[Part] = []
     n_declared, is_cut = 0, False
     position, previous = 0, None
+    marks = [match.start() for match in INDEX_MARK.finditer(data)][::-1]  # the next one last
     while position < len(data) - 3:
         frame = _frame(data[position : position + 4])
         if frame is None or (frame.kind != previous and not _goes_on(data, position)):
@@ -116,7 +119,10 @@ def read_frames(data: bytes) -> Frames | None:
             is_cut = True
             break
         previous = frame.kind
-        n_indexed = _declared_frames(data, position, frame)
+        while marks and marks[-1] < position:
+            marks.pop()
+        may_be_index = marks and marks[-1] < position + frame.size
+        n_indexed = _declared_frames(data, position, frame) if may_be_index else None
         if n_indexed is None:
             if not parts or parts[-1].first.kind != frame.kind:
                 parts.append(Part(frame))

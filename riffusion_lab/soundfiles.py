@@ -111,15 +111,14 @@ def _opened(source: str | os.PathLike[str] | bytes | BinaryIO) -> Iterator[Binar
 
 
 def _decode(file: BinaryIO, name: str) -> _Decoded:
-    has_ffmpeg = bool(shutil.which("ffmpeg"))
     try:
         decoded = _decode_with_soundfile(file)
     except (soundfile.LibsndfileError, _NotRead) as error:
-        if not has_ffmpeg:
+        if not shutil.which("ffmpeg"):
             advice = "give a whole WAV, FLAC, Ogg or MP3 file, or install ffmpeg for others"
             raise OSError(f"{name} is torn or no known sound ({_reason(error)}): {advice}") from error
         return _decode_with_ffmpeg(file, name)
-    if decoded.is_certain or not has_ffmpeg:
+    if decoded.is_certain or not shutil.which("ffmpeg"):
         return decoded
     try:
         again = _decode_with_ffmpeg(file, name)
