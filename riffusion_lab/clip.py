@@ -9,18 +9,20 @@ import os
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from PIL import Image
 
 from . import audio, join
-from .files import write_whole
-from .image import Picture, image_from_mel, mel_from_image, open_image, save_image
+from .files import is_file_like, name_of, write_to
+from .image import Picture, encode_image, image_from_mel, mel_from_image, open_image
 from .limiter import limit
 from .params import SpectrogramParams
 from .phase import lower_peaks, waveform_from_mel
+from .samples import Channel
+from .soundfiles import Torn
 from .spectrogram import mel_from_waveform
 from .values import check_whole, warn
 
@@ -44,27 +46,37 @@ class Clip:
     @classmethod
     def from_audio(
         cls,
-        path_or_array: str | os.PathLike[str] | np.ndarray | torch.Tensor,
+        path_or_array: Any,
         sample_rate: int | None = None,
         *,
         params: SpectrogramParams | None = None,
         loop: bool = False,
         recipe: dict[str, Any] | None = None,
+        channel: Channel = "mix",
+        torn: Torn = "error",
     ) -> Clip:
         """Make a clip from a sound.
 
         Parameters
         ----------
-        path_or_array : path or array [shape=(samples,) or (channels, samples), range [-1, 1]]
-            A sound file, or samples.
+        path_or_array : path, bytes, binary file, array, pair or dict
+            A sound file: its path, what it holds, or an open one. Or samples [shape=(samples,), (channels, samples) or
+            (samples, channels)], floats in [-1, 1] or integers of 8, 16 or 32 bits: of NumPy, PyTorch or pandas, or a
+            list; as a pair with their rate, as `librosa.load` or `scipy.io.wavfile.read` give it; or a dict, as
+            🤗 datasets have it: {"array", "sampling_rate"} or {"bytes", "path"}.
         sample_rate : int, optional
-            In Hz; of an array. A file brings its own.
+            In Hz; of an array. A file, a pair and a dict bring their own.
         params : SpectrogramParams, optional
             Default: Riffusion's, which are mono: channels are mixed.
         loop : bool
             Whether the end runs into the beginning.
         recipe : dict, optional
             How the sound was made; must fit into JSON.
+        channel : {"mix", "left", "right", "side"} or int
+            What is heard of several channels: all of them, one (by its name, or its number from 0), or half the
+            difference of left and right.
+        torn : {"error", "keep"}
+            Whether a file whose end is missing is an error, or what is left of it is read, with a warning.
 
         Returns
         -------
@@ -77,18 +89,13 @@ class Clip:
         OSError
             If the file is missing, empty, torn, or no sound.
         ValueError, TypeError
-            If there is less than half a column of sound, a sample is NaN, or the rate is missing.
+            If there is less than half a column of sound, a sample is NaN, the rate is missing, integers do not say
+            their full scale, or there is no such channel.
         """
         params = params or SpectrogramParams()
-        if isinstance(path_or_array, (str, os.PathLike)):
-            if sample_rate is not None:
-                raise ValueError(f"sample_rate {sample_rate} for the file {path_or_array}: leave it out, files say it")
-            samples, sample_rate = audio.read_audio(path_or_array)
-            name = str(path_or_array)
-        else:
-            samples, name = path_or_array, "the sound"
+        waveform, sample_rate, name = audio.load_sound(path_or_array, sample_rate, torn=torn)
         try:
-            waveform = _fit(audio.as_waveform(samples), audio.check_rate(sample_rate), params, loop=loop)
+            waveform = _fit(audio.pick_channel(waveform, channel), sample_rate, params, loop=loop)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
         return _warn_if_long(cls.from_waveform(waveform, params, loop=loop, recipe=recipe), name)
@@ -96,21 +103,24 @@ class Clip:
     @classmethod
     def from_image(
         cls,
-        path_or_image: str | os.PathLike[str] | Image.Image,
+        path_or_image: str | os.PathLike[str] | bytes | BinaryIO | Image.Image,
         *,
         params: SpectrogramParams | None = None,
         loop: bool | None = None,
         recipe: dict[str, Any] | None = None,
         maximum: float | None = None,
+        invert: bool = False,
     ) -> Clip:
         """Make a clip from a spectrogram picture.
 
         Parameters
         ----------
-        path_or_image : path or PIL.Image.Image
+        path_or_image : path, bytes, binary file or PIL.Image.Image
         params, loop, recipe, maximum : optional
             Instead of what the picture's metadata says; without any: Riffusion's params, no loop, no recipe, and no
             maximum. `maximum` is the amplitude of black, for samples in [-1, 1]: the level of another clip.
+        invert : bool
+            Whether bright is loud in this picture. Riffusion's are dark where they are loud.
 
         Returns
         -------
@@ -124,10 +134,11 @@ class Clip:
         ValueError, TypeError
             If the picture cannot be a spectrogram.
         """
-        if not isinstance(path_or_image, (str, os.PathLike, Image.Image)):
+        is_picture = isinstance(path_or_image, (str, os.PathLike, Image.Image)) or is_file_like(path_or_image)
+        if not is_picture:
             raise TypeError(f"{type(path_or_image).__name__} is no picture: give a path or a PIL image")
         given = {"loop": loop, "recipe": recipe, "maximum": maximum}
-        picture = open_image(path_or_image, params)
+        picture = open_image(path_or_image, params, invert=invert)
         picture = replace(picture, **{name: value for name, value in given.items() if value is not None})
         return _warn_if_long(cls.from_picture(picture), "the picture")
 
@@ -207,24 +218,33 @@ class Clip:
         prompt = (self._recipe or {}).get("prompt")
         return prompt if isinstance(prompt, str) else ""
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path_or_file: str | os.PathLike[str] | BinaryIO, *, format: str | None = None) -> None:
         """Save as a picture that can be played again (`.png`), or as a sound (`.wav`, `.flac`, `.ogg`, `.mp3` …).
 
-        `audio.FORMATS` lists the sounds; with ffmpeg installed there are more, such as `.m4a`.
+        `audio.FORMATS` lists the sounds; with ffmpeg installed there are more, such as `.m4a`: all those that it can
+        read again. A format that has not the clip's sample rate gets another one, with a warning.
+
+        Parameters
+        ----------
+        path_or_file : path or binary file
+            Where to write to; an open file is written to at its position.
+        format : str, optional
+            What to write, "png", "wav", "mp3" …; default: what the file's name ends in.
 
         Raises
         ------
         ValueError
-            If the name ends in no known format.
+            If the name ends in no known format, or an open file has no name and `format` is missing.
         OSError
-            If the file cannot be written; nothing half-written is left behind.
+            If the file cannot be written; nothing half-written is left behind under a path.
         """
-        suffix = Path(path).suffix.lower()
+        suffix = _suffix(path_or_file, format)
         if suffix == ".png":
-            save_image(path, self._picture)
+            data = encode_image(self._picture)
         else:
             tags = {"title": self.title, "comment": json.dumps(self._recipe) if self._recipe else ""}
-            write_whole(path, audio.encode_for(suffix, self.waveform, self.sample_rate, **tags))
+            data = audio.encode_for(suffix, self.waveform, self.sample_rate, **tags)
+        write_to(path_or_file, data)
 
     def __getitem__(self, seconds: slice) -> Clip:
         """Cut out a part: `clip[1.5:3]` goes from 1.5 to 3 s, `clip[-1:]` is the last second."""
@@ -240,6 +260,15 @@ class Clip:
         """Play the clip several times: `clip * 4`."""
         return join.repeat(self, check_whole("how often", n_times, 1, 10_000))
 
+    __rmul__ = __mul__  # 4 * clip
+    __array_ufunc__ = None  # so that NumPy's whole numbers leave the product to us
+
+    def __radd__(self, other: object) -> Clip:
+        """Make `sum(clips)` put clips one behind the other: it begins with 0."""
+        if isinstance(other, int) and other == 0:
+            return self
+        return NotImplemented
+
     overlay, fade, difference = join.overlay, join.fade, join.difference
 
     def __repr__(self) -> str:
@@ -251,6 +280,16 @@ class Clip:
         from .display import clip_html  # matplotlib takes a second to import
 
         return clip_html(self)
+
+
+def _suffix(path_or_file: object, format: str | None) -> str:
+    """What a file's name ends in, with its dot, in small letters; or the format that is asked for."""
+    if format is not None:
+        return f".{format.lower().removeprefix('.')}"
+    name = name_of(path_or_file, "")
+    if not name:
+        raise ValueError("an open file without a name: give format='png', 'wav', 'mp3' or another")
+    return Path(name).suffix.lower()
 
 
 def _fit(waveform: np.ndarray, sample_rate: int, params: SpectrogramParams, *, loop: bool) -> np.ndarray:

@@ -24,7 +24,7 @@ def clip_html(clip: Clip) -> str:
     """
     samples = clip.waveform[:, : PLAYED_S * clip.sample_rate]
     png = base64.b64encode(spectrogram_png(clip)).decode()
-    mp3 = base64.b64encode(audio.encode_audio(samples, clip.sample_rate, "MP3")).decode()
+    mp3 = base64.b64encode(audio.encode_mp3(samples, clip.sample_rate)).decode()
     # <audio src>, not <source>: JupyterLab's sanitizer drops the latter's src in saved outputs.
     return (
         '<figure style="margin:0">'

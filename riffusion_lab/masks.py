@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from PIL import Image
 from scipy.ndimage import distance_transform_edt
 
+from .image import DEEP_MODES, grey_levels, has_alpha, upright
 from .values import check_number
 
 if TYPE_CHECKING:
@@ -73,7 +74,8 @@ def as_mask(mask: object, clip: Clip) -> np.ndarray:
     ----------
     mask : array, PIL.Image.Image or tuple
         An array or a picture of the clip's size, in which True, 1, 255 or white is made anew (what is more than half
-        white counts as white); or a box: (start_s, stop_s) or (start_s, stop_s, low_hz, high_hz).
+        white counts as white); in a picture with transparent parts it is what is painted, in any colour; or a box:
+        (start_s, stop_s) or (start_s, stop_s, low_hz, high_hz).
     clip : Clip
 
     Returns
@@ -90,7 +92,7 @@ def as_mask(mask: object, clip: Clip) -> np.ndarray:
             raise ValueError(f"the box {mask!r}: give (start_s, stop_s) or (start_s, stop_s, low_hz, high_hz)")
         low_hz, high_hz = mask[2:] or (None, None)
         return box_mask(clip, mask[0], mask[1], low_hz=low_hz, high_hz=high_hz)
-    array = np.asarray(mask.convert("L") if isinstance(mask, Image.Image) else mask)
+    array = _levels(mask) if isinstance(mask, Image.Image) else np.asarray(mask)
     if array.dtype.kind not in "bufi":
         raise TypeError(f"mask must be an array, a picture or a box, not {type(mask).__name__}")
     size = (clip.params.num_frequencies, clip.image.width)
@@ -100,6 +102,18 @@ def as_mask(mask: object, clip: Clip) -> np.ndarray:
     if not array.any():
         raise ValueError("the mask is empty, so there is nothing to make anew: mark something True (white)")
     return array
+
+
+def _levels(picture: Image.Image) -> np.ndarray:
+    """Brightness of a picture, or its opacity where some of it is transparent; uint8."""
+    picture = upright(picture)
+    if picture.mode in DEEP_MODES:
+        return grey_levels(picture)
+    if has_alpha(picture):
+        opacity = np.asarray(picture.convert("RGBA").getchannel("A"))
+        if opacity.min(initial=255) < 255:
+            return opacity
+    return np.asarray(picture.convert("L"))
 
 
 def latent_mask(mask: np.ndarray, n_columns: int) -> torch.Tensor:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
+from numbers import Real
 
 from .values import check_number
 
 LONGEST_FFT = 1_000_000  # samples; what is longer is a mistake, and would take all memory
+WHOLE = ("sample_rate", "num_frequencies")  # what is counted
 
 
 @dataclass(frozen=True)
@@ -17,33 +19,32 @@ class SpectrogramParams:
     The defaults are those of Riffusion v1, so that pictures can be exchanged with it:
     https://github.com/riffusion/riffusion-hobby
 
+    Whole numbers become ints, NumPy's numbers Python's.
+
     Raises
     ------
     TypeError
         If a value is not a number.
     ValueError
-        If a value cannot belong to any sound.
+        If a value is no whole number where one is needed, or cannot belong to any sound.
 
     Taught in: 01
     """
 
     sample_rate: int = 44_100  # Hz
-    step_size_ms: int = 10  # time from one column of the picture to the next
-    window_duration_ms: int = 100  # Hann window
-    padded_duration_ms: int = 400  # FFT length; a shorter one leaves low mel bands empty
+    step_size_ms: float = 10  # time from one column of the picture to the next
+    window_duration_ms: float = 100  # Hann window
+    padded_duration_ms: float = 400  # FFT length; a shorter one leaves low mel bands empty
     num_frequencies: int = 512  # mel bands, the rows of the picture
-    min_frequency: int = 0  # Hz
-    max_frequency: int = 10_000  # Hz
+    min_frequency: float = 0  # Hz
+    max_frequency: float = 10_000  # Hz
     power_for_image: float = 0.25  # brightness = amplitude ** power
     stereo: bool = False  # left in green, right in blue
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            value = getattr(self, field.name)
-            if not isinstance(value, (int, float)):
-                raise TypeError(f"{field.name} must be a number, not {value!r}")
-            if not math.isfinite(value) or value < 0 or (value == 0 and field.default):
-                raise ValueError(f"{field.name} is {value!r}: give a positive number, such as {field.default}")
+            value = _plain(field.name, getattr(self, field.name), example=field.default)
+            object.__setattr__(self, field.name, value)  # the class is frozen
         check_number("sample_rate", self.sample_rate, 1_000, 1_000_000)
         if not self.min_frequency < self.max_frequency <= self.sample_rate / 2:
             band = f"min_frequency {self.min_frequency}, max_frequency {self.max_frequency}"
@@ -87,6 +88,23 @@ class SpectrogramParams:
         """Where between the mel bands a frequency lies; the inverse of `frequency_hz`."""
         low, high = hz_to_mel(self.min_frequency), hz_to_mel(self.max_frequency)
         return (hz_to_mel(frequency_hz) - low) / (high - low) * (self.num_frequencies + 1) - 1
+
+
+def _plain(name: str, value: object, *, example: float) -> float:
+    """Give back a param as a Python number: a whole one as an int where it may be one."""
+    if name == "stereo":
+        if isinstance(value, str) or value not in (True, False):  # NumPy's bools too, and EXIF's 0 and 1
+            raise TypeError(f"stereo must be True or False, not {value!r}")
+        return bool(value)
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number, not {value!r}")
+    if not math.isfinite(value) or value < 0 or (value == 0 and example):
+        raise ValueError(f"{name} is {value!r}: give a positive number, such as {example}")
+    if float(value).is_integer() and name != "power_for_image":
+        return int(value)
+    if name in WHOLE:
+        raise ValueError(f"{name} is {value!r}: give a whole number, such as {example}")
+    return float(value)
 
 
 PARAMS = SpectrogramParams()  # of the pictures that the models were trained on

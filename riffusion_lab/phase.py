@@ -11,8 +11,8 @@ import torch
 import torchaudio
 from torch import Tensor
 
-from .audio import reflected, resample
 from .params import SpectrogramParams
+from .resampling import reflected, resample
 from .spectrogram import mel_filterbank, mel_from_waveform, mel_options
 from .values import check_whole
 

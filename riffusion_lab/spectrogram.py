@@ -8,8 +8,8 @@ from typing import Any
 import torch
 import torchaudio
 
-from .audio import reflected
 from .params import SpectrogramParams
+from .resampling import reflected
 
 BLOCK = 2_048  # columns analysed at once
 

@@ -336,3 +336,90 @@ def test_ordinary_use_warns_of_nothing(tmp_path):
         clip = Clip.from_audio(drum_loop()[: 441 * 64], RATE)
         clip.save(tmp_path / "clip.png")
         Clip.from_image(tmp_path / "clip.png")._repr_html_()
+
+
+# ---- sounds and files as people have them
+
+
+def test_a_clip_of_one_channel():
+    stereo = np.stack([tone(441, RATE), tone(882, RATE)])
+    loudest = {
+        channel: int(np.abs(np.fft.rfft(Clip.from_audio(stereo, RATE, channel=channel).waveform[0])).argmax())
+        for channel in ("left", "right", 0, 1)
+    }  # of one second: rows of 1 Hz
+    assert loudest == {"left": 441, "right": 882, 0: 441, 1: 882}
+    side = Clip.from_audio(np.stack([tone(441, RATE), -tone(441, RATE)]), RATE, channel="side")
+    np.testing.assert_allclose(side.waveform[0], tone(441, RATE), atol=1e-6)
+    both = Clip.from_audio(stereo, RATE, channel="left", params=PRESETS["stereo"])
+    np.testing.assert_array_equal(both.waveform[0], both.waveform[1])
+    with pytest.raises(ValueError, match="the sound: channel is 'back'"):
+        Clip.from_audio(stereo, RATE, channel="back")
+
+
+def test_a_mix_that_cancels_says_so():
+    with pytest.warns(UserWarning, match="the channels cancel each other, their mix is silent"):
+        Clip.from_audio(np.stack([tone(441), -tone(441)]), RATE)
+
+
+def test_a_clip_is_no_sound_to_make_another_of(clip):
+    with pytest.raises(TypeError, match=r"a clip already: .*from_audio\(clip\.waveform, clip\.sample_rate\)"):
+        Clip.from_audio(clip)
+
+
+@pytest.mark.parametrize("kind", ["wav", "FLAC", ".mp3", "ogg", "png"])
+def test_a_clip_is_saved_to_an_open_file(clip, tmp_path, kind):
+    memory, named = io.BytesIO(), tmp_path / f"clip.{kind.lower().lstrip('.')}"
+    clip.save(memory, format=kind)
+    with named.open("wb") as file:
+        clip.save(file)
+    assert memory.getvalue() == named.read_bytes() or kind == "ogg"  # Ogg has a random number in it
+    if kind == "png":
+        assert Clip.from_image(memory).recipe == RECIPE
+    else:
+        assert Clip.from_audio(memory).duration_s == pytest.approx(clip.duration_s, abs=0.03)
+
+
+def test_the_format_may_be_another_than_the_name_says(clip, tmp_path):
+    clip.save(tmp_path / "clip", format="wav")
+    assert soundfile.info(tmp_path / "clip").format == "WAV"
+
+
+def test_bad_targets_are_named(clip, tmp_path):
+    with pytest.raises(ValueError, match="an open file without a name: give format='png', 'wav'"):
+        clip.save(io.BytesIO())
+    with pytest.raises(ValueError, match="'.jpeg'"):
+        clip.save(io.BytesIO(), format="jpeg")
+    with pytest.raises(TypeError, match="the file is open as text: open it in binary mode"):
+        clip.save(io.StringIO(), format="wav")
+    with (tmp_path / "a.wav").open("w") as file, pytest.raises(TypeError, match=r"a\.wav is open as text"):
+        clip.save(file)
+
+
+def test_clips_are_multiplied_and_added_from_either_side():
+    clip = Clip.from_audio(tone(441, 44_100), RATE)
+    for repeated in (2 * clip, clip * 2, np.int64(2) * clip, clip * np.int64(2), sum([clip, clip])):
+        np.testing.assert_array_equal(repeated.waveform, np.tile(clip.waveform, 2))
+    assert sum([clip]) is clip
+    for wrong in (lambda: 1 + clip, lambda: "a" + clip, lambda: 2.5 * clip, lambda: np.ones(3) * clip):
+        with pytest.raises(TypeError):
+            wrong()
+
+
+@pytest.mark.parametrize(("rate", "played"), [(96_000, 48_000), (88_200, 44_100), (37_800, 44_100), (192_000, 48_000)])
+def test_a_clip_of_a_rate_that_mp3_has_not_can_be_heard(rate, played):
+    params = SpectrogramParams(sample_rate=rate, max_frequency=8_000)
+    clip = Clip.from_audio(tone(441, rate, rate=rate), rate, params=params)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # what is heard is no file: nothing to warn of
+        shown = Elements(clip._repr_html_())
+    mp3 = base64.b64decode(shown.found["audio"]["src"].removeprefix("data:audio/mpeg;base64,"))
+    samples, found = soundfile.read(io.BytesIO(mp3))
+    assert found == played
+    assert audio.rms_dbfs(samples) == pytest.approx(audio.rms_dbfs(clip.waveform), abs=0.5)  # padded by up to 0.1 s
+    assert f"{rate:,} Hz" in shown.text  # the clip's
+
+
+def test_an_inverted_picture_sounds_like_the_other(clip):
+    inverted = Image.fromarray(255 - np.asarray(clip.image))
+    again = Clip.from_image(inverted, invert=True, maximum=clip.maximum)
+    np.testing.assert_array_equal(again.image, clip.image)

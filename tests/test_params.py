@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import librosa
+import numpy as np
 import pytest
 
 import riffusion_lab
@@ -52,6 +53,44 @@ def test_bands_lie_where_the_filters_do():
     ],
 )
 def test_impossible_values_are_named(values, error, words):
+    with pytest.raises(error, match=words):
+        SpectrogramParams(**values)
+
+
+@pytest.mark.parametrize(
+    ("given", "plain"),
+    [
+        ({"sample_rate": np.int64(48_000)}, {"sample_rate": 48_000}),
+        ({"num_frequencies": np.int16(256)}, {"num_frequencies": 256}),
+        ({"max_frequency": np.float32(9_000)}, {"max_frequency": 9_000}),
+        ({"sample_rate": 48_000.0, "num_frequencies": 256.0}, {"sample_rate": 48_000, "num_frequencies": 256}),
+        ({"step_size_ms": np.float64(11.5)}, {"step_size_ms": 11.5}),
+        ({"power_for_image": np.float32(0.5)}, {"power_for_image": 0.5}),
+        ({"stereo": np.True_}, {"stereo": True}),
+        ({"stereo": 1}, {"stereo": True}),
+    ],
+)
+def test_numbers_of_every_kind_become_plain(given, plain):
+    params = SpectrogramParams(**given)
+    for name, value in plain.items():
+        assert getattr(params, name) == value
+        assert type(getattr(params, name)) is type(value)
+    assert params == SpectrogramParams(**plain)
+    assert repr(params) == repr(SpectrogramParams(**plain))  # no np.int64 in it
+
+
+@pytest.mark.parametrize(
+    ("values", "error", "words"),
+    [
+        ({"num_frequencies": 256.5}, ValueError, "num_frequencies is 256.5: give a whole number"),
+        ({"sample_rate": 44_100.7}, ValueError, "sample_rate is 44100.7: give a whole number"),
+        ({"step_size_ms": True}, TypeError, "step_size_ms must be a number, not True"),
+        ({"stereo": 2}, TypeError, "stereo must be True or False, not 2"),
+        ({"stereo": "yes"}, TypeError, "stereo must be True or False, not 'yes'"),
+        ({"step_size_ms": None}, TypeError, "step_size_ms must be a number, not None"),
+    ],
+)
+def test_numbers_that_cannot_be_meant_are_named(values, error, words):
     with pytest.raises(error, match=words):
         SpectrogramParams(**values)
 

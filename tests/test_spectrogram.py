@@ -7,8 +7,8 @@ import torchaudio
 
 from conftest import chirp, tone
 from riffusion_lab import spectrogram
-from riffusion_lab.audio import reflected
 from riffusion_lab.params import SpectrogramParams
+from riffusion_lab.resampling import reflected
 from riffusion_lab.spectrogram import mel_filterbank, mel_from_waveform, n_columns
 
 PARAMS = SpectrogramParams()

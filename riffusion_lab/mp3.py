@@ -1,0 +1,185 @@
+"""The frames of an MP3 file, counted: its index (a Xing header) may be missing, or speak of the first part only."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+# ISO 11172-3 and 13818-3: kbit/s by (MPEG 1 or not, layer), for the index 1 to 14 of a frame's header
+BITRATES = {
+    (True, 1): (32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),
+    (True, 2): (32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
+    (True, 3): (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
+    (False, 1): (32, 48, 56, 64, 80, 96, 112, 128, 144, 160, 176, 192, 224, 256),
+    (False, 2): (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
+    (False, 3): (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
+}
+RATES = {0: (11_025, 12_000, 8_000), 2: (22_050, 24_000, 16_000), 3: (44_100, 48_000, 32_000)}  # MPEG 2.5, 2 and 1
+MP3_RATES = tuple(sorted(rate for rates in RATES.values() for rate in rates))  # Hz
+INDEX_MARK = re.compile(rb"Xing|Info|VBRI")
+INDEX_BITRATE = 5  # of the frame that holds an index: 64 kbit/s (40 in MPEG 2), so that it has room
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What the four bytes at the beginning of a frame say."""
+
+    kind: tuple[int, int, int, bool]  # version, layer, sample rate in Hz, mono: the same for all frames of a sound
+    size: int  # bytes, with the header
+    n_samples: int
+
+    @property
+    def is_layer_3(self) -> bool:
+        """Whether it is an MP3 in the narrow sense, which may have an index."""
+        return self.kind[1] == 3
+
+    @property
+    def index_position(self) -> int:
+        """Where an index stands in a frame of layer III: behind the side information."""
+        version, _, _, is_mono = self.kind
+        if version == 3:
+            return 4 + (17 if is_mono else 32)
+        return 4 + (9 if is_mono else 17)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Frames of one kind, one behind the other."""
+
+    first: Frame
+    spans: list[tuple[int, int]] = field(default_factory=list)  # first byte and byte behind the last, without a gap
+    sizes: list[int] = field(default_factory=list)  # of each frame, in bytes
+
+    @property
+    def n_samples(self) -> int:
+        """Samples per channel."""
+        return len(self.sizes) * self.first.n_samples
+
+    def add(self, position: int, size: int) -> None:
+        """Add a frame."""
+        self.sizes.append(size)
+        if self.spans and self.spans[-1][1] == position:
+            self.spans[-1] = (self.spans[-1][0], position + size)
+        else:
+            self.spans.append((position, position + size))
+
+
+@dataclass(frozen=True)
+class Frames:
+    """The frames of an MP3 file."""
+
+    parts: list[Part]  # one, but for files put together from several kinds
+    n_declared: int | None  # frames by the file's own index, or indices
+    is_cut: bool  # the last frame is not whole
+
+    @property
+    def n_frames(self) -> int:
+        """Frames of sound."""
+        return sum(len(part.sizes) for part in self.parts)
+
+    @property
+    def missing(self) -> str | None:
+        """What the file lacks by its own index; None where nothing is missing, or it cannot be told."""
+        if self.n_declared is not None and self.n_frames + 1 < self.n_declared:  # some count the index itself
+            return f"{self.n_frames:,} of {self.n_declared:,} frames"
+        return "its last frame is cut off" if self.is_cut else None
+
+
+@lru_cache(maxsize=4_096)
+def _frame(header: bytes) -> Frame | None:
+    """Read a frame's header; None if these four bytes are none, or do not tell the frame's size."""
+    if len(header) < 4 or header[0] != 0xFF or header[1] < 0xE0:
+        return None
+    version, layer = header[1] >> 3 & 3, 4 - (header[1] >> 1 & 3)
+    bitrate_index, rate_index, is_padded = header[2] >> 4, header[2] >> 2 & 3, header[2] >> 1 & 1
+    if version == 1 or layer == 4 or bitrate_index in (0, 15) or rate_index == 3:
+        return None
+    rate = RATES[version][rate_index]
+    bits_per_s = 1_000 * BITRATES[version == 3, layer][bitrate_index - 1]
+    kind = (version, layer, rate, header[3] >> 6 == 3)
+    if layer == 1:
+        return Frame(kind, 4 * (12 * bits_per_s // rate + is_padded), 384)
+    n_samples = 576 if layer == 3 and version != 3 else 1_152
+    return Frame(kind, n_samples // 8 * bits_per_s // rate + is_padded, n_samples)
+
+
+def read_frames(data: bytes) -> Frames | None:
+    """Walk the frames of an MP3 file, over tags and indices; None if there are none that say their size."""
+    parts: list[Part] = []
+    n_declared, is_cut = 0, False
+    position, previous = 0, None
+    marks = [match.start() for match in INDEX_MARK.finditer(data)][::-1]  # the next one last
+    while position < len(data) - 3:
+        frame = _frame(data[position : position + 4])
+        if frame is None or (frame.kind != previous and not _goes_on(data, position)):
+            position = _next_frame(data, position)
+            continue
+        if position + frame.size > len(data):
+            is_cut = True
+            break
+        previous = frame.kind
+        while marks and marks[-1] < position:
+            marks.pop()
+        may_be_index = marks and marks[-1] < position + frame.size
+        n_indexed = _declared_frames(data, position, frame) if may_be_index else None
+        if n_indexed is None:
+            if not parts or parts[-1].first.kind != frame.kind:
+                parts.append(Part(frame))
+            parts[-1].add(position, frame.size)
+        else:
+            n_declared += n_indexed
+        position += frame.size
+    return Frames(parts, n_declared or None, is_cut) if parts else None
+
+
+def with_index(data: bytes, part: Part) -> bytes:
+    """Give some frames of an MP3 file an index that counts them all; tags and other indices are left out."""
+    start = part.spans[0][0]
+    header = bytearray(data[start : start + 4])
+    header[1] |= 1  # without a checksum
+    header[2] = INDEX_BITRATE << 4 | header[2] & 0x0C
+    frame = _frame(bytes(header))
+    sound = b"".join(data[first:behind] for first, behind in part.spans)
+    index = bytearray(frame.size)
+    index[:4] = header
+    counts = len(part.sizes).to_bytes(4, "big") + (len(sound) + frame.size).to_bytes(4, "big")
+    fields = b"Xing" + (3).to_bytes(4, "big") + counts  # 3: the number of frames and the number of bytes
+    index[frame.index_position : frame.index_position + len(fields)] = fields
+    return bytes(index) + sound
+
+
+def _declared_frames(data: bytes, position: int, frame: Frame) -> int | None:
+    """Number of frames that an index speaks of, 0 where it leaves that out; None if this frame is no index."""
+    at = position + frame.index_position
+    if data[at : at + 4] in (b"Xing", b"Info"):
+        has_count = data[at + 7] & 1
+        return int.from_bytes(data[at + 8 : at + 12], "big") if has_count else 0
+    if data[position + 36 : position + 40] == b"VBRI":
+        return int.from_bytes(data[position + 50 : position + 54], "big")
+    return None
+
+
+def _next_frame(data: bytes, position: int) -> int:
+    """Position of the next frame that another one follows; the end of the data if there is none."""
+    if data[position : position + 3] == b"ID3":
+        size = 0
+        for byte in data[position + 6 : position + 10]:
+            size = size << 7 | byte & 0x7F
+        return position + 10 + size
+    position = data.find(b"\xff", position + 1)
+    while position >= 0 and not _goes_on(data, position):
+        position = data.find(b"\xff", position + 1)
+    return position if position >= 0 else len(data)
+
+
+def _goes_on(data: bytes, position: int) -> bool:
+    """Whether a frame begins here that is followed by another of its kind, by a tag, or by the end."""
+    frame = _frame(data[position : position + 4])
+    if frame is None:
+        return False
+    behind = position + frame.size
+    if behind == len(data) or data[behind : behind + 3] in (b"TAG", b"ID3"):
+        return True
+    following = _frame(data[behind : behind + 4])
+    return following is not None and following.kind == frame.kind

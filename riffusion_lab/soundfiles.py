@@ -1,0 +1,497 @@
+"""Reading and writing sound files: by libsndfile, or by ffmpeg where it is installed and libsndfile cannot."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+import numpy as np
+import soundfile
+import torch
+
+from . import containers, mp3
+from .files import as_binary_file, existing_file, name_of
+from .resampling import resample
+from .values import warn
+
+FORMATS = {".wav": "WAV", ".flac": "FLAC", ".ogg": "OGG", ".mp3": "MP3", ".aiff": "AIFF", ".caf": "CAF"}
+BLOCK = 65_536  # samples; libsndfile overflows its stack on long Ogg Vorbis writes
+PIECE = 67_108_864  # samples of all channels that get memory at once: 256 MiB, a quarter of an hour of stereo
+BUFFER = 262_144  # bytes
+# Bytes of title and comment together: of more, libsndfile writes a file that it cannot read, or loses them.
+LONGEST_TEXT = {"WAV": 30_000, "AIFF": 8_000, "CAF": 15_000}
+MOST_NUMBERS = 2**30  # samples of all channels together: 4 GiB, 3.4 hours of stereo
+FFMPEG_LIMIT_S = 300
+DURATION_TOLERANCE = 0.02  # of what a header says, and half a second more: some headers are rounded
+
+Torn = Literal["error", "keep"]
+
+
+class _NotRead(Exception):
+    """libsndfile would read a part of this file only, and take it for the whole."""
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    waveform: np.ndarray  # [shape=(channels, samples), float32]
+    sample_rate: int
+    missing: str | None  # what the file lacks
+    is_certain: bool = True  # whether ffmpeg could not know it better
+
+
+def read_audio(source: str | os.PathLike[str] | bytes | BinaryIO, *, torn: Torn = "error") -> tuple[np.ndarray, int]:
+    """Read a sound file: WAV, FLAC, Ogg, MP3, AIFF; anything else that ffmpeg knows, where it is installed.
+
+    What a file is, is told by what it holds, not by its name.
+
+    Parameters
+    ----------
+    source : path, bytes or binary file
+        A file, what a file holds, or an open file, read from its position on.
+    torn : {"error", "keep"}
+        Whether a file whose end is missing is an error, or what is left of it is read, with a warning.
+
+    Returns
+    -------
+    waveform : np.ndarray [shape=(channels, samples), float32]
+    sample_rate : int
+        Hz
+
+    Raises
+    ------
+    OSError
+        If the file is missing, empty, torn, or no sound.
+    """
+    if torn not in ("error", "keep"):
+        raise ValueError(f"torn is {torn!r}: give 'error', or 'keep' to read what is left of a torn file")
+    name = name_of(source, "the sound file")
+    with _opened(source) as file:
+        decoded = _decode(file, name)
+    if decoded.missing and torn == "error":
+        raise OSError(f"{name} is torn ({decoded.missing}): give a whole file, or torn='keep' for what is left")
+    if decoded.waveform.shape[1] == 0:
+        raise OSError(f"{name} holds no samples: give a file with a sound in it")
+    if decoded.missing:
+        seconds = decoded.waveform.shape[1] / decoded.sample_rate
+        warn(f"{name} is torn ({decoded.missing}): {seconds:.2f} s are left")
+    return decoded.waveform, decoded.sample_rate
+
+
+class _Unnamed(io.BufferedReader):
+    """A file without a name: soundfile takes one called .raw for bare samples, and libsndfile one called .vox."""
+
+    name = None
+
+    def seek(self, position: int, whence: int = 0) -> int:
+        """Go to a position; stay where a header's stand-in for its size made libsndfile ask for a negative one."""
+        start = self.tell() if whence == io.SEEK_CUR else 0
+        if whence != io.SEEK_END and start + position < 0:
+            return self.tell()
+        return super().seek(position, whence)
+
+
+@contextmanager
+def _opened(source: str | os.PathLike[str] | bytes | BinaryIO) -> Iterator[BinaryIO]:
+    if not isinstance(source, (str, os.PathLike)):
+        yield _Unnamed(as_binary_file(source, "a sound"), BUFFER)
+        return
+    with _Unnamed(io.FileIO(existing_file(source, "a sound")), BUFFER) as file:
+        yield file
+
+
+def _decode(file: BinaryIO, name: str) -> _Decoded:
+    try:
+        decoded = _decode_with_soundfile(file)
+    except (soundfile.LibsndfileError, _NotRead) as error:
+        if not shutil.which("ffmpeg"):
+            advice = "give a whole WAV, FLAC, Ogg or MP3 file, or install ffmpeg for others"
+            raise OSError(f"{name} is torn or no known sound ({_reason(error)}): {advice}") from error
+        return _decode_with_ffmpeg(file, name)
+    if decoded.is_certain or not shutil.which("ffmpeg"):
+        return decoded
+    try:
+        again = _decode_with_ffmpeg(file, name)
+    except OSError:
+        return decoded  # with what it lacks
+    is_better = again.missing is None or again.waveform.shape[1] > decoded.waveform.shape[1]
+    return again if is_better else decoded
+
+
+class _Straight(soundfile.SoundFile):
+    """A sound read from end to end: after each block, soundfile would seek, which is inexact in an MP3."""
+
+    def seekable(self) -> bool:
+        """Whether it may be read from elsewhere: no."""
+        return False
+
+
+def _reason(error: Exception) -> str:
+    """What libsndfile says, without the address of the file object."""
+    return getattr(error, "error_string", str(error)).rstrip(". ")
+
+
+def _decode_with_soundfile(file: BinaryIO) -> _Decoded:
+    if file.read(4) == b"OggS":
+        return _decode_ogg(file)
+    missing = containers.missing_part(file)
+    whole = containers.with_length(file)
+    with _Straight(_plain_path(file) if whole is file else whole) as sound:
+        if sound.format != "MP3":
+            decoded = _read_blocks(sound)
+            if missing:
+                return replace(decoded, missing=missing, is_certain=True)
+            if decoded.waveform.shape[1] == 0 and whole is file:
+                raise _NotRead("no samples")
+            return decoded
+    file.seek(0)
+    return _decode_mp3(file.read())
+
+
+def _plain_path(file: BinaryIO) -> str | BinaryIO:
+    """The path of a file whose name says what libsndfile reads anyway, which is faster; any other file as it is."""
+    path = file.raw.name if isinstance(file.raw, io.FileIO) else None
+    if path is None or path.suffix.lower() not in FORMATS:
+        return file
+    is_utf_8 = str(path).encode(errors="replace") == os.fsencode(path)
+    return str(path) if is_utf_8 else file
+
+
+def _decode_ogg(file: BinaryIO) -> _Decoded:
+    """Read all of the sounds in an Ogg file, one behind the other."""
+    streams = containers.ogg_streams(file)
+    file.seek(0)
+    data = file.read()
+    bounds = [*streams.starts, len(data)]
+    parts = [_decode_bytes(data[start:stop]) for start, stop in pairwise(bounds)]
+    decoded = _join(parts)
+    return replace(decoded, missing=streams.missing, is_certain=True) if streams.missing else decoded
+
+
+def _decode_mp3(data: bytes) -> _Decoded:
+    """Read an MP3 whole: libsndfile believes its index, and guesses from the first frame where there is none."""
+    frames = mp3.read_frames(data)
+    if frames is None:  # they do not say their size
+        return _decode_bytes(data)
+    if len(frames.parts) == 1 and _libsndfile_sees_all(data, frames):
+        decoded = _decode_bytes(data)
+    elif all(part.first.is_layer_3 for part in frames.parts):
+        decoded = _join([_decode_bytes(mp3.with_index(data, part)) for part in frames.parts])
+    else:
+        raise _NotRead("its length is not known")  # the other layers have no index
+    return replace(decoded, missing=frames.missing, is_certain=True) if frames.missing else decoded
+
+
+def _libsndfile_sees_all(data: bytes, frames: mp3.Frames) -> bool:
+    part = frames.parts[0]
+    least = part.n_samples
+    if frames.n_declared is not None and frames.n_declared >= frames.n_frames:
+        least -= 3 * part.first.n_samples  # what the encoder put before and behind the sound is cut away
+    with soundfile.SoundFile(io.BytesIO(data)) as sound:
+        return sound.frames >= least
+
+
+def _decode_bytes(data: bytes) -> _Decoded:
+    with _Straight(io.BytesIO(data)) as sound:
+        return _read_blocks(sound)
+
+
+def _join(parts: list[_Decoded]) -> _Decoded:
+    """Put sounds one behind the other: at the rate of the first, mono on all channels of the others."""
+    if len(parts) == 1:
+        return parts[0]
+    rate = parts[0].sample_rate
+    n_channels = max(len(part.waveform) for part in parts)
+    waveforms = []
+    for part in parts:
+        if len(part.waveform) not in (1, n_channels):
+            raise _NotRead("its number of channels changes")
+        waveform = resample(torch.tensor(part.waveform), part.sample_rate, rate).numpy()
+        waveforms.append(np.broadcast_to(waveform, (n_channels, waveform.shape[1])))
+    missing = next((part.missing for part in parts if part.missing), None)
+    return _Decoded(np.concatenate(waveforms, axis=1), rate, missing, all(part.is_certain for part in parts))
+
+
+def _read_blocks(sound: soundfile.SoundFile) -> _Decoded:
+    """Read block by block to the end, whatever the header says of the length."""
+    pieces: list[np.ndarray] = []  # of many blocks: one, if the header is right and the sound not long
+    n_samples, missing, is_full = 0, None, True
+    while is_full:
+        expected = min(sound.frames - n_samples, PIECE // sound.channels)
+        piece = np.empty((max(BLOCK, expected), sound.channels), np.float32)
+        n_read, missing = _fill(piece, sound, is_first=not pieces)
+        pieces.append(piece[:n_read])
+        n_samples += n_read
+        _check_size(n_samples * sound.channels)
+        is_full = n_read == len(piece)
+    pieces = [piece for piece in pieces if len(piece)] or pieces[:1]
+    samples = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+    is_exact = sound.format != "MP3" and sound.frames < containers.LARGEST  # an MP3's length may be an estimate
+    if missing is None and is_exact and n_samples < sound.frames:
+        missing = f"{n_samples:,} of {sound.frames:,} samples"
+    return _Decoded(samples.T, sound.samplerate, missing, is_certain=missing is None)
+
+
+def _fill(piece: np.ndarray, sound: soundfile.SoundFile, *, is_first: bool) -> tuple[int, str | None]:
+    """Read samples until an array is full or the sound ends: how many, and what stopped it too early."""
+    n_read = 0
+    while n_read < len(piece):
+        try:
+            block = sound.read(out=piece[n_read : n_read + BLOCK])
+        except soundfile.LibsndfileError as error:
+            if is_first and n_read == 0:
+                raise
+            return n_read, _reason(error)
+        if len(block) == 0:
+            break
+        n_read += len(block)
+    return n_read, None
+
+
+def _check_size(n_numbers: int) -> None:
+    if n_numbers > MOST_NUMBERS:
+        raise OSError(f"a sound of more than {MOST_NUMBERS:,} samples (all channels): cut it into parts first")
+
+
+def _decode_with_ffmpeg(file: BinaryIO, name: str) -> _Decoded:
+    """Read a sound with ffmpeg, by what it holds: its name, and with it everything beside it, stays unknown."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "sound"
+        _lay_down(file, copy)
+        sound, messages, is_whole = _run_ffmpeg(copy)
+    reasons = [line.replace(f"file:{copy}", "the file") for line in _complaints(messages)]
+    start = int.from_bytes(sound[4:8], "big")  # the header of an AU file: six numbers, then ffmpeg's name
+    if len(sound) <= max(24, start):
+        reason = reasons[-1] if reasons else "no sound in it"
+        raise OSError(f"{name} is torn or no known sound ({reason}): give another")
+    sample_rate = int.from_bytes(sound[16:20], "big")
+    n_channels = int.from_bytes(sound[20:24], "big")
+    n_samples = (len(sound) - start) // (4 * n_channels)
+    numbers = np.frombuffer(sound, ">f4", count=n_samples * n_channels, offset=start)
+    waveform = numbers.astype(np.float32).reshape(n_samples, n_channels).T
+    missing = containers.missing_part(file) or (reasons[-1] if reasons else None)
+    if missing is None:
+        missing = _missing_time(messages, n_samples / sample_rate)
+    if missing is None and not is_whole:
+        missing = "ffmpeg gave up"
+    return _Decoded(waveform, sample_rate, missing)
+
+
+def _lay_down(file: BinaryIO, copy: Path) -> None:
+    """Put a file where ffmpeg finds it, by a link where that is possible."""
+    if isinstance(file.raw, io.FileIO):
+        try:
+            copy.symlink_to(Path(file.raw.name).resolve())
+            return
+        except OSError:
+            pass  # Windows asks for a privilege
+    file.seek(0)
+    with copy.open("wb") as target:
+        shutil.copyfileobj(file, target, BUFFER)
+
+
+def _run_ffmpeg(path: Path) -> tuple[bytearray, str, bool]:
+    """Give ffmpeg's output, an AU file of 32-bit floats, its messages, and whether it ended well."""
+    command = ["ffmpeg", "-nostdin", "-hide_banner", "-nostats", "-loglevel", "level+info"]
+    command += ["-protocol_whitelist", "file,pipe", "-i", f"file:{path}"]
+    command += ["-vn", "-sn", "-dn", "-f", "au", "-c:a", "pcm_f32be", "-"]
+    sound = bytearray()
+    with tempfile.TemporaryFile() as messages:
+        run = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=messages)
+        is_late = threading.Event()
+        timer = threading.Timer(FFMPEG_LIMIT_S, lambda: (is_late.set(), run.kill()))
+        timer.start()
+        try:
+            while block := run.stdout.read(BUFFER):
+                sound += block
+                _check_size(len(sound) // 4)
+            run.wait()
+        finally:
+            timer.cancel()
+            run.kill()  # where the sound is too long
+            run.stdout.close()
+            run.wait()
+        messages.seek(0)
+        said = messages.read().decode(errors="replace")
+    if is_late.is_set():
+        raise OSError(f"ffmpeg took more than {FFMPEG_LIMIT_S} s to read the sound: give a shorter one, or a WAV file")
+    return sound, said, run.returncode == 0
+
+
+def _complaints(messages: str) -> list[str]:
+    """What ffmpeg calls an error, or a packet that is not whole, a warning; not what it says of its own output."""
+    lines = re.findall(r"^(?:\[[^\]\n]* @ \w+\] )?\[(error|fatal|panic|warning)\] (.*)$", messages, re.MULTILINE)
+    complaints = [line for level, line in lines if level != "warning" or "corrupt" in line]
+    return [line for line in complaints if "monotonically increasing dts to muxer" not in line]
+
+
+def _missing_time(messages: str, duration_s: float) -> str | None:
+    """What a sound lacks by its header. A film may be longer than its sound; an estimated duration may be wrong."""
+    is_film = any("Video:" in line and "(attached pic)" not in line for line in messages.splitlines())
+    if is_film or "Estimating duration" in messages:
+        return None
+    found = re.search(r"Duration: (\d+):(\d\d):(\d\d\.\d+)", messages)
+    if not found:
+        return None
+    hours, minutes, seconds = (float(number) for number in found.groups())
+    declared_s = 3600 * hours + 60 * minutes + seconds
+    if duration_s >= declared_s * (1 - DURATION_TOLERANCE) - 0.5:
+        return None
+    return f"{duration_s:.2f} of {declared_s:.2f} s"
+
+
+def encode_audio(
+    waveform: np.ndarray, sample_rate: int, file_format: str, *, title: str = "", comment: str = ""
+) -> bytes:
+    """Bytes of a sound file. WAV, FLAC and MP3 come out the same at every call.
+
+    Parameters
+    ----------
+    waveform : np.ndarray [shape=(channels, samples), float32, range [-1, 1]]
+    sample_rate : int
+        Hz; MP3 has nine of them, see `rate_for_mp3`.
+    file_format : str
+        One of the values of `FORMATS`.
+    title, comment : str
+        Stored in the file; what is too long for WAV, AIFF or CAF is left out, with a warning.
+
+    Raises
+    ------
+    ValueError
+        If the format has no such sample rate or number of channels.
+    """
+    title, comment = _fitting(file_format, title, comment)
+    file = io.BytesIO()
+    try:
+        with soundfile.SoundFile(file, "w", sample_rate, len(waveform), format=file_format) as sound:
+            if title and file_format != "MP3":
+                sound.title = title
+            if comment and file_format != "MP3":
+                sound.comment = comment
+            for start in range(0, waveform.shape[1], BLOCK):
+                sound.write(waveform[:, start : start + BLOCK].T)
+    except soundfile.LibsndfileError as error:
+        kind = f"{len(waveform)} channel(s) at {sample_rate} Hz"
+        raise ValueError(f"{file_format} cannot hold {kind} ({_reason(error)}): give another format or rate") from error
+    if file_format == "MP3":
+        return id3_tag(title, comment) + file.getvalue()
+    return file.getvalue()
+
+
+def _fitting(file_format: str, title: str, comment: str) -> tuple[str, str]:
+    """Leave out what a format cannot hold: the comment, and a title that is itself too long."""
+    title, comment = (text.encode(errors="replace").decode() for text in (title, comment))
+    most = LONGEST_TEXT.get(file_format)
+    n_bytes = len((title + comment).encode())
+    if most is None or n_bytes <= most:
+        return title, comment
+    warn(
+        f"{n_bytes:,} bytes of title and recipe are too much for {file_format}: save as FLAC, Ogg, MP3 or PNG for them"
+    )
+    return title if len(title.encode()) <= most else "", ""
+
+
+def id3_tag(title: str, comment: str) -> bytes:
+    """An ID3v2.3 tag with both texts as UTF-16, as any player reads them; nothing if both are empty.
+
+    libsndfile writes its bytes of UTF-8 into a field that is Latin-1.
+    """
+    frames = b""
+    if title:
+        frames += _id3_frame(b"TIT2", b"\x01" + _utf_16(title))
+    if comment:
+        frames += _id3_frame(b"COMM", b"\x01eng" + _utf_16("") + b"\0\0" + _utf_16(comment))
+    if not frames:
+        return b""
+    size = len(frames)
+    return b"ID3\x03\x00\x00" + bytes(size >> shift & 0x7F for shift in (21, 14, 7, 0)) + frames
+
+
+def _id3_frame(name: bytes, content: bytes) -> bytes:
+    return name + len(content).to_bytes(4, "big") + b"\0\0" + content
+
+
+def _utf_16(text: str) -> bytes:
+    return b"\xff\xfe" + text.replace("\0", " ").encode("utf-16-le", errors="replace")
+
+
+def rate_for_mp3(sample_rate: int) -> int:
+    """The sample rate an MP3 can have that keeps all of a sound, or as much as it can: at most 48,000 Hz."""
+    if sample_rate > 48_000:
+        return 44_100 if sample_rate % 44_100 == 0 else 48_000
+    return min(rate for rate in mp3.MP3_RATES if rate >= sample_rate)
+
+
+def encode_mp3(waveform: np.ndarray, sample_rate: int, **tags: str) -> bytes:
+    """Bytes of an MP3 file; where MP3 has no such sample rate, the sound is resampled. See `encode_audio`."""
+    rate = rate_for_mp3(sample_rate)
+    if rate != sample_rate:
+        waveform = resample(torch.tensor(waveform), sample_rate, rate).clamp(-1, 1).numpy()
+    return encode_audio(waveform, rate, "MP3", **tags)
+
+
+def encode_for(suffix: str, waveform: np.ndarray, sample_rate: int, **tags: str) -> bytes:
+    """Bytes of a sound file in the format that a suffix stands for: one of `FORMATS`, else what ffmpeg takes it for.
+
+    A format that has not the sound's sample rate gets another one, and there is a warning.
+
+    Parameters
+    ----------
+    suffix : str
+        With its dot, in small letters.
+    waveform, sample_rate, tags
+        As in `encode_audio`.
+
+    Raises
+    ------
+    ValueError
+        If the suffix is none of `FORMATS`, and ffmpeg is missing or writes no file that can be read again.
+    """
+    if suffix == ".mp3":
+        _warn_of_rate(suffix, sample_rate, rate_for_mp3(sample_rate))
+        return encode_mp3(waveform, sample_rate, **tags)
+    if suffix in FORMATS:
+        return encode_audio(waveform, sample_rate, FORMATS[suffix], **tags)
+    known = f"give .png for a picture, {', '.join(FORMATS)} for a sound"
+    if not shutil.which("ffmpeg"):
+        raise ValueError(f"no known format ends in {suffix!r}: {known}, or install ffmpeg for others")
+    with tempfile.TemporaryDirectory() as folder:  # some formats cannot be written to a pipe
+        file = Path(folder) / f"sound{suffix}"
+        command = ["ffmpeg", "-v", "error", "-f", "flac", "-i", "-", f"file:{file}"]
+        flac = encode_audio(waveform, sample_rate, "FLAC", **tags)
+        try:
+            run = subprocess.run(command, input=flac, capture_output=True, check=False, timeout=FFMPEG_LIMIT_S)
+        except subprocess.TimeoutExpired as error:
+            raise OSError(f"ffmpeg took more than {FFMPEG_LIMIT_S} s to write {suffix!r}: {known}") from error
+        if run.returncode != 0 or not file.is_file():
+            raise ValueError(f"neither soundfile nor ffmpeg knows sounds that end in {suffix!r}: {known}")
+        _warn_of_rate(suffix, sample_rate, _rate_read_back(file, waveform, sample_rate, known))
+        return file.read_bytes()
+
+
+def _rate_read_back(file: Path, waveform: np.ndarray, sample_rate: int, known: str) -> int:
+    """Sample rate of a file that was just written; an error if it does not bring the sound back."""
+    refused = f"what ffmpeg writes for {file.suffix!r} cannot be read again as the same sound: {known}"
+    try:
+        again, rate = read_audio(file)
+    except OSError as error:
+        raise ValueError(refused) from error
+    longer_s = again.shape[1] / rate - waveform.shape[1] / sample_rate
+    if len(again) != len(waveform) or not -0.1 < longer_s < 0.2:  # lossy formats fill up their last block
+        raise ValueError(refused)
+    return rate
+
+
+def _warn_of_rate(suffix: str, sample_rate: int, rate: int) -> None:
+    if rate != sample_rate:
+        warn(f"{suffix} has no sample rate of {sample_rate:,} Hz: the sound is saved at {rate:,} Hz")
