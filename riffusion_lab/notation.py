@@ -111,7 +111,7 @@ def notation_remarks(texts: Iterable[str]) -> list[str]:
                 continue
             if match := notation.pattern.search(text):
                 found.setdefault(notation, match[0].strip())
-                text = notation.pattern.sub(" ", text)
+                text = notation.pattern.sub(" , ", text)
     return [
         f"{place!r} {notation.meaning}, but is read as plain words here: {notation.advice}"
         for notation, place in found.items()
