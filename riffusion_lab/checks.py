@@ -54,7 +54,7 @@ def check_prompt(prompt: object, name: str = "prompt", *, may_be_empty: bool = T
     text = as_scalar(prompt)
     if not isinstance(text, str):
         raise TypeError(f"{name} must be a str such as 'solo piano, slow', not {prompt!r}")
-    if not plain_text(text).strip() and not may_be_empty:
+    if not may_be_empty and not plain_text(text).strip():
         raise ValueError(f"{name} is empty: {text!r}; describe a sound, such as 'solo piano, slow'")
     if len(text) > LONGEST_PROMPT:
         raise ValueError(f"{name} '{text[:40]}...' has {len(text):,} characters: give at most {LONGEST_PROMPT:,}")

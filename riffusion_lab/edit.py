@@ -239,7 +239,16 @@ def extend(
             end = clip.image.width + round(n_new * part / len(orders))
             # the open end of a window sounds like one: no part ends there but the last
             n_columns = end if part == len(orders) else end + GRID
-            picture = _go_on(pipe, picture, n_columns, order, generator, memory, settings, before=bool(before))
+            picture = _go_on(
+                pipe,
+                picture,
+                order,
+                settings,
+                n_columns=n_columns,
+                memory=memory,
+                before=bool(before),
+                generator=generator,
+            )
             picture = picture[:, :end]
         facts["num_inference_steps"] = settings.num_inference_steps
         recipe = make_recipe(pipe, "extend", **facts, **Source(clip).given())
@@ -250,13 +259,13 @@ def extend(
 def _go_on(
     pipe: Pipeline,
     picture: np.ndarray,
-    n_columns: int,
     order: Order,
-    generator: torch.Generator,
-    memory: int,
     settings: Settings,
     *,
+    n_columns: int,
+    memory: int,
     before: bool,
+    generator: torch.Generator,
 ) -> np.ndarray:
     """Add windows to a picture until it has `n_columns` or more; each keeps the last `memory` columns before it.
 
@@ -264,6 +273,8 @@ def _go_on(
     ----------
     picture : np.ndarray [shape=(512, columns, 3), uint8]
         With `before`, mirrored in time.
+    order : Order
+        What to hear in the new columns.
     generator : torch.Generator
         Each window goes on drawing where the one before it has stopped.
 

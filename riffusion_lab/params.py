@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields
 
-from .values import check_number
+from .values import as_scalar, check_number
 
 LONGEST_FFT = 1_000_000  # samples; what is longer is a mistake, and would take all memory
 
@@ -39,7 +39,8 @@ class SpectrogramParams:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            value = getattr(self, field.name)
+            value = as_scalar(getattr(self, field.name))
+            object.__setattr__(self, field.name, value)  # the class is frozen
             if not isinstance(value, (int, float)):
                 raise TypeError(f"{field.name} must be a number, not {value!r}")
             if not math.isfinite(value) or value < 0 or (value == 0 and field.default):

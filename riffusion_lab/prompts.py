@@ -21,8 +21,8 @@ class Prompt:
     """A point to walk from or to: words, seed, and how strongly they count.
 
     ``None`` stands for the model's own default; `strength` says how far to go from a seed clip
-    (1: all the way), and counts only where there is one. An empty text asks for the unconditional model.
-    Scalars of NumPy and torch are kept as Python's own, so that a prompt fits into JSON.
+    (1: all the way), and counts only where there is one. An empty text asks for the unconditional model. Seeds go from
+    0 to 2**32 - 1. Scalars of NumPy and torch are kept as Python's own, so that a prompt fits into JSON.
 
     Taught in: 04
     """
