@@ -219,20 +219,24 @@ def test_end_prompt_takes_over_column_by_column(pipe, clip):
     assert nearness[0][0] < nearness[0][1] and nearness[1][1] < nearness[1][0]
 
 
-@pytest.mark.parametrize("prompt", ["", " ", "( )"])
-def test_an_empty_prompt_is_the_unconditional_model(pipe, clip, prompt):
-    options = {"num_inference_steps": 2, "seed": 3}
-    calls = (audio_to_audio, {"strength": 1}), (inpaint, {"mask": (1, 2)}), (extend, {"seconds": 0.5})
-    for function, given in calls:
-        given = {"clip": clip, **given, **options}
-        guided = pixels(function(pipe, prompt=prompt, guidance_scale=50, **given))
-        unguided = pixels(function(pipe, prompt="", guidance_scale=1, **given))
-        # both predictions are the same but for rounding, in batches of two and of one: a pixel may tip
-        assert np.abs(guided - unguided).max() <= 1
-        other = pixels(function(pipe, prompt="jazz", guidance_scale=50, **given))
-        assert np.abs(guided - other).max() > 1
-    ends = [pixels(audio_to_audio(pipe, clip, "jazz", end_prompt=end, **options)) for end in (prompt, "jazz")]
-    assert not np.array_equal(*ends)
+@pytest.mark.parametrize(
+    ("function", "given"),
+    [(audio_to_audio, {"strength": 1}), (inpaint, {"mask": (1, 2)}), (extend, {"seconds": 0.5})],
+)
+def test_an_empty_prompt_is_the_unconditional_model(pipe, clip, function, given):
+    given = {"clip": clip, "num_inference_steps": 2, "seed": 3, **given}
+    guided = pixels(function(pipe, prompt=" ", guidance_scale=50, **given))
+    unguided = pixels(function(pipe, prompt="", guidance_scale=1, **given))
+    # both predictions are the same but for rounding, in batches of two and of one: a pixel may tip
+    assert np.abs(guided - unguided).max() <= 1
+    other = pixels(function(pipe, prompt="jazz", guidance_scale=50, **given))
+    assert np.abs(guided - other).max() > 1
+
+
+def test_an_end_prompt_may_be_empty(pipe, clip):
+    options = {"num_inference_steps": 2, "seed": 3, "strength": 1}
+    ends = [pixels(audio_to_audio(pipe, clip, "jazz", end_prompt=end, **options)) for end in ("", " ", "jazz")]
+    assert np.array_equal(ends[0], ends[1]) and not np.array_equal(ends[0], ends[2])
 
 
 def test_numbers_of_numpy_are_numbers(pipe, clip):
@@ -327,24 +331,22 @@ def test_each_window_of_extend_has_its_own_noise_and_hears_the_one_before(pipe, 
 @pytest.mark.parametrize("before", [False, True])
 def test_a_list_of_prompts_is_heard_part_by_part(pipe, clip, before):
     """In time: with `before` the last prompt of the list is the one next to the clip."""
-    options = {"seconds": 6.0, "before": before, "seed": 3, "num_inference_steps": 1}
+    options = {"seconds": 1.5, "before": before, "seed": 3, "num_inference_steps": 1}
     prompts = ["jazz", "techno", "slow piano"]
     near, far = (prompts[-1], prompts[0]) if before else (prompts[0], prompts[-1])
     parts = pixels(extend(pipe, clip, prompts, **options))
-    assert parts.shape == (512, 512 + 600, 3)
+    assert parts.shape == (512, 512 + 150, 3)
 
     def part(picture, number):  # 0 is next to the clip
-        new = picture[:, :600][:, ::-1] if before else picture[:, 512:]
-        return new[:, 200 * number : 200 * number + 200]
+        new = picture[:, :150][:, ::-1] if before else picture[:, 512:]
+        return new[:, 50 * number : 50 * number + 50]
 
     nearest = pixels(extend(pipe, clip, near, **options))
     assert np.array_equal(part(parts, 0), part(nearest, 0))  # windows, noise and words are the same there
     assert not np.array_equal(part(parts, 1), part(nearest, 1))
-    other = [far if text == near else text for text in prompts]
     other_far = pixels(extend(pipe, clip, [near if text == far else text for text in prompts], **options))
-    assert np.array_equal(part(other_far, 1), part(parts, 1)) and not np.array_equal(part(other_far, 2), part(parts, 2))
-    other_near = pixels(extend(pipe, clip, other, **options))
-    assert not np.array_equal(part(other_near, 0), part(parts, 0))
+    assert np.array_equal(part(other_far, 1), part(parts, 1))
+    assert not np.array_equal(part(other_far, 2), part(parts, 2))
 
 
 def test_each_window_of_a_part_is_given_its_own_words(pipe, clip, monkeypatch):
