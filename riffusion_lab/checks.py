@@ -17,10 +17,11 @@ from diffusers import SchedulerMixin
 
 from .loops import clip_size
 from .models import Pipeline, model_name, model_settings
+from .notation import notation_remarks
 from .params import COLUMNS_PER_S
 from .prompts import Prompt, plain_text
 from .recipes import scheduler_parameters
-from .values import check_number, check_whole, warn
+from .values import as_list, as_scalar, check_number, check_seed, check_whole, warn
 
 if TYPE_CHECKING:
     from .clip import Clip
@@ -33,8 +34,8 @@ _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
 _BPM = re.compile(r"\b(\d+(?:\.\d+)?)(?=\s*bpm\b)", re.IGNORECASE)
 
 
-def check_prompt(prompt: object, name: str = "prompt", *, may_be_empty: bool = False) -> None:
-    """Refuse what is no prompt.
+def check_prompt(prompt: object, name: str = "prompt", *, may_be_empty: bool = True) -> str:
+    """Give back a prompt as a str, and refuse what is none.
 
     Parameters
     ----------
@@ -43,19 +44,21 @@ def check_prompt(prompt: object, name: str = "prompt", *, may_be_empty: bool = F
     name : str
         What an error calls it.
     may_be_empty : bool
-        A negative prompt may.
+        An empty prompt is the unconditional model; an empty text box in a panel is likely an oversight.
 
     Raises
     ------
     TypeError, ValueError
-        If it is no text, empty, or no prompt any more but a book.
+        If it is no text, longer than `LONGEST_PROMPT`, or empty although it must not be.
     """
-    if not isinstance(prompt, str):
+    text = as_scalar(prompt)
+    if not isinstance(text, str):
         raise TypeError(f"{name} must be a str such as 'solo piano, slow', not {prompt!r}")
-    if not plain_text(prompt).strip() and not may_be_empty:
-        raise ValueError(f"{name} is empty: {prompt!r}; describe a sound, such as 'solo piano, slow'")
-    if len(prompt) > LONGEST_PROMPT:
-        raise ValueError(f"{name} '{prompt[:40]}...' has {len(prompt):,} characters: give at most {LONGEST_PROMPT:,}")
+    if not may_be_empty and not plain_text(text).strip():
+        raise ValueError(f"{name} is empty: {text!r}; describe a sound, such as 'solo piano, slow'")
+    if len(text) > LONGEST_PROMPT:
+        raise ValueError(f"{name} '{text[:40]}...' has {len(text):,} characters: give at most {LONGEST_PROMPT:,}")
+    return text
 
 
 def taught_prompt(pipe: Pipeline, prompt: str) -> tuple[str, list[str]]:
@@ -91,7 +94,7 @@ def taught_prompt(pipe: Pipeline, prompt: str) -> tuple[str, list[str]]:
 
 def is_list(values: object) -> bool:
     """Tell whether one value per clip is given."""
-    return isinstance(values, Sequence) and not isinstance(values, str | bytes)
+    return as_list(values) is not None
 
 
 def one_or_list(clips: list, *given: object) -> Any:
@@ -120,10 +123,10 @@ def check_order(pipe: Pipeline, prompt: Prompt, generator: object = None) -> Ord
         raise TypeError(f"pipe must be a StableDiffusionPipeline, as load_pipeline() gives it, not {pipe!r}")
     check_prompt(prompt.text)
     if prompt.negative_prompt is not None:
-        check_prompt(prompt.negative_prompt, "negative_prompt", may_be_empty=True)
+        check_prompt(prompt.negative_prompt, "negative_prompt")
     if generator is not None and not isinstance(generator, torch.Generator):
         raise TypeError(f"generator must be a torch.Generator, not {generator!r}")
-    seed = None if generator else check_whole("seed", prompt.seed, 0, 2**64 - 1)
+    seed = None if generator else check_seed(prompt.seed)
     guidance_scale = prompt.guidance_scale
     guidance_scale = model_settings(pipe).guidance_scale if guidance_scale is None else guidance_scale
     guidance_scale = check_number("guidance_scale", guidance_scale, 0)
@@ -137,31 +140,36 @@ def line_up(pipe: Pipeline, prompt, negative_prompt, seed, generator, guidance_s
         raise ValueError(f"seed={seed!r} and generator exclude each other: give one of them")
     seed = 0 if seed is None and generator is None else seed
     given = {"prompt": prompt, "seed": seed, "negative_prompt": negative_prompt, "generator": generator}
-    lengths = {name: len(values) for name, values in given.items() if is_list(values)}
+    lists = {name: as_list(values) for name, values in given.items()}
+    lengths = {name: len(values) for name, values in lists.items() if values is not None}
     if 0 in lengths.values() or len(set(lengths.values())) > 1:
         raise ValueError(f"lists must be equally long and not empty; their lengths: {lengths}")
     n_clips = next((length for name, length in lengths.items() if name != "negative_prompt"), 1)
     if lengths.get("negative_prompt", n_clips) != n_clips:
         raise ValueError(f"{lengths['negative_prompt']} negative prompts for one clip: give one")
-    repeated = [values if is_list(values) else [values] * n_clips for values in given.values()]
+    repeated = [[given[name]] * n_clips if values is None else values for name, values in lists.items()]
     return [
         check_order(pipe, Prompt(*each, guidance_scale, strength), source)
         for *each, source in zip(*repeated, strict=True)
     ]
 
 
-def remark(pipe: Pipeline, orders: Sequence[Order]) -> None:
+def remark(pipe: Pipeline, orders: Sequence[Order], end_prompt: str | None = None) -> None:
     """Warn of what `remarks` finds."""
-    for text in remarks(pipe, orders):
+    for text in remarks(pipe, orders, end_prompt):
         warn(text)
 
 
-def remarks(pipe: Pipeline, orders: Sequence[Order]) -> list[str]:
+def remarks(pipe: Pipeline, orders: Sequence[Order], end_prompt: str | None = None) -> list[str]:
     """Say, once each, what is likely not meant, but can be done."""
     found = scheduler_remarks(pipe.scheduler)
+    texts = [text for order in orders for text in (order.text, order.negative_prompt) if text]
+    if end_prompt:
+        texts.append(end_prompt)
+    found += notation_remarks(texts)
+    for text in texts:
+        found += taught_prompt(pipe, text)[1]
     for order in orders:
-        for text in (order.text, order.negative_prompt or ""):
-            found += taught_prompt(pipe, text)[1]
         if order.negative_prompt and order.guidance_scale <= 1:
             found.append(f"negative_prompt has no effect at guidance_scale={order.guidance_scale:g}: take more than 1")
     return list(dict.fromkeys(found))
@@ -210,7 +218,8 @@ def check_settings(pipe: Pipeline, steps, duration_s, loop, batch_size, source=N
     clip_width = clip_size(pipe)[1] * pipe.vae_scale_factor
     if duration_s is None:
         duration_s = source.clip.duration_s if source else clip_width / COLUMNS_PER_S
-    check_number("duration_s", duration_s, 1 / COLUMNS_PER_S, LONGEST_S)
+    duration_s = check_number("duration_s", duration_s, 1 / COLUMNS_PER_S, LONGEST_S)
+    loop = as_scalar(loop)
     if not isinstance(loop, bool | None):
         raise TypeError(f"loop must be True, False or None, not {loop!r}")
     n_columns = max(1, round(duration_s * COLUMNS_PER_S))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from diffusers import SchedulerMixin
 
 CIRCULAR_SHARE = 0.334  # of the steps, the last ones: a third
+ROUNDING = 1e-7  # relative: a strength that was a float32 is up to 6e-8 of itself off, a float64 far less
 _TURN = RLock()
 
 Callback = Callable[[Pipeline, int, Tensor, dict[str, Any]], dict[str, Any] | None]
@@ -220,7 +222,7 @@ def from_clip(
     clean : Tensor [shape=(1, 4, 64, columns)]
         Latents of the clip.
     num_inference_steps : int
-        For the whole way; ``int(strength * num_inference_steps)`` of them are taken, as by diffusers.
+        For the whole way; ``int(strength * num_inference_steps)`` of them are taken (see `first_step`).
     strength : float
         In [0, 1]. 1: nothing of the clip is left, as if from noise; 0: nothing is changed.
     loop : bool
@@ -269,8 +271,15 @@ def from_clip(
 
 
 def first_step(num_inference_steps: int, strength: float) -> int:
-    """Steps to leave out at the beginning, as diffusers counts them."""
-    return num_inference_steps - min(int(num_inference_steps * strength), num_inference_steps)
+    """Count the steps to leave out at the beginning.
+
+    Taken are ``int(num_inference_steps * strength)``, as by diffusers, unless the product is a whole number but for
+    rounding: ``100 * 0.29`` is 28.999999999999996 in floating point, and 29 steps are taken.
+    """
+    n_steps = num_inference_steps * strength
+    if math.isclose(n_steps, round(n_steps), rel_tol=ROUNDING):
+        n_steps = round(n_steps)
+    return num_inference_steps - min(int(n_steps), num_inference_steps)
 
 
 def begins_in_the_middle(scheduler: SchedulerMixin) -> SchedulerMixin:

@@ -8,7 +8,18 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .checks import LONGEST_S, Source, check_prompt, check_settings, line_up, one_or_list, remark
+from .checks import (
+    LONGEST_S,
+    Order,
+    Settings,
+    Source,
+    check_prompt,
+    check_settings,
+    is_list,
+    line_up,
+    one_or_list,
+    remark,
+)
 from .clip import Clip
 from .denoise import Callback, begins_in_the_middle, from_clip, left_as_found
 from .generate import make_job, make_ordered
@@ -57,7 +68,8 @@ def audio_to_audio(
     end_prompt : str, optional
         What to hear at the end: over the clip's length the sound changes from `prompt` to this.
     negative_prompt, seed, num_inference_steps, guidance_scale, batch_size, generator, callback_on_step_end
-        As in `text_to_audio`. Of the steps, ``int(strength * num_inference_steps)`` are taken.
+        As in `text_to_audio`. Of the steps, ``int(strength * num_inference_steps)`` are taken (see
+        `denoise.first_step`).
     loop : bool, optional
         Whether the end leads into the beginning. Default: as the clip, where its length allows it.
 
@@ -76,7 +88,7 @@ def audio_to_audio(
     Taught in: 07
     """
     if end_prompt is not None:
-        check_prompt(end_prompt, "end_prompt")
+        end_prompt = check_prompt(end_prompt, "end_prompt")
     source = Source(for_model(clip), end_prompt=end_prompt)
     orders = line_up(pipe, prompt, negative_prompt, seed, generator, guidance_scale, strength)
     settings = check_settings(pipe, num_inference_steps, None, loop, batch_size, source, callback_on_step_end)
@@ -144,12 +156,12 @@ def inpaint(
 def extend(
     pipe: Pipeline,
     clip: Clip,
-    prompt: str,
+    prompt: str | Sequence[str],
     *,
     seconds: float,
     before: bool = False,
     memory_s: float = 2.56,
-    negative_prompt: str | None = None,
+    negative_prompt: str | Sequence[str] | None = None,
     seed: int | None = None,
     num_inference_steps: int | None = None,
     guidance_scale: float | None = None,
@@ -167,16 +179,20 @@ def extend(
     pipe : StableDiffusionPipeline
     clip : Clip
         Of the model's params, and at least 0.08 s long.
-    prompt : str
-        What to hear.
+    prompt : str or list of str
+        What to hear. The prompts of a list follow one another in time, each for an equal part of `seconds`: of two
+        prompts and 10 seconds the first one is heard for 5 s, then the second one. Each part hears the end of the part
+        before it (with `before`, the beginning of the part after it), so the sound changes without a break.
     seconds : float
         How much to add, in [0.01, 3600].
     before : bool
         Add it before the beginning instead of behind the end.
     memory_s : float
         What each window hears of the one before it, in [0.08, 4.48].
-    negative_prompt, seed, num_inference_steps, guidance_scale, generator, callback_on_step_end
-        As in `text_to_audio`.
+    negative_prompt : str or list of str, optional
+        What not to hear: one for all parts, or one for each.
+    seed, num_inference_steps, guidance_scale, generator, callback_on_step_end
+        As in `text_to_audio`, but one seed or one generator: it is one clip. For several takes call `extend` for each.
 
     Returns
     -------
@@ -193,39 +209,105 @@ def extend(
     Taught in: 05
     """
     clip = for_model(clip, keep=True)
-    order = line_up(pipe, prompt, negative_prompt, seed, generator, guidance_scale)[0]
-    check_number("seconds", seconds, 1 / COLUMNS_PER_S, LONGEST_S)
+    for name, value in {"seed": seed, "generator": generator}.items():
+        if is_list(value):
+            raise TypeError(f"{name} must be a single one, not {value!r}: for several takes call extend for each")
+    orders = line_up(pipe, prompt, negative_prompt, seed, generator, guidance_scale)
+    seconds = check_number("seconds", seconds, 1 / COLUMNS_PER_S, LONGEST_S)
+    n_new = max(1, round(seconds * COLUMNS_PER_S))
+    if len(orders) > n_new:
+        raise ValueError(f"{len(orders)} prompts for {seconds:g} s: give each at least {1 / COLUMNS_PER_S:g} s")
     window = clip_size(pipe)[1] * pipe.vae_scale_factor
-    check_number("memory_s", memory_s, GRID / COLUMNS_PER_S, (window - 64) / COLUMNS_PER_S)
+    memory_s = check_number("memory_s", memory_s, GRID / COLUMNS_PER_S, (window - 64) / COLUMNS_PER_S)
     memory = min(round(memory_s * COLUMNS_PER_S), clip.image.width) // GRID * GRID
     if memory == 0:
         raise ValueError(f"the clip lasts {clip.duration_s:g} s: to go on from it, it must last at least 0.08 s")
-    settings = check_settings(pipe, num_inference_steps, None, False, 1)
-    remark(pipe, [order])
-    facts = {"seconds": float(seconds), "before": bool(before), "memory_s": memory / COLUMNS_PER_S}
-    options = {"num_inference_steps": settings.num_inference_steps, "callback": callback_on_step_end}
-    picture, n_columns = np.asarray(clip.image), clip.image.width + max(1, round(seconds * COLUMNS_PER_S))
+    settings = check_settings(pipe, num_inference_steps, None, False, 1, callback=callback_on_step_end)
+    remark(pipe, orders)
+    facts = {"seconds": seconds, "before": bool(before), "memory_s": memory / COLUMNS_PER_S}
+    facts |= orders[0].given("prompt")
+    if is_list(prompt):
+        facts["prompt"] = [order.text for order in orders]
+    if is_list(negative_prompt):
+        facts["negative_prompt"] = [order.negative_prompt for order in orders]
     turn = slice(None, None, -1 if before else 1)  # before the beginning is behind the end of the mirror image
-    picture = picture[:, turn]
+    picture = np.asarray(clip.image)[:, turn]
     with left_as_found(pipe):
         pipe.scheduler = begins_in_the_middle(pipe.scheduler)
-        own = order.noise()
-        while picture.shape[1] < n_columns:
-            if picture.shape[1] > clip.image.width:
-                picture = picture[:, :-GRID]  # the open end of a window sounds like one
-            job = make_job(pipe, order, window, own)
-            # what is not known is no silence either, which the encoder would smear into what is
-            known = np.pad(picture[:, -memory:], ((0, 0), (0, window - memory), (0, 0)), mode="reflect")
-            clean = encode(pipe, Image.fromarray(known[:, turn]), loop=False)
-            is_new = torch.arange(clean.shape[-1], device=clean.device) >= memory // GRID
-            mask = (is_new.flip(0) if before else is_new).expand(clean.shape[-2], -1)
-            latents = from_clip(pipe, [job], clean, strength=1.0, loop=False, mask=mask, **options)
-            made = np.asarray(decode(pipe, latents, loop=False))[:, turn]
-            picture = np.concatenate([picture, made[:, memory:]], axis=1)
-        facts |= {**order.given("prompt"), "num_inference_steps": settings.num_inference_steps}
+        generator = orders[0].noise()
+        for part, order in enumerate(orders[turn], start=1):
+            end = clip.image.width + round(n_new * part / len(orders))
+            # the open end of a window sounds like one: no part ends there but the last
+            n_columns = end if part == len(orders) else end + GRID
+            picture = _go_on(
+                pipe,
+                picture,
+                order,
+                settings,
+                n_columns=n_columns,
+                memory=memory,
+                before=bool(before),
+                generator=generator,
+            )
+            picture = picture[:, :end]
+        facts["num_inference_steps"] = settings.num_inference_steps
         recipe = make_recipe(pipe, "extend", **facts, **Source(clip).given())
-    made = Image.fromarray(picture[:, :n_columns][:, turn])
+    made = Image.fromarray(picture[:, turn])
     return Clip.from_picture(Picture(made, PARAMS, clip.maximum, loop=False, recipe=recipe))
+
+
+def _go_on(
+    pipe: Pipeline,
+    picture: np.ndarray,
+    order: Order,
+    settings: Settings,
+    *,
+    n_columns: int,
+    memory: int,
+    before: bool,
+    generator: torch.Generator,
+) -> np.ndarray:
+    """Add windows to a picture until it has `n_columns` or more; each keeps the last `memory` columns before it.
+
+    Parameters
+    ----------
+    picture : np.ndarray [shape=(512, columns, 3), uint8]
+        With `before`, mirrored in time.
+    order : Order
+        What to hear in the new columns.
+    generator : torch.Generator
+        Each window goes on drawing where the one before it has stopped.
+
+    Returns
+    -------
+    np.ndarray [shape=(512, n_columns or more, 3), uint8]
+        Mirrored if the picture was.
+    """
+    window = clip_size(pipe)[1] * pipe.vae_scale_factor
+    turn = slice(None, None, -1 if before else 1)
+    n_given = picture.shape[1]
+    while picture.shape[1] < n_columns:
+        if picture.shape[1] > n_given:
+            picture = picture[:, :-GRID]  # the open end of a window sounds like one
+        job = make_job(pipe, order, window, generator)
+        # what is not known is no silence either, which the encoder would smear into what is
+        known = np.pad(picture[:, -memory:], ((0, 0), (0, window - memory), (0, 0)), mode="reflect")
+        clean = encode(pipe, Image.fromarray(known[:, turn]), loop=False)
+        is_new = torch.arange(clean.shape[-1], device=clean.device) >= memory // GRID
+        mask = (is_new.flip(0) if before else is_new).expand(clean.shape[-2], -1)
+        latents = from_clip(
+            pipe,
+            [job],
+            clean,
+            num_inference_steps=settings.num_inference_steps,
+            strength=1.0,
+            loop=False,
+            mask=mask,
+            callback=settings.callback,
+        )
+        made = np.asarray(decode(pipe, latents, loop=False))[:, turn]
+        picture = np.concatenate([picture, made[:, memory:]], axis=1)
+    return picture
 
 
 def for_model(clip: object, *, keep: bool = False) -> Clip:

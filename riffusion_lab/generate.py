@@ -18,8 +18,17 @@ from .loops import decode, encode, latent_columns
 from .masks import latent_mask, paste
 from .models import Pipeline, load_pipeline
 from .params import PARAMS
-from .prompts import Prompt, encode_prompt
-from .recipes import FOLLOWED, Recipe, check_recipe, make_recipe, scheduler_from_recipe, weights_hash
+from .prompts import encode_prompt
+from .recipes import (
+    FOLLOWED,
+    Recipe,
+    check_recipe,
+    make_recipe,
+    prompt_from_recipe,
+    scheduler_from_recipe,
+    seed_from_recipe,
+    weights_hash,
+)
 from .values import warn
 
 
@@ -48,12 +57,13 @@ def text_to_audio(
     pipe : StableDiffusionPipeline
         As ``load_pipeline`` gives it.
     prompt : str or list of str
-        What to hear. A list of prompts, seeds or generators gives a list of clips.
+        What to hear; an empty one asks for the unconditional model. A list of prompts, seeds or generators gives a list
+        of clips.
     negative_prompt : str or list of str, optional
         What not to hear.
     seed : int or list of int, optional
-        Where the noise comes from: the same seed gives the same noise, whatever else is in the
-        batch. Default: 0, unless there is a generator.
+        Where the noise comes from, from 0 to 2**32 - 1: the same seed gives the same noise, whatever else is in the
+        batch. A range, or an array of NumPy or torch, is a list as well. Default: 0, unless there is a generator.
     num_inference_steps, guidance_scale : int, float, optional
         Default: the model's own.
     duration_s : float, optional
@@ -123,13 +133,16 @@ def replay(clip_or_recipe: Clip | Recipe, pipe: Pipeline | None = None) -> Clip:
     pipe = load_pipeline(recipe["model"]) if pipe is None else pipe
     if weights_hash(pipe) != recipe["weights_sha256"]:
         warn(f"the clip was made with other weights of {recipe['model']}: it will differ")
-    given = {name: recipe[name] for name in FOLLOWED[recipe["kind"]]}
+    arguments = {name: recipe[name] for name in FOLLOWED[recipe["kind"]]}
     with left_as_found(pipe):
         pipe.scheduler = scheduler
         if recipe["kind"] == "text_to_audio":
-            return text_to_audio(pipe, **given)
-        start, end, alpha = Prompt(**given.pop("start")), Prompt(**given.pop("end")), given.pop("alpha")
-        return next(interpolate(pipe, start, end, num_clips=1, curve=lambda _: alpha, **given))
+            seed = seed_from_recipe(arguments.pop("seed"))
+            return text_to_audio(pipe, seed=seed, **arguments)
+        start = prompt_from_recipe(arguments.pop("start"))
+        end = prompt_from_recipe(arguments.pop("end"))
+        alpha = arguments.pop("alpha")
+        return next(interpolate(pipe, start, end, num_clips=1, curve=lambda _: alpha, **arguments))
 
 
 @dataclass(frozen=True)
@@ -144,7 +157,7 @@ class Task:
 
 def make_ordered(pipe: Pipeline, kind: str, orders: list[Order], settings: Settings) -> list[Clip]:
     """Make a clip of each order, after the remarks on them."""
-    remark(pipe, orders)
+    remark(pipe, orders, settings.source.end_prompt if settings.source else None)
     tasks = []
     for order in orders:
         facts = order.given("prompt")

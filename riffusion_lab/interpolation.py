@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .checks import Order, Source, check_order, check_settings, is_list, remark
+from .checks import Order, Source, check_order, check_settings, remark
 from .clip import Clip
 from .denoise import Job
 from .edit import for_model
 from .generate import Task, make_clips, make_job
 from .models import Pipeline
 from .prompts import Prompt, of_one_length
-from .values import check_number, check_whole
+from .values import as_list, check_number, check_whole
 
 STRENGTH = 0.75  # of prompts that say none, where there is a seed clip: the original's
 PARALLEL = 0.9995  # cosine above which the arc is as good as a line
@@ -60,6 +60,15 @@ def lerp(start: Tensor, end: Tensor, alpha: float) -> Tensor:
     Taught in: 04
     """
     return (end if alpha else start).clone() if alpha in (0, 1) else torch.lerp(start, end, alpha)
+
+
+def lerp_number(start: float, end: float, alpha: float) -> float:
+    """Go along the line from one number to another; 0 gives `start`, 1 `end`, and nothing leaves the range between.
+
+    So equal ends give that number everywhere: by the sum alone, 0.75 to 0.75 is 0.7499999999999999 at 0.3.
+    """
+    between = (1 - alpha) * start + alpha * end
+    return min(max(between, min(start, end)), max(start, end))
 
 
 def interpolate(
@@ -114,7 +123,9 @@ def interpolate(
     Taught in: 04
     """
     num_clips = check_whole("num_clips", num_clips, 1, math.inf)
-    points = [check_point(pipe, prompt) for prompt in [start, *(end if is_list(end) else [end])]]
+    ends = as_list(end)
+    ends = [end] if ends is None else ends
+    points = [check_point(pipe, prompt) for prompt in [start, *ends]]
     if len(points) < 2:
         raise ValueError(f"a walk needs two prompts at least, not {len(points)}")
     if seed_clip is not None and duration_s is not None:
@@ -160,7 +171,7 @@ def walk(pipe: Pipeline, prompts: Sequence[Prompt], *, closed: bool = False, **o
     -----
     Taught in: 04
     """
-    start, *rest = prompts or [None]
+    start, *rest = list(prompts) or [None]
     return interpolate(pipe, start, [*rest, start] if closed else rest, **options)
 
 
@@ -175,8 +186,8 @@ def step_task(pipe: Pipeline, start: Order, end: Order, alpha: float, n_columns:
     """Say what the clip is made from that lies at `alpha`, 0…1, between two ends."""
     return Task(
         job=partial(_job, pipe, start, end, alpha, n_columns),
-        guidance_scale=(1 - alpha) * start.guidance_scale + alpha * end.guidance_scale,
-        strength=(1 - alpha) * start.strength + alpha * end.strength,
+        guidance_scale=lerp_number(start.guidance_scale, end.guidance_scale, alpha),
+        strength=lerp_number(start.strength, end.strength, alpha),
         facts={"start": start.given(), "end": end.given(), "alpha": alpha},
     )
 
@@ -190,5 +201,5 @@ def _job(pipe: Pipeline, start: Order, end: Order, alpha: float, n_columns: int)
         no_words=lerp(*of_one_length(pipe, [a.no_words, b.no_words]), alpha),
         noise=slerp(a.noise, b.noise, alpha),
         generator=a.generator,
-        guidance_scale=(1 - alpha) * a.guidance_scale + alpha * b.guidance_scale,
+        guidance_scale=lerp_number(a.guidance_scale, b.guidance_scale, alpha),
     )

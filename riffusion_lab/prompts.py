@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
 from .models import Pipeline
+from .values import as_scalar
 
 STRONGER, WEAKER = 1.1, 1 / 1.1  # what plain ( ) and [ ] do; see `weighted_parts`
 _PIECE = re.compile(r"\\[\\()\[\]]|:\s*(\d*\.?\d+)\s*\)|[()\[\]]|[^\\()\[\]:]+|.", re.DOTALL)
@@ -20,7 +21,8 @@ class Prompt:
     """A point to walk from or to: words, seed, and how strongly they count.
 
     ``None`` stands for the model's own default; `strength` says how far to go from a seed clip
-    (1: all the way), and counts only where there is one.
+    (1: all the way), and counts only where there is one. An empty text asks for the unconditional model. Seeds go from
+    0 to 2**32 - 1. Scalars of NumPy and torch are kept as Python's own, so that a prompt fits into JSON.
 
     Taught in: 04
     """
@@ -30,6 +32,11 @@ class Prompt:
     negative_prompt: str | None = None
     guidance_scale: float | None = None
     strength: float | None = None
+
+    def __post_init__(self) -> None:
+        for field in fields(Prompt):
+            value = as_scalar(getattr(self, field.name))
+            object.__setattr__(self, field.name, value)  # the class is frozen
 
 
 def weighted_parts(text: str) -> list[tuple[str, float]]:

@@ -6,6 +6,7 @@ import hashlib
 import inspect
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -16,6 +17,8 @@ from diffusers import SchedulerMixin
 
 from . import __version__
 from .models import Pipeline, model_name, model_settings
+from .prompts import Prompt
+from .values import N_SEEDS
 
 Recipe = dict[str, Any]
 LIBRARIES = ("torch", "diffusers", "transformers")
@@ -89,6 +92,17 @@ def check_recipe(recipe: object) -> Recipe:
     if kind == "text_to_audio" and recipe["seed"] is None:
         raise ValueError("this clip was made with a generator: only clips made with a seed can be replayed")
     return dict(recipe)
+
+
+def seed_from_recipe(seed: int) -> int:
+    """Give the seed of the same noise, where a recipe of an earlier version holds one of more than 32 bits."""
+    return seed % N_SEEDS if isinstance(seed, int) and seed >= N_SEEDS else seed
+
+
+def prompt_from_recipe(given: Mapping[str, Any]) -> Prompt:
+    """Build a prompt from what a recipe holds of it."""
+    prompt = Prompt(**given)
+    return replace(prompt, seed=seed_from_recipe(prompt.seed))
 
 
 def scheduler_from_recipe(recipe: Recipe) -> SchedulerMixin:

@@ -1,6 +1,8 @@
 """From a clip to another: restyled, partly made anew, longer; on every scheduler the noise must be the right one."""
 
+import json
 import math
+from fractions import Fraction
 
 import diffusers
 import numpy as np
@@ -9,7 +11,7 @@ import torch
 from PIL import Image
 
 from conftest import chirp
-from riffusion_lab import audio_to_audio, extend, inpaint, load_pipeline, text_to_audio
+from riffusion_lab import audio_to_audio, edit, extend, inpaint, load_pipeline, text_to_audio
 from riffusion_lab.checks import line_up
 from riffusion_lab.clip import Clip
 from riffusion_lab.denoise import begins_in_the_middle, first_step, from_clip
@@ -147,6 +149,23 @@ def test_steps_are_counted_as_by_diffusers(strength, first):
     assert first_step(10, strength) == first
 
 
+def test_a_share_of_the_steps_that_is_whole_loses_none():
+    """Compared with fractions, which do not round; 0.29 * 100 is 28.999999999999996 in floating point."""
+    for n_steps in range(1, 121):
+        for percent in range(101):
+            n_taken = Fraction(percent, 100) * n_steps // 1
+            assert n_steps - first_step(n_steps, percent / 100) == n_taken
+            assert n_steps - first_step(n_steps, float(np.float32(percent / 100))) == n_taken
+        for n_taken in range(n_steps + 1):
+            assert n_steps - first_step(n_steps, n_taken / n_steps) == n_taken
+
+
+def test_other_shares_are_cut_as_by_diffusers():
+    for strength in np.random.default_rng(0).random(1_000).tolist():  # none of them is whole but for rounding
+        assert first_step(50, strength) == 50 - int(50 * strength)
+    assert first_step(100, 0.2999) == 71 and first_step(12, 0.7499) == 4
+
+
 def test_encode_is_decodes_way_back_and_its_strips_are_the_whole(pipe):
     noise = torch.randn(1, 4, 64, 192, generator=torch.Generator().manual_seed(0))
     for loop in (False, True):
@@ -198,6 +217,53 @@ def test_end_prompt_takes_over_column_by_column(pipe, clip):
     morph = pixels(audio_to_audio(pipe, clip, "slow piano", end_prompt="techno", **options))
     nearness = [[np.abs(morph - whole)[:, part].mean() for whole in (start, end)] for part in (np.s_[:64], np.s_[-64:])]
     assert nearness[0][0] < nearness[0][1] and nearness[1][1] < nearness[1][0]
+
+
+@pytest.mark.parametrize(
+    ("function", "given"),
+    [(audio_to_audio, {"strength": 1}), (inpaint, {"mask": (1, 2)}), (extend, {"seconds": 0.5})],
+)
+def test_an_empty_prompt_is_the_unconditional_model(pipe, clip, function, given):
+    given = {"clip": clip, "num_inference_steps": 2, "seed": 3, **given}
+    guided = pixels(function(pipe, prompt=" ", guidance_scale=50, **given))
+    unguided = pixels(function(pipe, prompt="", guidance_scale=1, **given))
+    # both predictions are the same but for rounding, in batches of two and of one: a pixel may tip
+    assert np.abs(guided - unguided).max() <= 1
+    other = pixels(function(pipe, prompt="jazz", guidance_scale=50, **given))
+    assert np.abs(guided - other).max() > 1
+
+
+def test_an_end_prompt_may_be_empty(pipe, clip):
+    options = {"num_inference_steps": 2, "seed": 3, "strength": 1}
+    ends = [pixels(audio_to_audio(pipe, clip, "jazz", end_prompt=end, **options)) for end in ("", " ", "jazz")]
+    assert np.array_equal(ends[0], ends[1]) and not np.array_equal(ends[0], ends[2])
+
+
+def test_numbers_of_numpy_are_numbers(pipe, clip):
+    options = {"guidance_scale": np.float32(2), "num_inference_steps": np.int64(2)}
+    restyled = audio_to_audio(
+        pipe, clip, "jazz", strength=np.float32(0.5), seed=np.arange(2), loop=np.bool_(False), **options
+    )
+    longer = extend(
+        pipe,
+        clip,
+        "jazz",
+        seconds=np.float32(0.5),
+        memory_s=np.array(2),
+        before=np.bool_(True),
+        seed=np.uint8(1),
+        **options,
+    )
+    filled = inpaint(pipe, clip, (np.float32(1), 2), np.str_("jazz"), strength=np.array(1), seed=np.int8(2), **options)
+    recipes = [json.loads(json.dumps(made.recipe)) for made in (*restyled, longer, filled)]
+    assert [recipe["seed"] for recipe in recipes] == [0, 1, 1, 2]
+    assert {recipe["guidance_scale"] for recipe in recipes} == {2.0}
+    assert (restyled[0].loop, longer.recipe["before"], longer.recipe["memory_s"]) == (False, True, 2.0)
+    plain = {"guidance_scale": 2.0, "num_inference_steps": 2, "seed": 1}
+    expected = audio_to_audio(pipe, clip, "jazz", strength=0.5, loop=False, **plain)
+    assert np.array_equal(pixels(restyled[1]), pixels(expected))
+    expected = extend(pipe, clip, "jazz", seconds=0.5, memory_s=2, before=True, **plain)
+    assert np.array_equal(pixels(longer), pixels(expected))
 
 
 def test_lists_and_batches(pipe, clip):
@@ -262,6 +328,47 @@ def test_each_window_of_extend_has_its_own_noise_and_hears_the_one_before(pipe, 
     assert not np.array_equal(longer[:, 512:], other[:, 512:])
 
 
+@pytest.mark.parametrize("before", [False, True])
+def test_a_list_of_prompts_is_heard_part_by_part(pipe, clip, before):
+    """In time: with `before` the last prompt of the list is the one next to the clip."""
+    options = {"seconds": 1.5, "before": before, "seed": 3, "num_inference_steps": 1}
+    prompts = ["jazz", "techno", "slow piano"]
+    near, far = (prompts[-1], prompts[0]) if before else (prompts[0], prompts[-1])
+    parts = pixels(extend(pipe, clip, prompts, **options))
+    assert parts.shape == (512, 512 + 150, 3)
+
+    def part(picture, number):  # 0 is next to the clip
+        new = picture[:, :150][:, ::-1] if before else picture[:, 512:]
+        return new[:, 50 * number : 50 * number + 50]
+
+    nearest = pixels(extend(pipe, clip, near, **options))
+    assert np.array_equal(part(parts, 0), part(nearest, 0))  # windows, noise and words are the same there
+    assert not np.array_equal(part(parts, 1), part(nearest, 1))
+    other_far = pixels(extend(pipe, clip, [near if text == far else text for text in prompts], **options))
+    assert np.array_equal(part(other_far, 1), part(parts, 1))
+    assert not np.array_equal(part(other_far, 2), part(parts, 2))
+
+
+def test_each_window_of_a_part_is_given_its_own_words(pipe, clip, monkeypatch):
+    texts = []
+    monkeypatch.setattr(
+        edit, "make_job", lambda pipe, order, *rest: texts.append(order) or make_job(pipe, order, *rest)
+    )
+    options = {"seconds": 12.0, "num_inference_steps": 1, "negative_prompt": ["piano", "bells"], "guidance_scale": 2}
+    longer = extend(pipe, clip, ["jazz", "techno"], **options)
+    # a window adds 256 columns, of which the next one makes 8 again: 600 columns take 3 windows
+    asked = [(order.text, order.negative_prompt) for order in texts]
+    assert asked == [("jazz", "piano")] * 3 + [("techno", "bells")] * 3
+    assert (longer.recipe["prompt"], longer.recipe["negative_prompt"]) == (["jazz", "techno"], ["piano", "bells"])
+    assert json.loads(json.dumps(longer.recipe)) == longer.recipe and longer.title == ""
+
+
+def test_a_list_of_one_prompt_is_that_prompt(pipe, clip):
+    options = {"seconds": 3.0, "num_inference_steps": 1}
+    one = extend(pipe, clip, ["jazz"], **options)
+    assert np.array_equal(pixels(one), pixels(extend(pipe, clip, "jazz", **options)))
+
+
 # --- bad input ----------------------------------------------------------------------------------------------------
 
 
@@ -272,8 +379,8 @@ def test_each_window_of_extend_has_its_own_noise_and_hears_the_one_before(pipe, 
         (audio_to_audio, {"strength": 2}, ValueError, "strength must be between 0 .* not 2"),
         (audio_to_audio, {"strength": math.nan}, ValueError, "strength must be finite"),
         (audio_to_audio, {"strength": None}, TypeError, "strength must be a number"),
-        (audio_to_audio, {"prompt": ""}, ValueError, "prompt is empty"),
-        (audio_to_audio, {"end_prompt": ""}, ValueError, "end_prompt is empty"),
+        (audio_to_audio, {"end_prompt": 3}, TypeError, "end_prompt must be a str"),
+        (audio_to_audio, {"seed": 2**40 + 5}, ValueError, "seed must be between 0 and 4294967295.*that of seed 5$"),
         (audio_to_audio, {"seed": -1}, ValueError, "seed must be between"),
         (audio_to_audio, {"pipe": "riffling"}, TypeError, "pipe must be a StableDiffusionPipeline"),
         (audio_to_audio, {"batch_size": 0}, ValueError, "batch_size"),
@@ -281,6 +388,24 @@ def test_each_window_of_extend_has_its_own_noise_and_hears_the_one_before(pipe, 
         (inpaint, {"strength": -0.1}, ValueError, "strength must be between"),
         (extend, {"seconds": 0}, ValueError, "seconds must be between 0.01 and 3600, not 0"),
         (extend, {"seconds": 4000}, ValueError, "seconds must be between 0.01 and 3600, not 4000"),
+        (
+            extend,
+            {"prompt": ["jazz", "techno"], "seconds": 0.01},
+            ValueError,
+            "2 prompts for 0.01 s: give each at least",
+        ),
+        (extend, {"prompt": []}, ValueError, "not empty"),
+        (extend, {"prompt": ["jazz", 3]}, TypeError, "prompt must be a str .*3"),
+        (
+            extend,
+            {"seed": [1, 2]},
+            TypeError,
+            "seed must be a single one, not .1, 2.: for several takes call extend for",
+        ),
+        (extend, {"seed": np.arange(2)}, TypeError, "seed must be a single one"),
+        (extend, {"generator": [torch.Generator()]}, TypeError, "generator must be a single one"),
+        (extend, {"negative_prompt": ["jazz", "techno"]}, ValueError, "2 negative prompts for one clip"),
+        (extend, {"prompt": ["a", "b", "c"], "negative_prompt": ["jazz", "techno"]}, ValueError, "equally long"),
         (extend, {"memory_s": 5}, ValueError, "memory_s must be between 0.08 and 4.48, not 5"),
     ],
 )

@@ -1,5 +1,6 @@
 """Walks: their ends, what lies between, and that arguments are checked at once."""
 
+import json
 import math
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 
 from riffusion_lab import Prompt, interpolate, replay, text_to_audio, walk
 from riffusion_lab.clip import Clip
-from riffusion_lab.interpolation import lerp, slerp
+from riffusion_lab.interpolation import lerp, lerp_number, slerp
 from riffusion_lab.params import SpectrogramParams
 from tiny import state
 
@@ -58,6 +59,43 @@ def test_slerp_goes_at_even_speed():
     assert max(steps) / min(steps) < 1.01
 
 
+# --- numbers ----------------------------------------------------------------------------------------------------
+
+
+def test_numbers_are_exact_at_the_ends_stand_still_between_equals_and_never_leave_the_range():
+    random = np.random.default_rng(0)
+    alphas = [*np.linspace(0, 1, 101).tolist(), *random.random(100).tolist()]
+    pairs = [(0.75, 0.75), (0.1, 0.1), (3.3, 3.3), (1, 1), (0.75, math.nextafter(0.75, 1)), (1.0, 0.0), (0.1, 7.7)]
+    pairs += random.uniform(0, 20, (100, 2)).tolist()
+    for start, end in pairs:
+        assert lerp_number(start, end, 0) == start and lerp_number(start, end, 1) == end
+        low, high = sorted((start, end))
+        for alpha in alphas:
+            number = lerp_number(start, end, alpha)
+            assert low <= number <= high  # so a walk between equals stands still
+            assert number == pytest.approx(start + alpha * (end - start), rel=1e-12, abs=1e-12)  # float64's rounding
+
+
+def batches(pipe, clips):
+    """How many latents the U-Net sees at each of its calls while clips are made; two for each clip, with guidance."""
+    sizes = []
+    hook = pipe.unet.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    try:
+        list(clips)
+    finally:
+        hook.remove()
+    return sizes
+
+
+def test_equal_strength_and_guidance_stay_equal_so_that_a_walk_is_one_batch_of_as_many_steps(pipe):
+    seed_clip = text_to_audio(pipe, "church bells", seed=5, num_inference_steps=1)
+    start, end = (Prompt(text, 1, guidance_scale=3.3, strength=0.75) for text in ("slow piano", "techno"))
+    # in floating point (1 - alpha) * 0.75 + alpha * 0.75 is 0.7499999999999999 at 0.3; 3.3 is not 3.3 at either alpha
+    curve = {0: 0, 1 / 3: 0.3, 2 / 3: 0.2, 1: 1}.get
+    options = {"num_clips": 4, "seed_clip": seed_clip, "curve": curve, "num_inference_steps": 12, "batch_size": 4}
+    assert batches(pipe, interpolate(pipe, start, end, **options)) == [8] * 9  # 0.75 of 12 steps
+
+
 # --- walks ------------------------------------------------------------------------------------------------------
 
 
@@ -81,6 +119,27 @@ def test_a_batch_changes_next_to_nothing(pipe):
     one, two = (list(interpolate(pipe, *prompts, num_clips=4, batch_size=n)) for n in (1, 3))
     for a, b in zip(one, two, strict=True):
         assert np.abs(pixels(a) - pixels(b)).mean() < 1
+
+
+def test_an_empty_prompt_is_a_point_too(pipe):
+    options = {"num_inference_steps": 1}
+    first, last = interpolate(pipe, Prompt(""), Prompt(" ", seed=2), num_clips=2, **options)
+    assert same(first, text_to_audio(pipe, "", **options))
+    assert same(last, text_to_audio(pipe, "", seed=2, **options))
+
+
+def test_numbers_of_numpy_and_torch_are_numbers(pipe):
+    prompt = Prompt(np.str_("piano"), np.uint8(1), guidance_scale=np.float32(2.5), strength=torch.tensor(0.5))
+    assert prompt == Prompt("piano", 1, None, 2.5, 0.5)
+    assert {type(value) for value in (prompt.text, prompt.seed, prompt.guidance_scale)} == {str, int, float}
+    options = {"num_clips": np.int64(2), "curve": lambda x: np.float32(x), "num_inference_steps": torch.tensor(1)}
+    clips = list(interpolate(pipe, prompt, np.array([B, A], dtype=object), duration_s=np.array(0.2), **options))
+    assert len(clips) == 3
+    recipe = json.loads(json.dumps(clips[0].recipe))
+    assert (recipe["start"]["seed"], recipe["start"]["guidance_scale"], recipe["alpha"]) == (1, 2.5, 0.0)
+    assert same(
+        clips[0], text_to_audio(pipe, "piano", seed=1, guidance_scale=2.5, num_inference_steps=1, duration_s=0.2)
+    )
 
 
 def test_equal_ends_stand_still(pipe):
@@ -155,8 +214,10 @@ def test_a_seed_clip_of_other_params_and_length(pipe):
     ("given", "error", "message"),
     [
         ({"start": "piano"}, TypeError, "'piano' is no Prompt"),
-        ({"start": Prompt("")}, ValueError, "prompt is empty"),
+        ({"end": []}, ValueError, "two prompts at least, not 1"),
         ({"start": Prompt("a", seed=-1)}, ValueError, "seed must be between"),
+        ({"end": Prompt("a", seed=2**32)}, ValueError, "seed must be between 0 and 4294967295, not 4294967296"),
+        ({"end": Prompt("a", seed=[1, 2])}, TypeError, "seed must be a whole number"),
         ({"end": Prompt("a", strength=2)}, ValueError, "strength must be between 0 .* not 2"),
         ({"end": Prompt("a", guidance_scale=-1)}, ValueError, "guidance_scale must be 0 or more"),
         ({"num_clips": 0}, ValueError, "num_clips must be .* not 0"),

@@ -97,7 +97,7 @@ def test_polls_are_answered_with_status_and_the_clips_not_had_yet(live):
     assert [point.alpha for point, _ in live.session.heard] == [0]
 
 
-@pytest.mark.parametrize("text", ["", "x" * 10_000, None, 3])
+@pytest.mark.parametrize("text", ["", " ", "x" * 10_000, None, 3])
 def test_a_bad_prompt_is_refused_in_words(live, text):
     ((content, _),) = ask(live, kind="prompt", text=text)
     assert content["kind"] == "refused"

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import subprocess
 import sys
@@ -118,3 +119,10 @@ def test_package_names():
     assert riffusion_lab.SpectrogramParams is SpectrogramParams
     with pytest.raises(AttributeError, match="no attribute 'clap'"):
         _ = riffusion_lab.clap
+
+
+def test_numbers_of_numpy_are_numbers():
+    numpy = SpectrogramParams(sample_rate=np.int64(22_050), max_frequency=np.float32(5_000), stereo=np.bool_(True))
+    plain = SpectrogramParams(sample_rate=22_050, max_frequency=5_000, stereo=True)
+    assert numpy == plain and json.loads(json.dumps(dataclasses.asdict(numpy))) == dataclasses.asdict(plain)
+    assert type(numpy.stereo) is bool

@@ -1,8 +1,11 @@
 """Weights in prompts, prompts of any length, and the vectors they become."""
 
+import time
+
 import pytest
 import torch
 
+from riffusion_lab.notation import NOTATIONS, notation_remarks
 from riffusion_lab.prompts import encode_prompt, of_one_length, plain_text, weighted_parts
 
 
@@ -57,3 +60,80 @@ def test_batches_are_filled_up_with_empty_prompts(pipe):
     filled, same = of_one_length(pipe, [short, long])
     assert torch.equal(same, long) and torch.equal(filled[:, :77], short)
     assert torch.equal(filled[:, 77:], encode_prompt(pipe, ""))
+
+
+ELSEWHERE = [
+    ("[piano:jazz:0.5]", "[piano:jazz:0.5]", "interpolate"),
+    ("slow [piano:jazz:10]", "[piano:jazz:10]", "interpolate"),
+    ("[piano::.5]", "[piano::.5]", "interpolate"),
+    ("[(piano:1.2):jazz:0.5]", "[(piano:1.2):jazz:0.5]", "interpolate"),
+    ("[jazz:0.5]", "[jazz:0.5]", "(words:0.5) is a weight"),
+    ("[piano|jazz] slow", "[piano|jazz]", "interpolate"),
+    ("{piano|jazz} slow", "{piano|jazz}", "list of prompts"),
+    ("slow __instrument__", "__instrument__", "list of prompts"),
+    ("{{piano}} slow", "{piano}", "(words:1.3)"),
+    ("piano AND jazz", "AND", "interpolate"),
+    ("PIANO:1.2 AND jazz:0.8", "AND", "interpolate"),
+    ("ピアノ AND ジャズ", "AND", "interpolate"),
+    ("piano BREAK jazz", "BREAK", "leave it out"),
+    ("piano, BREAK, jazz", "BREAK", "leave it out"),
+    ("a++", "a++", "(words:1.3)"),
+    ("piano+++, slow", "piano+++", "(words:1.3)"),
+    ("slow piano--", "piano--", "(words:0.7)"),
+    ("(slow piano)++ jazz", "(slow piano)++", "(words:1.3)"),
+    ('"slow piano"--', '"slow piano"--', "(words:0.7)"),
+    ("piano --no drums", "--no drums", "negative_prompt="),
+    ("piano —no drums", "—no drums", "negative_prompt="),
+    ("piano --ar 3:2", "--ar 3:2", "duration_s="),
+    ("--seed 5 piano", "--seed 5", "seed="),
+    ("piano::2 drums", "piano::2", "(words:1.3)"),
+    ("piano, drums::-.5", "drums::-.5", "negative_prompt="),
+    ("piano, (drums:-1)", "(drums:-1)", "negative_prompt="),
+    ("piano, (drums: -0.5 )", "(drums: -0.5 )", "negative_prompt="),
+    ("((drums):-1)", "):-1)", "negative_prompt="),
+    ("<lora:name:1> piano", "<lora:name:1>", "load_pipeline(lora=...)"),
+]
+
+
+@pytest.mark.parametrize(("text", "found", "advice"), ELSEWHERE)
+def test_notation_of_other_tools_gets_one_remark_that_says_what_does_it_here(text, found, advice):
+    (remark,) = notation_remarks([text, text])
+    assert remark.startswith(f"{found!r} ") and "is read as plain words here" in remark
+    assert advice in remark.split("plain words here: ")[1]
+
+
+def test_every_notation_is_tried():
+    places = {
+        notation.pattern.pattern for notation in NOTATIONS for text, *_ in ELSEWHERE if notation.pattern.search(text)
+    }
+    assert places == {notation.pattern.pattern for notation in NOTATIONS}
+
+
+def test_several_notations_are_remarked_once_each():
+    texts = ["[a:b:0.5] [c:d:0.5] <lora:x:1> slow++ AND jazz--", "piano --no drums", "jazz++"]
+    assert len(notation_remarks(texts)) == 5
+
+
+ORDINARY = [
+    "", "piano", "rock and roll", "ROCK AND ROLL", "AND", "Band AND", "brand new, BREAKBEAT", "break beat",
+    "BREAK", "R&B", "C++", "C--", "lo-fi - slow", "lo-fi -- slow", "lo-fi--slow", "piano --> jazz",
+    "piano-->jazz", "jazz — slow", "drum-and-bass", "drum & bass", "AC/DC", "4/4, 94 bpm", "80s+",
+    "A+ G7+ chords", "C# minor", "piano + bass", "a - b", "(piano:1.3), [slow]", "((piano))", "(jazz:loud)",
+    "[live]", "[tempo: 120]", "[Verse 1: slow]", "10:30", "live at 10:30-11", r"\[piano|jazz\]",
+    r"\[a:b:0.5\]", "piano: slow", "snake_case_words", "don't stop", "<3", "piano | jazz", "1990--95",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ORDINARY)
+def test_ordinary_prompts_get_no_remark(text):
+    assert notation_remarks([text]) == []
+
+
+@pytest.mark.parametrize(
+    "piece", ["[", "(", "{", "[a:", "(a:-", "--", "a-", "a", "1", "+", "::", "<lora:", "__a", '"', " "]
+)
+def test_hostile_prompts_take_no_long_time(piece):
+    """As long as a prompt may be: trying all pairs of places takes a second at most, trying all triples takes hours."""
+    begin = time.perf_counter()
+    notation_remarks([(piece * 4_000)[:4_000]])
+    assert time.perf_counter() - begin < 2

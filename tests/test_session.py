@@ -69,6 +69,43 @@ def test_seeds_wander_while_no_prompt_waits(begin, made):
     assert [point.alpha for point in made[:5]] == [0, 0.5, 1, 0.5, 1]
 
 
+def test_after_the_last_seed_comes_the_first(begin, made):
+    live = begin(Prompt("piano", seed=2**32 - 1), clips_per_seed=1)
+    assert hear(live, 3) == [("piano", 2**32 - 1, 2**32 - 1), ("piano", 2**32 - 1, 0), ("piano", 0, 1)]
+    assert made
+
+
+@pytest.mark.usefixtures("made")
+def test_an_empty_prompt_is_played_and_named(begin):
+    live = begin("")
+    hear(live, 1)
+    live.add("techno")
+    live.add(" ")
+    labels = [label for label, *_ in hear(live, 4)]
+    assert labels == ["(no words) → techno (50%)", "techno", "techno → (no words) (50%)", "(no words)"]
+    assert live.status["queue"] == [] and live.status["remarks"] == []
+
+
+@pytest.mark.usefixtures("made")
+def test_numbers_of_numpy_are_numbers(begin):
+    live = begin(Prompt(np.str_("piano"), np.int64(3)), clips_per_seed=np.int64(2), ahead=np.uint8(1))
+    live.add(Prompt("techno", seed=np.uint8(7), guidance_scale=np.float32(2.5)))
+    live.change(strength=np.float32(0.5))
+    hear(live, 3)
+    recipe = json.loads(json.dumps(live.recipe))
+    assert recipe["heard"][-1]["end"] == {
+        "text": "techno", "seed": 7, "negative_prompt": None, "guidance_scale": 2.5, "strength": 0.5
+    }  # fmt: skip
+
+
+@pytest.mark.usefixtures("made")
+def test_notation_of_other_tools_is_remarked(begin):
+    live = begin("piano --no drums")
+    assert any(remark.startswith("'--no drums' says in Midjourney") for remark in live.status["remarks"])
+    live.add("piano")
+    assert live.status["remarks"] == []
+
+
 @pytest.mark.usefixtures("made")
 @pytest.mark.parametrize("n_before", [1, 2, 3, 6])
 def test_new_prompt_is_heard_next_though_clips_were_made_ahead(begin, n_before):
@@ -236,6 +273,16 @@ def test_the_recipe_plays_the_same_again(begin):
         np.testing.assert_array_equal(clip.waveform, other.waveform)
 
 
+def test_old_recipes_with_seeds_of_more_than_32_bits_play_the_same(begin):
+    live = begin(Prompt("piano", 5), num_inference_steps=1)
+    clip = live.next(WAIT_S)
+    recipe = json.loads(json.dumps(live.recipe))
+    live.stop()
+    recipe["heard"][0]["start"]["seed"] = recipe["heard"][0]["end"]["seed"] = 2**40 + 5
+    (again,) = replay_session(recipe, live.pipe)
+    np.testing.assert_array_equal(np.asarray(clip.image), np.asarray(again.image))
+
+
 def test_a_seed_clip_is_needed_again(begin, music):
     seed_clip = Clip.from_audio(music, RATE, loop=True)
     live = begin(seed_clip=seed_clip, num_inference_steps=2)
@@ -254,7 +301,7 @@ def test_bad_input_is_refused_and_changes_nothing(begin, tmp_path):
     live = begin()
     hear(live, 1)
     before = live.status["queue"], live.recipe
-    for prompt, words in (("", "empty"), ("x" * 10_000, "10,000"), (None, "str"), (3, "str")):
+    for prompt, words in (("x" * 10_000, "10,000"), (None, "str"), (3, "str"), (Prompt("a", 2**32), "4294967295")):
         with pytest.raises((TypeError, ValueError), match=words):
             live.add(prompt)
     for change in ({"guidance_scale": -1}, {"strength": 2}, {"guidance_scale": float("nan")}, {"strength": "much"}):

@@ -133,6 +133,13 @@ def test_next_seed_is_another_clip(panel):
     assert names(panel) == ["slow-piano-seed-4"]
 
 
+def test_after_the_last_seed_comes_the_first(panel):
+    panel.seed.value = 2**40
+    assert panel.seed.value == 2**32 - 1
+    panel.next_seed.click()
+    assert panel.seed.value == 0
+
+
 def test_no_file_is_overwritten(panel):
     panel.num_inference_steps.value = 1
     first = make(panel).image.tobytes()
@@ -322,11 +329,12 @@ def test_clip_that_cannot_be_saved_is_heard(pipe, tmp_path):
 def test_remarks_are_shown_in_the_panel_only(pipe, tmp_path):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        with build(pipe, tmp_path, prompt="pianos, 100 bpm", negative_prompt="jaz") as panel:
+        with build(pipe, tmp_path, prompt="pianos, 100 bpm (slow:-1)", negative_prompt="jaz") as panel:
             panel.guidance_scale.value = 1
             make(panel)
             text = said(panel)
     assert [warning for warning in caught if warning.category is UserWarning] == []
+    assert "'(slow:-1)' is a negative weight in other tools" in text
     assert "pianos (nearest: piano)" in text and "jaz (nearest: jazz)" in text and "105 bpm" in text
     assert "negative_prompt has no effect at guidance_scale=1" in text
 

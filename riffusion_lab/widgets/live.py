@@ -11,6 +11,7 @@ import anywidget
 import numpy as np
 import traitlets
 
+from ..checks import check_prompt
 from ..files import write_whole
 from ..join import CROSSFADE_S
 from ..models import Pipeline
@@ -68,7 +69,7 @@ class Live(anywidget.AnyWidget):
         answers = {
             "ready": self._greet,
             "poll": self._poll,
-            "prompt": lambda content: self.session.add(content.get("text")),
+            "prompt": self._add,
             "change": lambda content: self.session.change(**{k: v for k, v in content.items() if k != "kind"}),
             "retry": lambda _: self.session.retry(),
             "record": self._record,
@@ -90,6 +91,10 @@ class Live(anywidget.AnyWidget):
         self.send({"kind": "status", **self.session.status})
         for made in self.session.take(content["have"]):
             self.send({"kind": "clip", "number": made.number, "label": made.point.label}, buffers=_packed(made))
+
+    def _add(self, content: dict[str, Any]) -> None:
+        text = check_prompt(content.get("text"), may_be_empty=False)  # an empty text box is likely an oversight
+        self.session.add(text)
 
     def _record(self, content: dict[str, Any]) -> None:
         if content.get("on"):

@@ -24,11 +24,12 @@ from ..join import CROSSFADE_S, crossfade
 from ..models import Pipeline, model_name
 from ..params import PARAMS
 from ..prompts import Prompt
-from ..recipes import weights_hash
-from ..values import check_number, check_whole, warn
+from ..recipes import prompt_from_recipe, weights_hash
+from ..values import N_SEEDS, check_number, check_whole, warn
 
 LONGEST_QUEUE = 8  # prompts that wait
 RECENT = 8  # clips kept for whoever hears them late
+NO_WORDS = "(no words)"  # the label of an empty prompt
 JOIN_S = 5  # a step of denoising takes less, as a rule
 
 
@@ -58,8 +59,10 @@ class Point:
     def label(self) -> str:
         """What is heard here, in words."""
         if self.start.text == self.end.text or self.alpha in (0, 1):
-            return self.nearest.text
-        return f"{self.start.text} → {self.end.text} ({self.alpha:.0%})"
+            return self.nearest.text.strip() or NO_WORDS
+        start = self.start.text.strip() or NO_WORDS
+        end = self.end.text.strip() or NO_WORDS
+        return f"{start} → {end} ({self.alpha:.0%})"
 
 
 @dataclass(frozen=True)
@@ -324,7 +327,7 @@ class Session:
         """Take the next point; where the path ends, lay out the way to the next prompt or to the next seed."""
         if not self.path:
             start = self.last.end
-            goal, n_clips = replace(start, seed=start.seed + 1), self.clips_per_seed
+            goal, n_clips = replace(start, seed=(start.seed + 1) % N_SEEDS), self.clips_per_seed
             if self.queue:
                 goal, n_clips = self.queue.popleft(), self.clips_per_prompt
             self.path.extend(Point(start, goal, (i + 1) / n_clips) for i in range(n_clips))
@@ -421,5 +424,9 @@ def replay_session(recipe: Mapping[str, Any], pipe: Pipeline, *, seed_clip: Clip
     if weights_hash(pipe) != recipe["weights_sha256"]:
         warn(f"the session was played with other weights of {recipe['model']}: it will differ")
     settings = check_settings(pipe, recipe["num_inference_steps"], None, True, 1, source)
-    points = [(Point(Prompt(**p["start"]), Prompt(**p["end"]), p["alpha"]), p["times"]) for p in recipe["heard"]]
+    points = [(_point_from_recipe(heard), heard["times"]) for heard in recipe["heard"]]
     return (clip for point, times in points for clip in [make_point(pipe, point, settings)] * times)
+
+
+def _point_from_recipe(heard: Mapping[str, Any]) -> Point:
+    return Point(prompt_from_recipe(heard["start"]), prompt_from_recipe(heard["end"]), heard["alpha"])

@@ -21,7 +21,7 @@ import torch
 import traitlets
 from PIL import Image
 
-from ..checks import check_order, remarks
+from ..checks import check_order, check_prompt, remarks
 from ..clip import Clip
 from ..edit import audio_to_audio, for_model, inpaint
 from ..generate import text_to_audio
@@ -30,6 +30,7 @@ from ..loops import clip_size
 from ..models import Pipeline, model_settings, vocabulary
 from ..params import COLUMNS_PER_S
 from ..prompts import Prompt
+from ..values import N_SEEDS
 from .mask_painter import MaskPainter
 from .pictures import picture_image, png_bytes
 from .player import Player, file_stem
@@ -112,7 +113,7 @@ class Studio(widgets.VBox):
         if painter is not None and (sources or not isinstance(painter, MaskPainter)):
             raise TypeError(f"painter must be a MaskPainter, and there must be no source, not {painter!r:.80}")
         strength = (1.0 if painter else 0.75) if strength is None else strength
-        order = check_order(pipe, Prompt(prompt or "any", seed, negative_prompt, strength=strength))
+        order = check_order(pipe, Prompt(prompt, seed, negative_prompt, strength=strength))
         self._make_parts(prompt, negative_prompt, order.seed, order.strength)
         super().__init__(self._rows(vocabulary(pipe) if words else []))
         for name, clip in reversed(list(islice(_clips_in(self.folder), N_SHOWN))):
@@ -124,8 +125,8 @@ class Studio(widgets.VBox):
         self.source = widgets.Dropdown(options=[*self._sources, MADE], description="Source")
         self.prompt = widgets.Text(prompt, description="Prompt", layout={"width": "98%"})
         self.negative_prompt = widgets.Text(negative_prompt, description="Negative", layout={"width": "98%"})
-        self.seed = _number("Seed", seed, 2**53 - 1, 1)  # JavaScript knows no larger one
-        self.next_seed = _button("Next seed", lambda _: setattr(self.seed, "value", self.seed.value + 1))
+        self.seed = _number("Seed", seed, N_SEEDS - 1, 1)
+        self.next_seed = _button("Next seed", self._take_next_seed)
         self.num_inference_steps = _number("Steps", settings.num_inference_steps, 1_000, 1, least=1)
         self.guidance_scale = _number("Guidance", float(settings.guidance_scale), 50, 0.5)
         self.duration_s = _number("Seconds", clip_s, 60, clip_s)
@@ -144,6 +145,9 @@ class Studio(widgets.VBox):
         rows = [self.source, self.prompt, known, self.negative_prompt, _wrapped(numbers), _wrapped(buttons)]
         rows += [self.status, self.preview, self._player, self._list]
         return rows if self._sources else rows[1:]
+
+    def _take_next_seed(self, _: object) -> None:
+        self.seed.value = (self.seed.value + 1) % N_SEEDS
 
     def _add_word(self, button: widgets.Button) -> None:
         self.prompt.value = f"{self.prompt.value} {button.description}".strip()
@@ -179,6 +183,7 @@ class Studio(widgets.VBox):
     def _make(self, call: Callable[..., Clip], options: dict[str, Any]) -> None:
         """Make a clip, keep it and show it; runs in the worker's thread."""
         try:
+            check_prompt(options["prompt"], may_be_empty=False)  # an empty text box is likely an oversight
             asked = (options[name] for name in ("prompt", "seed", "negative_prompt", "guidance_scale"))
             found = remarks(self.pipe, [check_order(self.pipe, Prompt(*asked, strength=1.0))])
             self._say("Making a clip …", *found)
