@@ -15,6 +15,7 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 import external
 import frame
@@ -171,7 +172,29 @@ def test_versions_agree():
     version = frame.project()["version"]
     assert riffusion_lab.__version__ == version
     assert yaml.safe_load(read("CITATION.cff"))["version"] == version
-    assert re.findall(r"^## \[(\d.*?)\]", read("CHANGELOG.md"), flags=re.MULTILINE)[0] == version
+    headings = re.findall(r"^## \[(.*?)\]", read("CHANGELOG.md"), flags=re.MULTILINE)
+    if frame.is_development():
+        assert headings[0] == "Unreleased" and Version(headings[1]) < Version(version)
+    else:
+        assert next(heading for heading in headings if heading != "Unreleased") == version
+
+
+@pytest.mark.parametrize(
+    ("version", "archive", "branch"),
+    [
+        ("0.2.0.dev0", "/archive/refs/heads/main.zip", "/blob/main/"),
+        ("0.2.0", "/archive/refs/tags/v0.2.0.zip", "/blob/v0.2.0/"),
+        ("1.0rc1", "/archive/refs/tags/v1.0rc1.zip", "/blob/v1.0rc1/"),
+    ],
+)
+def test_tag_is_used_only_in_a_release(monkeypatch, version, archive, branch):
+    """A tag exists only once a version is released: until then people get the branch."""
+    monkeypatch.setattr(frame, "project", lambda: {**PYPROJECT["project"], "version": version})
+    addresses = re.findall(r'"(https://[^"]*)"', frame.setup_cell())
+    assert addresses == [frame.address() + archive]
+    assert branch in frame.header(frame.lesson_path(frame.lessons()[0]), "")
+    assert branch in frame.readme_blocks()["badges"]
+    assert branch in frame.course_map(badges=True)
 
 
 def test_generated_text_is_current():
@@ -201,6 +224,7 @@ def test_fill_refuses_text_without_markers():
 def test_navigation_follows_the_course(tmp_path, monkeypatch):
     monkeypatch.setattr(frame, "ROOT", tmp_path)
     monkeypatch.setattr(frame, "address", lambda: "https://github.com/a/b")
+    monkeypatch.setattr(frame, "project", lambda: {"version": "0.2.0.dev0"})
     names = [lesson["file"] for lesson in frame.lessons()[:4]]
     paths = [tmp_path / "notebooks" / f"{name}.ipynb" for name in names]
     paths[0].parent.mkdir()
