@@ -6,6 +6,7 @@ import importlib.metadata
 import io
 import os
 import re
+import shutil
 import subprocess
 import tokenize
 import tomllib
@@ -53,7 +54,7 @@ def make_commands(target: str) -> list[str]:
     environment = {name: value for name, value in os.environ.items() if name not in outer_make}
     command = [external.require("make"), "--dry-run", "--always-make", *options, target]
     run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
-    return [line for line in run.stdout.splitlines() if re.match(r"\S*python3? -m ", line)]
+    return [line for line in run.stdout.splitlines() if re.match(r"\S*python3? (-m |tools/)", line)]
 
 
 def readme_commands(shell: str) -> list[list[str]]:
@@ -73,14 +74,56 @@ def test_readme_has_the_commands_of_make():
     assert readme_commands("powershell") == windows
 
 
+# Stands for python: makes a .venv with itself inside, and has nothing to say but what pip said when it failed.
+FAKE_PYTHON = """#!/bin/sh
+case "$*" in
+  "-m venv .venv") mkdir -p .venv/bin; cp "$0" .venv/bin/python ;;
+  "-m pip install"*) if [ -n "$PIP_FAILS" ]; then printf 'ERROR: one\\nERROR: two\\n' >&2; exit 1; fi ;;
+esac
+"""
+
+
+def make_lab(folder: Path, python: Path, **variables: str) -> tuple[int, list[str]]:
+    """Run `make lab` in `folder`; return its exit status and the lines that it printed."""
+    outer_make = ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "MAKEOVERRIDES")
+    environment = {name: value for name, value in os.environ.items() if name not in outer_make} | variables
+    command = [external.require("make"), "--no-print-directory", "lab", f"PYTHON={python}"]
+    run = subprocess.run(
+        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
+    return run.returncode, run.stdout.splitlines()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the fake Python is a shell script")
+def test_make_lab_says_little_but_why_it_failed(tmp_path):
+    """A line for each step, so that with JupyterLab's seven it is ten; pip's errors in full."""
+    folder = tmp_path / "clone"
+    folder.mkdir()
+    for name in ("Makefile", "pyproject.toml"):
+        shutil.copy(ROOT / name, folder)
+    python = tmp_path / "python3"
+    python.write_text(FAKE_PYTHON)
+    python.chmod(0o755)
+    status, lines = make_lab(folder, python, PIP_FAILS="yes")
+    assert status != 0 and lines[2:4] == ["ERROR: one", "ERROR: two"]
+    status, lines = make_lab(folder, python)
+    assert (status, [line.split()[0] for line in lines]) == (0, ["Installing", "Opening"])
+    status, lines = make_lab(folder, python)
+    assert (status, [line.split()[0] for line in lines]) == (0, ["Opening"])
+    shutil.rmtree(folder / ".venv")
+    status, lines = make_lab(folder, python)
+    assert (status, [line.split()[0] for line in lines]) == (0, ["Making", "Installing", "Opening"])
+
+
 def test_ci_runs_make():
     jobs = yaml.safe_load(read(".github/workflows/ci.yml"))["jobs"]
-    targets = set(re.findall(r"^(\w+):", read("Makefile"), flags=re.MULTILINE))
+    targets = set(re.findall(r"^([\w-]+):", read("Makefile"), flags=re.MULTILINE))
     runs = [step["run"] for job in jobs.values() for step in job["steps"] if "run" in step]
     assert runs and all(run == ".ci/run" or run.split()[:2] in [["make", target] for target in targets] for run in runs)
     systems = jobs["lax"]["strategy"]["matrix"]["os"]
     assert {system.partition("-")[0] for system in systems} == {"ubuntu", "macos", "windows"}
-    assert "make test CONSTRAINTS=constraints.txt" in read(".ci/run")
+    for command in ("make test CONSTRAINTS=constraints.txt", "make test-colab CONSTRAINTS=constraints.txt"):
+        assert command in read(".ci/run")
 
 
 def test_ci_leaves_nothing_out():
@@ -115,8 +158,8 @@ def test_conda_environment_equals_pyproject():
     assert pip["pip"] == [*PYPROJECT["project"]["dependencies"], *EXTRAS["lab"], "-e ."]
 
 
-def pins() -> dict[str, str]:
-    lines = [line for line in read("constraints.txt").splitlines() if not line.startswith("#")]
+def pins(file: str = "constraints.txt") -> dict[str, str]:
+    lines = [line for line in read(file).splitlines() if not line.startswith("#")]
     return {canonicalize_name(name): version for name, _, version in (line.partition("==") for line in lines)}
 
 
@@ -145,6 +188,13 @@ def installed_with(requirements: list[Requirement]) -> dict[str, str]:
 def test_pins_satisfy_the_floors():
     versions = pins()
     for requirement in all_requirements():
+        assert requirement.specifier.contains(versions[canonicalize_name(requirement.name)]), requirement
+
+
+def test_colab_has_what_the_lab_needs():
+    """Each dependency has a version of Colab's to be tested with, and that satisfies its floor."""
+    versions = pins("tests/colab_constraints.txt") | pins("tests/colab_torch.txt")
+    for requirement in map(Requirement, PYPROJECT["project"]["dependencies"]):
         assert requirement.specifier.contains(versions[canonicalize_name(requirement.name)]), requirement
 
 

@@ -109,7 +109,7 @@ def readme_blocks() -> dict[str, str]:
     folder = address().rsplit("/", 1)[-1]
     return {
         "badges": f"[![ci]({workflow}/badge.svg)]({workflow}) {colab_badge(lesson_path(lessons()[0]))}",
-        "clone": f"```sh\ngit clone {address()}\ncd {folder}\nmake lab\n```",
+        "clone": f"```sh\ngit clone --depth 1 {address()}\ncd {folder}\nmake lab\n```",
         "course": course_map(folder="notebooks/", badges=True),
     }
 
