@@ -1,12 +1,13 @@
 # make lab        install what the notebooks need and open JupyterLab on the first one
 # make test       install what the tests need and run all of them
-# make test-colab test the widgets with the versions of Jupyter's packages that Google Colab has, in .venv-colab
+# make test-colab test set-up cell, notebook 00 and widgets with the versions that Google Colab has, in .venv-colab
 # make notebooks  run every notebook again from top to bottom and save it, cleaned
 #
 # Options:  PYTHON=python3.12                the Python that makes .venv
 #           CONSTRAINTS=constraints.txt      install exactly these versions
 #           NBVAL=--nbval-lax                compare only the outputs tagged nbval-check-output
 #           LAB_OPTIONS=--no-browser         handed on to JupyterLab
+#           PIP_QUIET=0                      show what pip does; its errors are shown in any case
 
 ifeq ($(OS),Windows_NT)
 PYTHON ?= python
@@ -25,6 +26,10 @@ ROOT := $(filter 0,$(shell id -u))
 HEADLESS := $(and $(filter Linux,$(shell uname -s)),$(if $(DISPLAY)$(WAYLAND_DISPLAY),,yes))
 LAB_OPTIONS ?= $(if $(ROOT),--allow-root) $(if $(HEADLESS),--no-browser)
 
+export PIP_QUIET ?= 1
+export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
+export PIP_ROOT_USER_ACTION ?= ignore
+
 INSTALL = $(BIN)/python -m pip install $(strip $(CONSTRAINTS:%=-c %) -e)
 
 .PHONY: help lab test test-colab notebooks clean
@@ -33,7 +38,7 @@ help:
 
 lab: .venv/lab.stamp
 	@echo "Opening JupyterLab; without a browser, visit the address it prints. Ctrl+C ends it."
-	$(BIN)/python -m jupyter lab $(strip $(LAB_OPTIONS) --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb)
+	@$(strip $(BIN)/python tools/open_lab.py $(LAB_OPTIONS))
 
 test: .venv/test.stamp
 	@echo "1 of 3: ruff reads the code and the notebooks."
@@ -43,10 +48,10 @@ test: .venv/test.stamp
 	@echo "3 of 3: nbval runs the notebooks and compares what they print."
 	$(BIN)/python -m pytest $(NBVAL) --nbval-current-env --nbval-sanitize-with=tests/nbval_sanitize.cfg --nbval-cell-timeout=180 notebooks
 
-# The tests of the widgets; tests/colab_lane.py leaves out what needs a browser.
-COLAB_TESTS = tests/colab_lane.py $(patsubst %,tests/test_%.py,widgets player mask_painter live session studio)
+# The set-up cell with notebook 00, and the tests of the widgets; tests/colab_lane.py leaves out what needs a browser.
+COLAB_TESTS = tests/colab_notebook.py tests/colab_lane.py $(patsubst %,tests/test_%.py,widgets player mask_painter live session studio)
 test-colab: .venv-colab/test.stamp
-	@echo "pytest tests the Python side of the widgets with the versions that Google Colab has."
+	@echo "pytest tests the set-up cell, notebook 00 and the widgets with the versions that Google Colab has."
 	$(COLAB_BIN)/python -m pytest -p no:nbval -p tests.colab_lane $(COLAB_TESTS)
 
 notebooks: .venv/test.stamp
@@ -55,28 +60,29 @@ notebooks: .venv/test.stamp
 
 # The stamps remember what is installed: they are made again only when pyproject.toml changes.
 .venv/lab.stamp: pyproject.toml | .venv
-	@echo "Installing riffusion-lab and JupyterLab into .venv: some minutes the first time, several GB on Linux."
-	$(INSTALL) ".[lab]"
+	@echo "Installing riffusion-lab and JupyterLab into .venv, in silence: some minutes the first time, several GB on Linux."
+	@$(INSTALL) ".[lab]"
 	@touch $@
 
 .venv/test.stamp: pyproject.toml $(CONSTRAINTS) | .venv
-	@echo "Installing riffusion-lab and what its tests need into .venv: some minutes the first time, several GB on Linux."
-	$(INSTALL) ".[lab,train,test]"
+	@echo "Installing riffusion-lab and what its tests need into .venv, in silence: some minutes, several GB on Linux."
+	@$(INSTALL) ".[lab,train,test]"
 	@touch $@
 
 # What is not pinned for Colab comes from .venv, behind the pins. Only when they are in does pip get to see it.
 .venv-colab/test.stamp: tests/colab_constraints.txt .venv/test.stamp
-	@echo "Installing the versions of Jupyter's packages that Google Colab has into .venv-colab: some seconds."
+	@echo "Installing the versions that Google Colab has into .venv-colab: about 100 MB."
 	rm -rf .venv-colab
 	$(BIN)/python -m venv --without-pip .venv-colab
-	$(BIN)/python -m pip --python $(COLAB_BIN)/python install --no-deps -r tests/colab_constraints.txt
+	$(BIN)/python -m pip --python $(COLAB_BIN)/python install --no-deps --no-compile -r tests/colab_constraints.txt
+	$(BIN)/python -m pip download --no-deps --only-binary=:all: --dest .venv-colab/wheels "setuptools>=77"
 	$(BIN)/python tests/colab_lane.py .venv-colab
 	@touch $@
 
 .venv:
 	@echo "Making the virtual environment .venv."
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed, this is ' + sys.version.split()[0] + ': try make PYTHON=python3.11')"
-	$(PYTHON) -m venv .venv
+	@$(PYTHON) -m venv .venv
 
 clean:
 	@echo "Removing .venv, .venv-colab and what the tools left behind."

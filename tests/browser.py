@@ -84,15 +84,19 @@ def open_page(**options):
     assert errors == []
 
 
-def mount(page, widget, *, n_views=1):
-    """Show a widget in the page; return a function that brings there what Python has sent meanwhile by itself."""
+def mount(page, widget, *, n_views=1, state="ready", loses_bytes=False):
+    """Show a widget in the page and wait until it is in a state.
+
+    Returns a function that brings there what Python has sent meanwhile by itself. With `loses_bytes`, the page gets the
+    messages of Python without their buffers.
+    """
     outbox = []
     names = [name for name in widget.keys if name[0] != "_" and name not in ("layout", "tabbable", "tooltip")]
 
     def taken():
         messages = [
             {"content": content, "buffers": [base64.b64encode(buffer).decode() for buffer in buffers or ()]}
-            for content, buffers in outbox
+            for content, buffers in ((content, None if loses_bytes else buffers) for content, buffers in outbox)
         ]
         outbox.clear()
         return messages
@@ -112,7 +116,7 @@ def mount(page, widget, *, n_views=1):
         widget.observe(say, names)
     page.expose_function("toPython", receive)
     page.evaluate(MOUNT)
-    state = {name: getattr(widget, name) for name in names}
-    page.evaluate("(given) => mount(...given)", [str(widget._esm), str(widget._css), state, n_views])
-    page.wait_for_selector("#view0[data-state=ready]")
+    traits = {name: getattr(widget, name) for name in names}
+    page.evaluate("(given) => mount(...given)", [str(widget._esm), str(widget._css), traits, n_views])
+    page.wait_for_selector(f"#view0[data-state={state}]")
     return lambda: page.evaluate("(messages) => fromPython(messages)", taken())

@@ -26,6 +26,12 @@ Message = dict[str, Any]
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 
 
+def pinned_versions() -> dict[str, str]:
+    """Return the version of each package in colab_constraints.txt."""
+    lines = [line for line in PINS.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
+    return dict(line.split("==") for line in lines)
+
+
 def borrow_packages(environment: str) -> None:
     """Let the virtual environment at `environment` find the packages of this one behind its own."""
     folder = sysconfig.get_path("purelib", vars={"base": os.path.abspath(environment)})
@@ -119,7 +125,7 @@ def front_end(tmp_path_factory):
 
 
 def test_kernel_has_the_versions_of_colab(front_end):
-    pins = dict(line.split("==") for line in PINS.read_text().splitlines() if not line.startswith("#"))
+    pins = pinned_versions()
     assert len(pins) > 5
     code = f"import importlib.metadata, json; print(json.dumps([importlib.metadata.version(n) for n in {list(pins)}]))"
     assert json.loads(front_end.printed(code)) == list(pins.values())

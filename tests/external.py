@@ -49,6 +49,7 @@ EXTERNALS = {
         "Debian/Ubuntu: apt-get install chromium; macOS: brew install chromium",
     ),
     "ffmpeg": External(find_program("ffmpeg"), "Debian/Ubuntu: apt-get install ffmpeg; macOS: brew install ffmpeg"),
+    "git": External(find_program("git"), "Debian/Ubuntu: apt-get install git; macOS: xcode-select --install"),
     "make": External(find_program("make"), "Debian/Ubuntu: apt-get install make; macOS: xcode-select --install"),
 }
 

@@ -140,13 +140,13 @@ def header_is_generated(notebook: dict, path: Path) -> Iterator[str]:
     first = notebook["cells"][0]
     title = source(first).partition("\n")[0]
     if not title.startswith("# ") or source(first) != frame.header(path, title.removeprefix("# ")):
-        yield "the first cell is not title, Colab badge and links as tools/frame.py writes them: run `make notebooks`"
+        yield "the first cell is not title, Colab badge and links as generated: run `python tools/frame.py`"
 
 
 def setup_is_generated(notebook: dict, _: Path) -> Iterator[str]:
     sources = [source(cell) for cell in code_cells(notebook)]
     if not sources or sources[0] != frame.setup_cell() or sources.count(frame.setup_cell()) != 1:
-        yield "the first code cell is not the set-up that tools/frame.py writes: run `make notebooks`"
+        yield "the first code cell is not the set-up that tools/frame.py writes: run `python tools/frame.py`"
 
 
 def sections_are_complete(notebook: dict, path: Path) -> Iterator[str]:
@@ -163,13 +163,11 @@ def course_map_is_current(notebook: dict, path: Path) -> Iterator[str]:
     if path == frame.lesson_path(frame.lessons()[0]):
         current = f"<!-- begin course -->\n{frame.course_map()}\n<!-- end course -->"
         if not any(current in source(cell) for cell in notebook["cells"]):
-            yield "no cell holds the map of the course as tools/frame.py writes it: run `make notebooks`"
+            yield "no cell holds the map of the course as tools/frame.py writes it: run `python tools/frame.py`"
 
 
 def magics_are_known(notebook: dict, _: Path) -> Iterator[str]:
     for number, cell in enumerate(code_cells(notebook), 1):
-        if source(cell) == frame.setup_cell():
-            continue  # its %pip runs on Colab only
         python = TransformerManager().transform_cell(source(cell))
         used = set(re.findall(r"get_ipython\(\)\.run_(?:line|cell)_magic\('(\w+)'", python))
         if unknown := used - KNOWN_MAGICS:

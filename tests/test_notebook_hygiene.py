@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -108,7 +109,7 @@ MUTATIONS: list[tuple[rules.Rule, str, Change]] = [
     (rules.header_is_generated, "other title", replace(0, "Start here", "Begin")),
     (rules.header_is_generated, "other repository", replace(0, frame.address()[-8:], "elsewhere")),
     (rules.header_is_generated, "other notebook", replace(0, LESSON_ADDRESS, "/blob/main/other.ipynb")),
-    (rules.setup_is_generated, "changed", replace(2, "-q", "-U")),
+    (rules.setup_is_generated, "changed", replace(2, '"-q"', '"-U"')),
     (rules.setup_is_generated, "missing", lambda notebook: notebook["cells"].pop(2)),
     (rules.setup_is_generated, "twice", put(source=frame.setup_cell())),
     (rules.sections_are_complete, "missing", replace(6, "## Recap", "")),
@@ -192,41 +193,84 @@ def test_tool_keeps_the_old_file_when_a_cell_fails(tmp_path, monkeypatch):
     assert [file.name for file in path.parent.iterdir()] == ["draft.ipynb"]
 
 
-COLAB = """
-import sys, types, importlib.metadata
+HOSTED = """
+import importlib.metadata, json, subprocess, sys, types
 from IPython.core.interactiveshell import InteractiveShell
-sys.modules["google.colab"] = types.ModuleType("google.colab")
-names = "torch torchvision torchaudio numpy ipykernel ipywidgets ipython"
-versions = dict.fromkeys(names.split(), "2.1+cu1")
+cell, site, after, pip_fails = json.loads(sys.argv[1])
+if site == "colab":
+    sys.modules["google.colab"] = types.ModuleType("google.colab")
+present = ["torch", "torchvision", "numpy", "ipykernel", "ipywidgets", "ipython"]  # no torchaudio
+versions = dict.fromkeys(present, "2.1+cu1")
 importlib.metadata.version = versions.__getitem__
-shell = InteractiveShell()
-def pip(line):
-    print(line)
-    versions["torch"] = sys.argv[2]
-shell.register_magic_function(pip)
-result = shell.run_cell(open(sys.argv[1]).read())
-print(type(result.error_in_exec).__name__)
+importlib.metadata.distributions = lambda: [types.SimpleNamespace(metadata={"Name": name}) for name in present]
+def run(command, **options):
+    print(json.dumps(command))
+    print(json.dumps(open(command[-2]).read().splitlines()))
+    versions.update(after)
+    return subprocess.CompletedProcess(command, pip_fails, stdout="No space left on device")
+subprocess.run = run
+result = InteractiveShell().run_cell(cell)
+print(json.dumps(str(result.error_in_exec)))
 """
 
 
-@pytest.mark.parametrize(("torch_after", "error"), [("2.1+cu1", "NoneType"), ("2.2", "AssertionError")])
-def test_setup_cell_on_colab(tmp_path, torch_after, error):
-    """As on Colab: pip is called once with Colab's versions as constraints, and a changed torch is noticed."""
-    (tmp_path / "cell.py").write_text(frame.setup_cell())
-    command = [sys.executable, "-c", COLAB, "cell.py", torch_after]
-    run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True)
-    lines = run.stdout.strip().splitlines()
-    assert lines[0] == f"install -q -c colab_versions.txt {frame.address()}/archive/refs/tags/v0.1.0.zip"
-    assert lines[-1] == error
-    constraints = (tmp_path / "colab_versions.txt").read_text().splitlines()
-    assert constraints[0] == "torch==2.1+cu1" and len(constraints) == 7
+def run_set_up(
+    folder: Path, *, site: str = "colab", after: dict[str, str] | None = None, pip_fails: bool = False
+) -> list:
+    """Run the set-up cell with a fake pip; return what that was called with, the constraints, and the error."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("KAGGLE")}
+    environment["IPYTHONDIR"] = str(folder)
+    if site == "kaggle":
+        environment["KAGGLE_KERNEL_RUN_TYPE"] = "Interactive"
+    told = json.dumps([frame.setup_cell(), site, after or {}, pip_fails])
+    command = [sys.executable, "-c", HOSTED, told]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment, check=True)
+    return [json.loads(line) for line in run.stdout.splitlines() if line.startswith(("[", '"'))]
 
 
-def test_setup_cell_is_short_and_does_nothing_elsewhere(tmp_path, monkeypatch):
-    assert len(frame.setup_cell().splitlines()) <= 15
-    monkeypatch.chdir(tmp_path)
-    exec(frame.setup_cell().replace("%pip", "1 / 0  # "), {})
-    assert list(tmp_path.iterdir()) == []
+@pytest.mark.parametrize("site", ["colab", "kaggle"])
+def test_set_up_cell_installs_where_notebooks_are_hosted(tmp_path, site):
+    """Pip is called once, with the versions that are there as constraints; what is not there is not asked for."""
+    command, constraints, error = run_set_up(tmp_path, site=site)
+    assert command[1:5] == ["-m", "pip", "install", "-q"]
+    assert command[-1] == frame.archive_address()
+    kept = ["torch", "torchvision", "numpy", "ipykernel", "ipywidgets", "ipython"]
+    assert constraints == [f"{name}==2.1+cu1" for name in kept]
+    assert error == "None"
+
+
+def test_set_up_cell_says_when_pip_fails(tmp_path):
+    *_, error = run_set_up(tmp_path, pip_fails=True)
+    assert "was not installed" in error and "No space left on device" in error
+
+
+@pytest.mark.parametrize("name", ["torch", "numpy"])
+def test_set_up_cell_says_what_pip_changed(tmp_path, name):
+    *_, error = run_set_up(tmp_path, after={name: "2.2"})
+    assert f"{name} 2.1+cu1 to 2.2" in error and "start again" in error
+
+
+def test_set_up_cell_does_nothing_elsewhere(tmp_path):
+    assert run_set_up(tmp_path, site="own computer") == ["None"]
+
+
+def test_frame_is_written_without_running(tmp_path, monkeypatch):
+    """Only generated cells change, and the file is what nbformat itself would write."""
+    monkeypatch.setattr(frame, "ROOT", tmp_path)
+    monkeypatch.setattr(frame, "address", lambda: "https://github.com/a/b")
+    monkeypatch.setattr(frame, "project", lambda: {"version": "1.0"})
+    path = tmp_path / "notebooks" / LESSON.name
+    path.parent.mkdir()
+    shutil.copy(LESSON, path)
+    frame.write_notebooks()
+    old, new = (json.loads(file.read_text(encoding="utf-8")) for file in (LESSON, path))
+    changed = [number for number, cell in enumerate(new["cells"]) if cell != old["cells"][number]]
+    course = [number for number, cell in enumerate(new["cells"]) if "<!-- begin course -->" in rules.source(cell)]
+    set_up = next(number for number, cell in enumerate(new["cells"]) if cell["cell_type"] == "code")
+    assert changed == sorted([0, set_up, *course])  # no lesson but this one is in that folder
+    assert rules.source(new["cells"][set_up]) == frame.setup_cell()
+    assert "https://github.com/a/b/archive/refs/tags/v1.0.zip" in frame.setup_cell()
+    assert path.read_text(encoding="utf-8") == nbformat.writes(nbformat.read(path, as_version=4)) + "\n"
 
 
 SANITIZER = get_sanitize_patterns((Path(__file__).parent / "nbval_sanitize.cfg").read_text(encoding="utf-8"))

@@ -6,6 +6,7 @@ import importlib.metadata
 import io
 import os
 import re
+import shutil
 import subprocess
 import tokenize
 import tomllib
@@ -15,6 +16,7 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 import external
 import frame
@@ -52,7 +54,7 @@ def make_commands(target: str) -> list[str]:
     environment = {name: value for name, value in os.environ.items() if name not in outer_make}
     command = [external.require("make"), "--dry-run", "--always-make", *options, target]
     run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
-    return [line for line in run.stdout.splitlines() if re.match(r"\S*python3? -m ", line)]
+    return [line for line in run.stdout.splitlines() if re.match(r"\S*python3? (-m |tools/)", line)]
 
 
 def readme_commands(shell: str) -> list[list[str]]:
@@ -72,14 +74,56 @@ def test_readme_has_the_commands_of_make():
     assert readme_commands("powershell") == windows
 
 
+# Stands for python: makes a .venv with itself inside, and has nothing to say but what pip said when it failed.
+FAKE_PYTHON = """#!/bin/sh
+case "$*" in
+  "-m venv .venv") mkdir -p .venv/bin; cp "$0" .venv/bin/python ;;
+  "-m pip install"*) if [ -n "$PIP_FAILS" ]; then printf 'ERROR: one\\nERROR: two\\n' >&2; exit 1; fi ;;
+esac
+"""
+
+
+def make_lab(folder: Path, python: Path, **variables: str) -> tuple[int, list[str]]:
+    """Run `make lab` in `folder`; return its exit status and the lines that it printed."""
+    outer_make = ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "MAKEOVERRIDES")
+    environment = {name: value for name, value in os.environ.items() if name not in outer_make} | variables
+    command = [external.require("make"), "--no-print-directory", "lab", f"PYTHON={python}"]
+    run = subprocess.run(
+        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
+    return run.returncode, run.stdout.splitlines()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the fake Python is a shell script")
+def test_make_lab_says_little_but_why_it_failed(tmp_path):
+    """A line for each step, so that with JupyterLab's seven it is ten; pip's errors in full."""
+    folder = tmp_path / "clone"
+    folder.mkdir()
+    for name in ("Makefile", "pyproject.toml"):
+        shutil.copy(ROOT / name, folder)
+    python = tmp_path / "python3"
+    python.write_text(FAKE_PYTHON)
+    python.chmod(0o755)
+    status, lines = make_lab(folder, python, PIP_FAILS="yes")
+    assert status != 0 and lines[2:4] == ["ERROR: one", "ERROR: two"]
+    status, lines = make_lab(folder, python)
+    assert (status, [line.split()[0] for line in lines]) == (0, ["Installing", "Opening"])
+    status, lines = make_lab(folder, python)
+    assert (status, [line.split()[0] for line in lines]) == (0, ["Opening"])
+    shutil.rmtree(folder / ".venv")
+    status, lines = make_lab(folder, python)
+    assert (status, [line.split()[0] for line in lines]) == (0, ["Making", "Installing", "Opening"])
+
+
 def test_ci_runs_make():
     jobs = yaml.safe_load(read(".github/workflows/ci.yml"))["jobs"]
-    targets = set(re.findall(r"^(\w+):", read("Makefile"), flags=re.MULTILINE))
+    targets = set(re.findall(r"^([\w-]+):", read("Makefile"), flags=re.MULTILINE))
     runs = [step["run"] for job in jobs.values() for step in job["steps"] if "run" in step]
     assert runs and all(run == ".ci/run" or run.split()[:2] in [["make", target] for target in targets] for run in runs)
     systems = jobs["lax"]["strategy"]["matrix"]["os"]
     assert {system.partition("-")[0] for system in systems} == {"ubuntu", "macos", "windows"}
-    assert "make test CONSTRAINTS=constraints.txt" in read(".ci/run")
+    for command in ("make test CONSTRAINTS=constraints.txt", "make test-colab CONSTRAINTS=constraints.txt"):
+        assert command in read(".ci/run")
 
 
 def test_ci_leaves_nothing_out():
@@ -114,8 +158,8 @@ def test_conda_environment_equals_pyproject():
     assert pip["pip"] == [*PYPROJECT["project"]["dependencies"], *EXTRAS["lab"], "-e ."]
 
 
-def pins() -> dict[str, str]:
-    lines = [line for line in read("constraints.txt").splitlines() if not line.startswith("#")]
+def pins(file: str = "constraints.txt") -> dict[str, str]:
+    lines = [line for line in read(file).splitlines() if not line.startswith("#")]
     return {canonicalize_name(name): version for name, _, version in (line.partition("==") for line in lines)}
 
 
@@ -147,6 +191,13 @@ def test_pins_satisfy_the_floors():
         assert requirement.specifier.contains(versions[canonicalize_name(requirement.name)]), requirement
 
 
+def test_colab_has_what_the_lab_needs():
+    """Each dependency has a version of Colab's to be tested with, and that satisfies its floor."""
+    versions = pins("tests/colab_constraints.txt") | pins("tests/colab_torch.txt")
+    for requirement in map(Requirement, PYPROJECT["project"]["dependencies"]):
+        assert requirement.specifier.contains(versions[canonicalize_name(requirement.name)]), requirement
+
+
 @pytest.mark.skipif(os.environ.get(external.STRICT_VARIABLE) != "1", reason="only the strict lane has pinned versions")
 def test_strict_lane_runs_the_pinned_versions():
     installed = installed_with(all_requirements())
@@ -171,7 +222,29 @@ def test_versions_agree():
     version = frame.project()["version"]
     assert riffusion_lab.__version__ == version
     assert yaml.safe_load(read("CITATION.cff"))["version"] == version
-    assert re.findall(r"^## \[(\d.*?)\]", read("CHANGELOG.md"), flags=re.MULTILINE)[0] == version
+    headings = re.findall(r"^## \[(.*?)\]", read("CHANGELOG.md"), flags=re.MULTILINE)
+    if frame.is_development():
+        assert headings[0] == "Unreleased" and Version(headings[1]) < Version(version)
+    else:
+        assert next(heading for heading in headings if heading != "Unreleased") == version
+
+
+@pytest.mark.parametrize(
+    ("version", "archive", "branch"),
+    [
+        ("0.2.0.dev0", "/archive/refs/heads/main.zip", "/blob/main/"),
+        ("0.2.0", "/archive/refs/tags/v0.2.0.zip", "/blob/v0.2.0/"),
+        ("1.0rc1", "/archive/refs/tags/v1.0rc1.zip", "/blob/v1.0rc1/"),
+    ],
+)
+def test_tag_is_used_only_in_a_release(monkeypatch, version, archive, branch):
+    """A tag exists only once a version is released: until then people get the branch."""
+    monkeypatch.setattr(frame, "project", lambda: {**PYPROJECT["project"], "version": version})
+    addresses = re.findall(r'"(https://[^"]*)"', frame.setup_cell())
+    assert addresses == [frame.address() + archive]
+    assert branch in frame.header(frame.lesson_path(frame.lessons()[0]), "")
+    assert branch in frame.readme_blocks()["badges"]
+    assert branch in frame.course_map(badges=True)
 
 
 def test_generated_text_is_current():
@@ -201,6 +274,7 @@ def test_fill_refuses_text_without_markers():
 def test_navigation_follows_the_course(tmp_path, monkeypatch):
     monkeypatch.setattr(frame, "ROOT", tmp_path)
     monkeypatch.setattr(frame, "address", lambda: "https://github.com/a/b")
+    monkeypatch.setattr(frame, "project", lambda: {"version": "0.2.0.dev0"})
     names = [lesson["file"] for lesson in frame.lessons()[:4]]
     paths = [tmp_path / "notebooks" / f"{name}.ipynb" for name in names]
     paths[0].parent.mkdir()

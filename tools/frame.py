@@ -1,7 +1,7 @@
 """The generated text in README.md, the model card and the notebooks: address, badges, links, the set-up cell, figures.
 
 Everything follows from four files: pyproject.toml (address, version), course.toml (lessons), colab_setup.txt, and
-riffling's evaluation.json. ``python tools/frame.py`` writes the pages again; ``make notebooks`` the notebooks too.
+riffling's evaluation.json. ``python tools/frame.py`` writes all of it again, and runs no notebook.
 """
 
 import json
@@ -24,6 +24,22 @@ def project() -> dict:
 def address() -> str:
     """Return the repository's address, without a slash at the end."""
     return project()["urls"]["Repository"]
+
+
+def is_development() -> bool:
+    """Return whether the version in pyproject.toml is one between two releases, such as ``0.2.0.dev0``."""
+    return ".dev" in project()["version"]
+
+
+def git_reference() -> str:
+    """Return what people get: the branch while the version is a development version, the version's tag in a release."""
+    return BRANCH if is_development() else f"v{project()['version']}"
+
+
+def archive_address() -> str:
+    """Return the address of the source archive that GitHub makes of `git_reference`."""
+    kind = "heads" if is_development() else "tags"
+    return f"{address()}/archive/refs/{kind}/{git_reference()}.zip"
 
 
 def lessons() -> list[dict[str, str]]:
@@ -51,7 +67,7 @@ def colab_badge(path: Path) -> str:
     """Return the badge, in markdown, that opens the notebook at `path` on Google Colab."""
     repository = address().removeprefix("https://github.com/")
     notebook = path.relative_to(ROOT).as_posix()
-    target = f"https://colab.research.google.com/github/{repository}/blob/{BRANCH}/{notebook}"
+    target = f"https://colab.research.google.com/github/{repository}/blob/{git_reference()}/{notebook}"
     return f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({target})"
 
 
@@ -70,10 +86,10 @@ def header(path: Path, title: str) -> str:
     return f"# {title}\n\n" + " &nbsp; ".join(links)
 
 
-def setup_cell() -> str:
-    """Return the source of the set-up cell that every notebook has."""
-    archive = f"{address()}/archive/refs/tags/v{project()['version']}.zip"
-    return (TOOLS / "colab_setup.txt").read_text(encoding="utf-8").replace("ARCHIVE", archive).strip()
+def setup_cell(*, archive: str | None = None) -> str:
+    """Return the source of the set-up cell that every notebook has; it installs `archive`, by default GitHub's."""
+    template = (TOOLS / "colab_setup.txt").read_text(encoding="utf-8")
+    return template.replace("ARCHIVE", archive or archive_address()).strip()
 
 
 def course_map(*, folder: str = "", badges: bool = False) -> str:
@@ -93,7 +109,7 @@ def readme_blocks() -> dict[str, str]:
     folder = address().rsplit("/", 1)[-1]
     return {
         "badges": f"[![ci]({workflow}/badge.svg)]({workflow}) {colab_badge(lesson_path(lessons()[0]))}",
-        "clone": f"```sh\ngit clone {address()}\ncd {folder}\nmake lab\n```",
+        "clone": f"```sh\ngit clone --depth 1 {address()}\ncd {folder}\nmake lab\n```",
         "course": course_map(folder="notebooks/", badges=True),
     }
 
@@ -157,5 +173,33 @@ def write_pages() -> None:
         page.write_text(fill(page.read_text(encoding="utf-8"), blocks), encoding="utf-8")
 
 
+def write_cells(notebook: dict, path: Path) -> None:
+    """Write the generated cells of `notebook`, in place: the first cell, the set-up cell and the course map.
+
+    `notebook` is the content of the file at `path`; its outputs stay as they are.
+    """
+    first = notebook["cells"][0]
+    title = "".join(first["source"]).partition("\n")[0].removeprefix("# ")
+    first["source"] = header(path, title)
+    setup = next(cell for cell in notebook["cells"] if cell["cell_type"] == "code")
+    setup["source"] = setup_cell()
+    for cell in notebook["cells"]:
+        text = "".join(cell["source"])
+        if cell["cell_type"] == "markdown" and "<!-- begin course -->" in text:
+            cell["source"] = fill(text, {"course": course_map()})
+
+
+def write_notebooks() -> None:
+    """Write the generated cells of every notebook again, and nothing else: no notebook is run."""
+    for path in notebooks():
+        notebook = json.loads(path.read_text(encoding="utf-8"))
+        write_cells(notebook, path)
+        for cell in notebook["cells"]:
+            cell["source"] = "".join(cell["source"]).splitlines(keepends=True)
+        text = json.dumps(notebook, ensure_ascii=False, indent=1, sort_keys=True)  # as nbformat writes it
+        path.write_text(text + "\n", encoding="utf-8")
+
+
 if __name__ == "__main__":
     write_pages()
+    write_notebooks()

@@ -17,7 +17,6 @@ import frame
 
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
-COURSE_MAP = "<!-- begin course -->"
 
 
 def read(path: Path) -> nbformat.NotebookNode:
@@ -27,16 +26,6 @@ def read(path: Path) -> nbformat.NotebookNode:
     for number, cell in enumerate(raw["cells"]):
         cell.setdefault("id", f"cell-{number:02d}")
     return nbformat.reads(json.dumps(raw), as_version=4)
-
-
-def write_frame(notebook: nbformat.NotebookNode, path: Path) -> None:
-    """Write the generated cells of `notebook`, in place: the first cell, the set-up cell and the course map."""
-    first = notebook.cells[0]
-    first.source = frame.header(path, first.source.partition("\n")[0].removeprefix("# "))
-    next(cell for cell in notebook.cells if cell.cell_type == "code").source = frame.setup_cell()
-    for cell in notebook.cells:
-        if cell.cell_type == "markdown" and COURSE_MAP in cell.source:
-            cell.source = frame.fill(cell.source, {"course": frame.course_map()})
 
 
 def execute(notebook: nbformat.NotebookNode, folder: Path) -> None:
@@ -77,7 +66,7 @@ def main(arguments: list[str]) -> None:
     for path in paths:
         start = time.monotonic()
         notebook = read(path)
-        write_frame(notebook, path)
+        frame.write_cells(notebook, path)
         execute(notebook, path.parent)
         clean(notebook)
         save(notebook, path)

@@ -70,6 +70,10 @@ class ClipWidget(AnsweringWidget):
         self._asked_for = True
         self._exchange()
 
+    def _answer_plain(self, *_: Any) -> None:
+        """Send the figure for readers without a kernel as text: the front end has lost the bytes of a message."""
+        self.send({"kind": "plain", "html": self._figure_html()})
+
     @traitlets.observe("clip")
     def _exchange(self, *_: Any) -> None:
         """Send what the script draws, if it has asked: facts, the picture, and what `_more` adds to both."""

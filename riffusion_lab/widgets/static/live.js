@@ -64,6 +64,10 @@ function makeTimeline(context, output, fade) {
   return line;
 }
 
+const LOST_SOUND =
+  "This front end drops the bytes of sounds, so Live cannot play here. It plays in JupyterLab; " +
+  "in any notebook riffusion_lab.widgets.Session makes the same clips, to be shown one by one.";
+
 // Which clip comes next: the first that is wanted, else one made for a prompt that has changed, else the last again.
 function pickNext(waiting, wanted, last) {
   const next = waiting.find((clip) => wanted.includes(clip.number)) ?? waiting[0];
@@ -146,6 +150,10 @@ function makeLive(model) {
       if (message.kind === "facts") live.facts = message;
       if (message.kind === "status") live.status = message;
       if (message.kind === "said" || message.kind === "refused") live.said = message.text;
+      if (message.kind === "clip" && !views?.length) {
+        live.end(LOST_SOUND);
+        return;
+      }
       if (message.kind === "clip" && message.number > have) {
         have = message.number;
         const [samples, picture] = views.map(bytesOf);

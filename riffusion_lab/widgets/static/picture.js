@@ -33,17 +33,34 @@ function addScale(clip) {
   return Object.assign(clip, { hzOfBand, hzAt, heightOf });
 }
 
+// Some front ends lose the bytes that come with a message. Python then sends a figure with a plain player as text.
+const LOST_BYTES = "This front end drops the bytes of sounds and pictures: here is a plain figure instead.";
+const LOST_FILE = "This front end drops the bytes of files: clip.save(…) in a cell writes the file where the kernel runs.";
+
 // The half of a widget that belongs to the model, one for all views. `answers` has what to do with Python's messages,
 // by their kind, and `changes` with new values of its traits; `halt` is called when the kernel or the model is gone.
 function makeEngine(model, answers, changes = {}, halt = () => {}) {
-  const engine = { clip: null, url: "", state: "loading", status: "Loading …", views: new Set() };
+  const engine = { clip: null, plain: "", url: "", state: "loading", status: "Loading …", views: new Set() };
   engine.show = (state, status) => Object.assign(engine, { state, status }).views.forEach((draw) => draw());
   engine.say = (status) => engine.show(engine.state, status);
   const all = {
     comm_live_update: () => (halt(), engine.say("The kernel is another one: run the cell again")), // JupyterLab's
     "msg:custom": (message, views) => {
-      const buffers = views.map(bytesOf);
+      const buffers = (views ?? []).map(bytesOf);
       if (message.kind === "refused") engine.say(message.reason);
+      if (message.kind === "plain") {
+        engine.plain = message.html;
+        engine.show("plain", LOST_BYTES);
+      }
+      if (message.kind === "clip" && !buffers.length) {
+        halt(); // what plays is not the clip any more
+        model.send({ kind: "plain" });
+        return;
+      }
+      if (message.kind === "file" && !buffers.length) {
+        engine.say(LOST_FILE);
+        return;
+      }
       if (message.kind === "clip") {
         URL.revokeObjectURL(engine.url);
         engine.url = URL.createObjectURL(new Blob([buffers.shift()], { type: "image/png" }));
@@ -81,6 +98,8 @@ function makeView(engine, el, name, over) {
   const [title, rows, columns] = ["title", "hz", "s"].map((name) => part(name));
   const status = part("status", { class: "rl-dim", role: "status", "aria-live": "polite" });
   const where = part("where", { class: "rl-dim" });
+  const plain = make("div", { "data-testid": "rl-plain" });
+  let drawn = ""; // the figure in `plain`
   const image = make("img", { alt: "", draggable: "false" });
   const plot = make("div", { class: "rl-plot" }, image, over);
   setAll(over, { class: "rl-over", "data-testid": "rl-picture", tabindex: 0 });
@@ -103,11 +122,20 @@ function makeView(engine, el, name, over) {
     for (let i = 0; i * step <= clip.duration_s; i++) tickAt(i * step);
   }
 
+  // Show the figure in place of all else but the status. Python has escaped what users wrote in it.
+  function drawPlain() {
+    if (drawn === engine.plain) return;
+    drawn = engine.plain;
+    plain.innerHTML = engine.plain;
+    el.replaceChildren(status, plain);
+  }
+
   // Draw what all widgets have; returns the clip, once there is one.
   function drawCommon({ clip } = engine) {
     setAll(el, { "data-state": engine.state, "aria-label": clip ? `${name} ${clip.title}` : name });
     status.textContent = engine.status;
     for (const node of el.querySelectorAll("button, input")) node.disabled = !clip;
+    if (engine.plain) drawPlain();
     if (clip && image.src !== engine.url) {
       title.textContent = clip.title;
       setAll(image, { src: engine.url, alt: clip.description });
