@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, fields
 from numbers import Real
 
-from .values import check_number
+from .values import as_scalar, check_number
 
 LONGEST_FFT = 1_000_000  # samples; what is longer is a mistake, and would take all memory
 WHOLE = ("sample_rate", "num_frequencies")  # what is counted
@@ -92,6 +92,7 @@ class SpectrogramParams:
 
 def _plain(name: str, value: object, *, example: float) -> float:
     """Give back a param as a Python number: a whole one as an int where it may be one."""
+    value = as_scalar(value)
     if name == "stereo":
         if isinstance(value, str) or value not in (True, False):  # NumPy's bools too, and EXIF's 0 and 1
             raise TypeError(f"stereo must be True or False, not {value!r}")
