@@ -566,8 +566,8 @@ def test_notation_of_other_tools_is_remarked_once_a_call(pipe):
     texts = [str(warning.message) for warning in caught]
     assert len(texts) == 2 and texts[0].startswith("'[piano:jazz:0.5]'") and texts[1].startswith("'techno--'")
     assert {warning.filename for warning in caught} == {__file__}
-    with pytest.warns(UserWarning, match="'AND' combines the predictions for two prompts"):
-        audio_to_audio(pipe, first, "piano", end_prompt="piano AND slow", num_inference_steps=1)
+    with pytest.warns(UserWarning, match="'slow--' makes words stronger"):
+        audio_to_audio(pipe, first, "piano", end_prompt="piano slow--", num_inference_steps=1)
     with pytest.warns(UserWarning, match=r"was not taught .*: pianos \(nearest: piano\)"):
         audio_to_audio(pipe, first, "piano", end_prompt="pianos", num_inference_steps=1)
 
