@@ -18,7 +18,6 @@ from PIL import Image
 from . import audio, join
 from .files import is_file_like, name_of, write_to
 from .image import Picture, encode_image, image_from_mel, mel_from_image, open_image
-from .limiter import limit
 from .params import SpectrogramParams
 from .phase import lower_peaks, waveform_from_mel
 from .samples import Channel
@@ -27,7 +26,6 @@ from .spectrogram import mel_from_waveform
 from .values import check_whole, warn
 
 LONG_S = 60  # longer sounds work, but slowly
-CEILING_MARGIN = 0.95  # peaks rise a little when the sample rate does
 
 
 class Clip:
@@ -175,9 +173,8 @@ class Clip:
         peak = float(waveform.abs().max())
         if peak > ceiling:
             self._limited_db = 20 * math.log10(peak / ceiling)
-            lower = CEILING_MARGIN * ceiling
-            waveform = lower_peaks(waveform, mel * gain, self.params, ceiling=lower, loop=self.loop)
-        return _read_only(limit(waveform.numpy(), self.sample_rate, ceiling=ceiling, loop=self.loop))
+            waveform = lower_peaks(waveform, mel * gain, self.params, ceiling=ceiling, loop=self.loop)
+        return _read_only(waveform.numpy())
 
     @property
     def limited_db(self) -> float:

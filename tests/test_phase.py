@@ -240,7 +240,7 @@ def test_phases_can_be_found_whose_peaks_stay_under_a_ceiling(music, loop):
     lowered = lower_peaks(waveform, mel, PARAMS, ceiling=0.95, loop=loop)
     assert lowered.shape == waveform.shape
     assert waveform.abs().max() > 1.5
-    assert lowered.abs().max() < 0.8 * waveform.abs().max()  # dry drums are the hardest; see `limiter` for the rest
+    assert lowered.abs().max() <= 0.95
     errors = [spectral_convergence(sound, mel, PARAMS, loop=loop) for sound in (waveform, lowered)]
     assert errors[1] < 1.2 * errors[0]
     assert abs(20 * math.log10(float(lowered.norm() / waveform.norm()))) < 0.5
