@@ -102,7 +102,7 @@ class Live(anywidget.AnyWidget):
     def _send_status(self) -> None:
         self.send({"kind": "status", **self.session.status})
 
-    def _greet(self, _: dict[str, Any]) -> None:
+    def _greet(self) -> None:
         sound = {"sample_rate": PARAMS.sample_rate, "fade": round(CROSSFADE_S * PARAMS.sample_rate)}
         strength = None if self.session.seed_clip is None else self.session.strength
         self.send({"kind": "facts", "guidance_scale": self.session.guidance_scale, "strength": strength, **sound})

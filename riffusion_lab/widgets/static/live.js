@@ -315,7 +315,8 @@ function viewLive(live, el, model) {
   const play = makeButton("play", "Play", () => (live.isPlaying() ? live.pause() : live.play()));
   const add = makeButton("add", "Add", send, "Add the prompt");
   const record = makeButton("record", "Record", switchRecording, "Record what is heard to a file");
-  const keep = makeButton("keep", "Keep recipe", () => live.act({ kind: "keep" }), "Save what plays the session again");
+  const keepRecipe = () => live.act({ kind: "keep" });
+  const keep = makeButton("keep", "Keep recipe", keepRecipe, "Save what plays the session again");
   const retry = makeButton("retry", "Try again", () => live.act({ kind: "retry" }));
   const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
   let frame = 0; // the request for the next one
