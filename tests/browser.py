@@ -158,6 +158,11 @@ def set_slider(slider, value):
     assert float(slider.input_value()) == pytest.approx(value)
 
 
+def start_before(page):
+    """Give the focus to the button before the widgets: the next Tab leads into them."""
+    page.get_by_role("button", name="before", exact=True).click()
+
+
 # The element that has the focus, as a test calls it: its test id, or else its label, its text or its kind
 FOCUSED = """() => {
     const {activeElement: el} = document;

@@ -13,7 +13,7 @@ import pytest
 import soundfile
 from playwright.sync_api import expect
 
-from browser import focused, mount, open_page, set_slider, tab_through, tab_to, type_into
+from browser import focused, mount, open_page, set_slider, start_before, tab_through, tab_to, type_into
 from conftest import N_SAMPLES, RATE, tone
 from riffusion_lab import Clip
 from riffusion_lab.join import crossfade
@@ -407,7 +407,7 @@ def restyling(pipe, tmp_path):
 
 def test_tab_leads_through_every_control_and_out_again_both_ways(page, restyling):
     mounted(page, restyling)
-    page.get_by_role("button", name="before").focus()
+    start_before(page)
     assert tab_through(page) == CONTROLS
     assert tab_through(page, back=True) == CONTROLS[::-1]
 
@@ -416,7 +416,7 @@ def test_it_is_played_by_keys_alone(page, restyling):
     view = mounted(page, restyling)
     page.evaluate("window.leaked = []; document.addEventListener('keydown', ({key}) => leaked.push(key))")
     press, said = page.keyboard.press, page.get_by_test_id("rl-said")
-    page.get_by_role("button", name="before").focus()
+    start_before(page)
     tab_to(page, "rl-prompt")
     page.keyboard.type("church bellz")
     press("Backspace")
@@ -459,7 +459,7 @@ def test_it_is_played_by_keys_alone(page, restyling):
 def test_after_try_again_the_focus_stays_in_the_player(page, live, made):
     made.error = RuntimeError("out of memory")
     mounted(page, live)
-    page.get_by_role("button", name="before").focus()
+    start_before(page)
     tab_to(page, "rl-play")
     page.keyboard.press("Enter")
     expect(page.get_by_test_id("rl-retry")).to_be_visible(timeout=10_000)

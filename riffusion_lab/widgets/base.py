@@ -8,6 +8,7 @@ from typing import Any
 
 import anywidget
 import traitlets
+from soundfile import SoundFileError
 
 from ..clip import Clip
 from ..display import clip_html
@@ -47,7 +48,7 @@ class AnsweringWidget(anywidget.AnyWidget):
         answer = getattr(self, f"_answer_{content.get('kind')}", lambda *_: None)
         try:
             answer(content, b"".join(buffers))
-        except (TypeError, ValueError, OSError) as error:  # shown where the buttons are: a callback has no cell
+        except (TypeError, ValueError, OSError, SoundFileError) as error:  # a callback has no cell to show it in
             self.send({"kind": "refused", "reason": str(error)})
 
 
