@@ -445,5 +445,5 @@ function viewLive(live, el, model) {
   };
 }
 
-export { crossfade, makeTimeline, pickNext };
+export { crossfade, makeLive, makeTimeline, pickNext };
 export default makeWidget(makeLive, viewLive);
