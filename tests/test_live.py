@@ -132,7 +132,7 @@ def test_the_refusal_of_a_long_prompt_names_its_length_and_quotes_its_beginning(
 
 def test_every_action_is_answered_in_words(live):
     assert act(live, kind="prompt", text="techno") == ("said", "Added: “techno”.")
-    assert act(live, kind="prompt", text="jazz") == ("said", "Added: “jazz”, after 1 that wait already.")
+    assert act(live, kind="prompt", text="jazz") == ("said", "Added: “jazz” (1 before it).")
     kind, words = act(live, kind="prompt", text="slow " * 700)
     assert kind == "said" and len(words) < 200
     assert act(live, kind="change", guidance_scale=5) == ("said", "From the next clip on: guidance scale 5.")

@@ -300,7 +300,9 @@ def test_a_file_that_cannot_be_written_is_refused_in_words(clip, monkeypatch):
     player.send = sent.append
     monkeypatch.setattr(Clip, "save", save)
     player._handle_custom_msg({"kind": "save", "format": "wav"}, [])
-    assert sent == [{"kind": "refused", "reason": str(soundfile.LibsndfileError(2))}]
+    (answer,) = sent
+    assert answer["kind"] == "refused"
+    assert "drums-bass-94-bpm.wav could not be made (System error.)" in answer["reason"]
 
 
 def test_volume_is_heard(page, clip):

@@ -124,7 +124,7 @@ class Live(anywidget.AnyWidget):
         text = content.get("text")
         self.session.add(text)
         name = text if len(text) <= LONGEST_NAME else f"{text[:LONGEST_NAME]}…"
-        place = f", after {n_waiting} that wait already" if n_waiting else ""
+        place = f" ({n_waiting} before it)" if n_waiting else ""
         return " ".join([f"Added: “{name}”{place}.", *self.session.remarks])
 
     def _change(self, content: dict[str, Any]) -> str:

@@ -425,8 +425,8 @@ class Take:
         except (soundfile.SoundFileError, OSError, AssertionError) as error:  # it asserts that all samples were written
             self._rescue()
             heard = f"about the first {self.n_written / PARAMS.sample_rate:.1f} s"
-            advice = "is the disk full?"
-            raise OSError(f"The recording {self.path} ends here, and holds {heard}: {error} {advice}") from error
+            reason = f"no more could be written ({error}); is the disk full?"
+            raise OSError(f"The recording {self.path} ends here and holds {heard}: {reason}") from error
         self.n_written += sound.shape[1]
 
     def _rescue(self) -> None:
@@ -456,9 +456,11 @@ def _write_flac_length(path: Path, n_written: int) -> None:
     with path.open("r+b") as file:
         header = bytearray(file.read(26))
         frame = int.from_bytes(header[8:10], "big")
-        n_samples = max(0, n_written - 1) // frame * frame
         numbers = int.from_bytes(header[18:26], "big")
-        header[18:26] = (numbers >> 36 << 36 | n_samples).to_bytes(8, "big")
+        if numbers % 2**36:  # the encoder has written it
+            return
+        n_samples = max(0, n_written - 1) // frame * frame
+        header[18:26] = (numbers + n_samples).to_bytes(8, "big")
         file.seek(0)
         file.write(header)
 

@@ -331,12 +331,16 @@ function viewLive(live, el, model) {
     live.act({ kind: "record", on: !live.status.recording });
   }
 
-  function drawEntry(pen, { clip }, x, width, height) {
+  function drawEntry(pen, entry, x, width, height) {
+    const { clip } = entry;
     if (clip.picture) pen.drawImage(clip.picture, x, 0, width + 0.5, height);
     pen.fillRect(x, 0, 1, 20);
-    const label = cutText(pen, clip.label, width - 10);
-    pen.strokeText(label, x + 5, 14);
-    pen.fillText(label, x + 5, 14);
+    if (entry.labelWidth !== width) {
+      entry.labelWidth = width;
+      entry.label = cutText(pen, clip.label, width - 10); // takes too long to do it in every frame
+    }
+    pen.strokeText(entry.label, x + 5, 14);
+    pen.fillText(entry.label, x + 5, 14);
   }
 
   function draw() {
