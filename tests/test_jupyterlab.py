@@ -498,13 +498,16 @@ def keyed(lab):
         assert notebook.errors == []
 
 
-def enter(notebook, cell):
-    """Click beside the controls of a cell's widget, and press Tab until the focus is in there; return its element."""
+def enter(notebook, cell, *, most=20):
+    """Click beside a cell's output, and press Tab until the focus is in its widget; return the widget's element."""
     output = notebook.cell(cell).locator(".jp-OutputArea-output").last
     output.scroll_into_view_if_needed()
-    output.click(position={"x": 2, "y": 2})
-    notebook.page.keyboard.press("Tab")
-    assert output.evaluate(HAS_FOCUS), f"Tab leads to {focused(notebook.page)!r} instead of into the widget"
+    notebook.cell(cell).locator(".jp-OutputArea-prompt").last.click()
+    names = []
+    while len(names) < most and not output.evaluate(HAS_FOCUS):
+        notebook.page.keyboard.press("Tab")
+        names.append(focused(notebook.page))
+    assert output.evaluate(HAS_FOCUS), f"Tab does not lead into the widget, but to {names}"
     return output
 
 
