@@ -52,7 +52,7 @@ window.mount = async (key, script, style, traits, nViews) => {
   const model = {
     get: (name) => state[name],
     set: (name, value) => { state[name] = value; emit(`change:${name}`); },
-    save_changes: () => ask({kind: "state", state}, []),
+    save_changes: () => ask({kind: "state", state: {...state}}, []),
     on: (name, call) => handlers.push([name, call]),
     off: (name, call) => handlers.splice(handlers.findIndex(([n, c]) => n === name && c === call), 1),
     send: (content, callbacks, buffers = []) => ask(content, buffers.map(toBase64)),
@@ -106,6 +106,7 @@ def mount(page, widget, *, n_views=1):
     Returns a function that brings to the page what Python has sent meanwhile by itself.
     """
     outbox = []
+    from_page = {}  # values on their way from there: a front end hears no echo of them
     names = [name for name in widget.keys if name[0] != "_" and name not in ("layout", "tabbable", "tooltip")]
 
     def taken():
@@ -118,13 +119,17 @@ def mount(page, widget, *, n_views=1):
 
     def receive(content, buffers):
         if content["kind"] == "state":
+            from_page.update(content["state"])
             widget.set_state(content["state"])
+            from_page.clear()
         else:
             widget._handle_custom_msg(content, [memoryview(base64.b64decode(buffer)) for buffer in buffers])
         return taken()
 
     def say(change):
-        outbox.append(({"kind": "state", "state": {change["name"]: change["new"]}}, None))
+        name, value = change["name"], change["new"]
+        if name not in from_page or from_page[name] != value:
+            outbox.append(({"kind": "state", "state": {name: value}}, None))
 
     widget.send = lambda content, buffers=None: outbox.append((content, buffers))
     if names:

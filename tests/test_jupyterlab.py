@@ -499,10 +499,9 @@ def keyed(lab):
 
 
 def enter(notebook, cell, *, most=20):
-    """Click beside a cell's output, and press Tab until the focus is in its widget; return the widget's element."""
+    """Click beside the controls of a cell, and press Tab until the focus is on one; return the widget's element."""
     output = notebook.cell(cell).locator(".jp-OutputArea-output").last
-    output.scroll_into_view_if_needed()
-    notebook.cell(cell).locator(".jp-OutputArea-prompt").last.click()
+    output.click(position={"x": output.bounding_box()["width"] - 2, "y": 2})  # where no control is
     names = []
     while len(names) < most and not output.evaluate(HAS_FOCUS):
         notebook.page.keyboard.press("Tab")
