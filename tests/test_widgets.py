@@ -124,6 +124,7 @@ def test_bad_recording_is_refused_in_words_and_keeps_the_last(rate, samples, wor
     assert widget.clip is last
 
 
+@pytest.mark.filterwarnings("ignore:the sound peaks")  # so does the beep of Chromium's microphone
 def test_recorder_records_in_a_browser(page):
     recorder = Recorder(longest_s=1.0)
     mount(page, recorder)
@@ -152,6 +153,7 @@ def test_recorder_says_why_there_is_no_microphone(page):
     assert view.get_attribute("data-state") == "ready"
 
 
+@pytest.mark.filterwarnings("ignore:the sound peaks")  # so does the beep of Chromium's microphone
 def test_recorder_is_used_by_keys_alone(page):
     recorder = Recorder()
     mount(page, recorder)
