@@ -100,10 +100,11 @@ def open_page(**options):
     assert errors == []
 
 
-def mount(page, widget, *, n_views=1):
-    """Show a widget in the page, below those that are there: its views are #view0, #view1, … in the order of the page.
+def mount(page, widget, *, n_views=1, state="ready", loses_bytes=False):
+    """Show a widget in the page, below those that are there, and wait until it is in a state.
 
-    Returns a function that brings to the page what Python has sent meanwhile by itself.
+    Its views are #view0, #view1, … in the order of the page. Returns a function that brings there what Python has sent
+    meanwhile by itself. With `loses_bytes`, the page gets the messages of Python without their buffers.
     """
     outbox = []
     from_page = {}  # values on their way from there: a front end hears no echo of them
@@ -112,7 +113,7 @@ def mount(page, widget, *, n_views=1):
     def taken():
         messages = [
             {"content": content, "buffers": [base64.b64encode(buffer).decode() for buffer in buffers or ()]}
-            for content, buffers in outbox
+            for content, buffers in ((content, None if loses_bytes else buffers) for content, buffers in outbox)
         ]
         outbox.clear()
         return messages
@@ -138,10 +139,10 @@ def mount(page, widget, *, n_views=1):
         page.evaluate(MOUNT)
     key, first = page.evaluate("[mounted.length, document.querySelectorAll('#here > div').length]")
     page.expose_function(f"toPython{key}", receive)
-    state = {name: getattr(widget, name) for name in names}
+    traits = {name: getattr(widget, name) for name in names}
     style = str(getattr(widget, "_css", ""))
-    page.evaluate("(given) => mount(...given)", [key, str(widget._esm), style, state, n_views])
-    page.wait_for_selector(f"#view{first}[data-state=ready]")
+    page.evaluate("(given) => mount(...given)", [key, str(widget._esm), style, traits, n_views])
+    page.wait_for_selector(f"#view{first}[data-state={state}]")
     return lambda: page.evaluate("([key, messages]) => mounted[key].fromPython(messages)", [key, taken()])
 
 

@@ -116,7 +116,7 @@ def test_a_poll_with_a_clip_that_is_not_at_hand_is_answered_all_the_same(live):
     assert len(live.session.heard) == 1  # what came behind the wrong one counts
 
 
-@pytest.mark.parametrize("text", ["x" * 10_000, None, 3])
+@pytest.mark.parametrize("text", ["", " ", "x" * 10_000, None, 3])
 def test_a_bad_prompt_is_refused_in_words(live, text):
     kind, words = act(live, kind="prompt", text=text)
     assert kind == "refused"
@@ -665,7 +665,15 @@ def test_a_poll_that_is_lost_is_followed_by_another_and_its_late_answer_by_none(
     assert number(view, "underruns") == 0
 
 
-# Several players in a page
+# Several players in a page, and a page that loses sounds
+
+
+def test_a_page_that_loses_the_bytes_of_sounds_says_where_they_play(page, live):
+    del live.send
+    mount(page, live, loses_bytes=True)
+    page.get_by_test_id("rl-play").click()
+    expect(page.get_by_test_id("rl-status")).to_contain_text("It plays in JupyterLab", timeout=30_000)
+    expect(page.locator("#view0")).to_have_attribute("data-state", "ended")
 
 
 def test_a_player_that_begins_pauses_the_other(page, live, pipe, tmp_path):

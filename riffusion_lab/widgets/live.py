@@ -11,6 +11,7 @@ import anywidget
 import numpy as np
 import traitlets
 
+from ..checks import check_prompt
 from ..files import write_whole
 from ..join import CROSSFADE_S
 from ..models import Pipeline
@@ -122,6 +123,7 @@ class Live(anywidget.AnyWidget):
     def _add(self, content: dict[str, Any]) -> str:
         n_waiting = len(self.session.queue)
         text = content.get("text")
+        check_prompt(text, may_be_empty=False)  # an empty text box is likely an oversight
         self.session.add(text)
         name = text if len(text) <= LONGEST_NAME else f"{text[:LONGEST_NAME]}…"
         place = f" ({n_waiting} before it)" if n_waiting else ""

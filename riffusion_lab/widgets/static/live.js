@@ -68,6 +68,10 @@ function makeTimeline(context, output, fade) {
   return line;
 }
 
+const LOST_SOUND =
+  "This front end drops the bytes of sounds, so Live cannot play here. It plays in JupyterLab; " +
+  "in any notebook riffusion_lab.widgets.Session makes the same clips, to be shown one by one.";
+
 // Which clip comes next: the first that is wanted, else one made for a prompt that has changed, else the last again.
 function pickNext(waiting, wanted, last) {
   const next = waiting.find((clip) => wanted.includes(clip.number)) ?? waiting[0];
@@ -202,6 +206,10 @@ function makeLive(model) {
   };
 
   async function takeClip(message, samples, picture) {
+    if (!samples) {
+      live.end(LOST_SOUND);
+      return;
+    }
     if (message.number <= have) return; // it came twice
     have = message.number;
     const clip = { number: message.number, label: message.label };
@@ -237,7 +245,7 @@ function makeLive(model) {
   };
   const listeners = {
     "msg:custom": async (message, views) => {
-      await answers[message.kind]?.(message, ...views.map(bytesOf));
+      await answers[message.kind]?.(message, ...(views ?? []).map(bytesOf));
       live.show();
     },
     "change:volume": () => volume?.gain.setTargetAtTime(model.get("volume"), volume.context.currentTime, 0.01),
