@@ -1,6 +1,7 @@
 """A real browser for the widgets' JavaScript, with the real Python side of a widget at the other end.
 
-`open_page` gives an empty page; `mount` shows a widget there, as anywidget does, and carries the messages.
+`open_page` gives an empty page; `mount` shows a widget there, as anywidget does, and carries the messages. The user's
+part is played by real keys and a real pointer: `type_into`, `set_slider`, `tab_to`, `tab_through`.
 """
 
 import base64
@@ -10,6 +11,7 @@ import http.server
 import threading
 from pathlib import Path
 
+import pytest
 from playwright.sync_api import sync_playwright
 
 from external import require
@@ -18,42 +20,56 @@ from riffusion_lab.widgets import recorder
 STATIC = Path(recorder.__file__).parent / "static"
 CHROMIUM_OPTIONS = ["--no-sandbox", "--disable-dev-shm-usage", "--disable-background-networking"]
 MICROPHONE = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]  # it beeps
-# The front end's model of a widget, and its views. `fromPython` is what the kernel sends, `toPython` answers with that.
+# The front end: models of widgets, and their views. `fromPython` is what a kernel sends, `toPython` answers with that.
+# While `kernel.isBusy` is true, what goes to Python waits there; all of it is answered in turn once it is false.
 MOUNT = """
 const fromBase64 = (text) => new DataView(Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0)).buffer);
 const toBase64 = (buffer) => btoa(Array.from(new Uint8Array(buffer), (byte) => String.fromCharCode(byte)).join(""));
-const handlers = [];
-const emit = (event, ...values) => handlers.filter(([name]) => name === event).forEach(([, call]) => call(...values));
-window.fromPython = (messages) => {
-  for (const {content, buffers} of messages) {
-    if (content.kind === "state") {
-      Object.assign(state, content.state);
-      Object.keys(content.state).forEach((name) => emit(`change:${name}`));
-    } else emit("msg:custom", content, buffers.map(fromBase64));
-  }
-};
-window.emit = emit;
-window.mount = async (script, style, traits, nViews) => {
-  window.state = traits;
-  window.model = {
+window.kernel = { isBusy: false, sent: [], clips: [] };  // what was sent there, and the numbers of clips that came back
+kernel.idle = async () => { while (kernel.isBusy) await new Promise((go) => setTimeout(go, 50)); };
+window.mounted = [];  // the widgets in the page
+window.mount = async (key, script, style, traits, nViews) => {
+  const handlers = [], state = traits;
+  const emit = (event, ...values) => {
+    handlers.filter(([name]) => name === event).forEach(([, call]) => call(...values));
+  };
+  const fromPython = (messages) => {
+    for (const {content, buffers} of messages) {
+      if (content.kind === "state") {
+        Object.assign(state, content.state);
+        Object.keys(content.state).forEach((name) => emit(`change:${name}`));
+        continue;
+      }
+      if (content.kind === "clip") kernel.clips.push(content.number);
+      emit("msg:custom", content, buffers.map(fromBase64));
+    }
+  };
+  let turn = Promise.resolve();  // a kernel answers one message after the other
+  const ask = (content, buffers) => {
+    kernel.sent.push(content);
+    turn = turn.then(kernel.idle).then(() => window[`toPython${key}`](content, buffers)).then(fromPython);
+  };
+  const model = {
     get: (name) => state[name],
     set: (name, value) => { state[name] = value; emit(`change:${name}`); },
-    save_changes: () => toPython({kind: "state", state}, []).then(fromPython),
+    save_changes: () => ask({kind: "state", state: {...state}}, []),
     on: (name, call) => handlers.push([name, call]),
     off: (name, call) => handlers.splice(handlers.findIndex(([n, c]) => n === name && c === call), 1),
-    send: (content, callbacks, buffers = []) => toPython(content, buffers.map(toBase64)).then(fromPython),
+    send: (content, callbacks, buffers = []) => ask(content, buffers.map(toBase64)),
   };
   document.head.append(Object.assign(document.createElement("style"), {textContent: style}));
   const module = await import(URL.createObjectURL(new Blob([script], {type: "text/javascript"})));
-  window.widget = typeof module.default === "function" ? await module.default() : module.default;
-  window.destroy = await widget.initialize({model});
-  window.removers = [];
+  const widget = typeof module.default === "function" ? await module.default() : module.default;
+  const destroy = await widget.initialize?.({model});
+  const removers = [];
   for (let i = 0; i < nViews; i++) {
     const el = document.createElement("div");
-    el.id = `view${i}`;
+    el.id = `view${document.querySelectorAll("#here > div").length}`;
     document.getElementById("here").append(el);
     removers.push(await widget.render({model, el}));
   }
+  mounted[key] = {model, emit, fromPython, destroy, removers};
+  if (!key) Object.assign(window, mounted[0]);  // of the first one, by their plain names
 };
 undefined;
 """
@@ -74,7 +90,7 @@ def open_page(**options):
         page = browser.new_page(**options)
         page.set_default_timeout(10_000)
         page.goto(f"http://localhost:{server.server_port}/")
-        page.set_content("<div id='here'></div>")
+        page.set_content("<button>before</button><div id='here'></div><button>after</button>")
         errors = []
         page.on("pageerror", lambda error: errors.append(error))
         yield page
@@ -85,12 +101,13 @@ def open_page(**options):
 
 
 def mount(page, widget, *, n_views=1, state="ready", loses_bytes=False):
-    """Show a widget in the page and wait until it is in a state.
+    """Show a widget in the page, below those that are there, and wait until it is in a state.
 
-    Returns a function that brings there what Python has sent meanwhile by itself. With `loses_bytes`, the page gets the
-    messages of Python without their buffers.
+    Its views are #view0, #view1, … in the order of the page. Returns a function that brings there what Python has sent
+    meanwhile by itself. With `loses_bytes`, the page gets the messages of Python without their buffers.
     """
     outbox = []
+    from_page = {}  # values on their way from there: a front end hears no echo of them
     names = [name for name in widget.keys if name[0] != "_" and name not in ("layout", "tabbable", "tooltip")]
 
     def taken():
@@ -103,20 +120,84 @@ def mount(page, widget, *, n_views=1, state="ready", loses_bytes=False):
 
     def receive(content, buffers):
         if content["kind"] == "state":
+            from_page.update(content["state"])
             widget.set_state(content["state"])
+            from_page.clear()
         else:
             widget._handle_custom_msg(content, [memoryview(base64.b64decode(buffer)) for buffer in buffers])
         return taken()
 
     def say(change):
-        outbox.append(({"kind": "state", "state": {change["name"]: change["new"]}}, None))
+        name, value = change["name"], change["new"]
+        if name not in from_page or from_page[name] != value:
+            outbox.append(({"kind": "state", "state": {name: value}}, None))
 
     widget.send = lambda content, buffers=None: outbox.append((content, buffers))
     if names:
         widget.observe(say, names)
-    page.expose_function("toPython", receive)
-    page.evaluate(MOUNT)
+    if not page.evaluate("'mounted' in window"):
+        page.evaluate(MOUNT)
+    key, first = page.evaluate("[mounted.length, document.querySelectorAll('#here > div').length]")
+    page.expose_function(f"toPython{key}", receive)
     traits = {name: getattr(widget, name) for name in names}
-    page.evaluate("(given) => mount(...given)", [str(widget._esm), str(widget._css), traits, n_views])
-    page.wait_for_selector(f"#view0[data-state={state}]")
-    return lambda: page.evaluate("(messages) => fromPython(messages)", taken())
+    style = str(getattr(widget, "_css", ""))
+    page.evaluate("(given) => mount(...given)", [key, str(widget._esm), style, traits, n_views])
+    page.wait_for_selector(f"#view{first}[data-state={state}]")
+    return lambda: page.evaluate("([key, messages]) => mounted[key].fromPython(messages)", [key, taken()])
+
+
+def type_into(field, text):
+    """Put a text in the place of the one in a field, key by key, as a user does."""
+    field.click()
+    field.press("ControlOrMeta+A")
+    field.page.keyboard.press("Delete")
+    field.page.keyboard.type(text)
+
+
+def set_slider(slider, value):
+    """Move a slider to a value by its arrow keys; as the value is a number of steps from where it stands."""
+    slider.click()
+    facts = slider.evaluate("({valueAsNumber, step}) => [valueAsNumber, Number(step) || 1]")
+    n_steps = round((value - facts[0]) / facts[1])
+    for _ in range(abs(n_steps)):
+        slider.press("ArrowRight" if n_steps > 0 else "ArrowLeft")
+    assert float(slider.input_value()) == pytest.approx(value)
+
+
+def start_before(page):
+    """Give the focus to the button before the widgets: the next Tab leads into them."""
+    page.get_by_role("button", name="before", exact=True).click()
+
+
+# The element that has the focus, as a test calls it: its test id, or else its label, its text or its kind
+FOCUSED = """() => {
+    const {activeElement: el} = document;
+    const label = el.ariaLabel || el.labels?.[0]?.textContent.trim() || el.textContent.trim().slice(0, 40);
+    return el.dataset.testid ?? (label || el.tagName);
+}"""
+
+
+def focused(page):
+    """Name the element that has the focus."""
+    return page.evaluate(FOCUSED)
+
+
+def tab_through(page, *, back=False, most=200):
+    """Press Tab (or Shift + Tab) until the focus is on the button "before" or "after"; name what was on the way."""
+    names = []
+    while len(names) < most:
+        page.keyboard.press("Shift+Tab" if back else "Tab")
+        name = focused(page)
+        if name in ("before", "after"):
+            return names
+        names.append(name)
+    raise AssertionError(f"the focus does not leave the widget: {names[-20:]}")
+
+
+def tab_to(page, name, *, back=False, most=200):
+    """Press Tab (or Shift + Tab) until the focus is on an element with this name."""
+    for _ in range(most):
+        if focused(page) == name:
+            return
+        page.keyboard.press("Shift+Tab" if back else "Tab")
+    raise AssertionError(f"{name} is not reached by Tab")

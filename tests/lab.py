@@ -227,7 +227,8 @@ class Lab:
         names = ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR")
         own = {name: str(folder / name.lower()) for name in names}
         others = {name: value for name, value in os.environ.items() if not name.startswith(("JUPYTER", "PYTEST"))}
-        environment = {**others, **own, "PYTHONPATH": str(TESTS)}  # kernels can import what tests can
+        path = os.pathsep.join([str(TESTS), str(TESTS.parent)])  # kernels can import what tests can, and this package
+        environment = {**others, **own, "PYTHONPATH": path}
         for name, content in SETTINGS.items():
             settings = folder / f"jupyter_config_dir/lab/user-settings/@jupyterlab/{name}.jupyterlab-settings"
             settings.parent.mkdir(parents=True)

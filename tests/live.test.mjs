@@ -1,9 +1,9 @@
-// The joins of the endless player, without a browser: `node --test`, with the widget's text in the file LIVE_MODULE names.
+// The endless player's joins and its talk with the kernel, without a browser: `node --test`, with the widget's text in the file LIVE_MODULE names.
 import assert from "node:assert/strict";
-import { test } from "node:test";
+import { mock, test } from "node:test";
 import { pathToFileURL } from "node:url";
 
-const { crossfade, makeTimeline, pickNext } = await import(pathToFileURL(process.env.LIVE_MODULE));
+const { crossfade, makeLive, makeTimeline, pickNext } = await import(pathToFileURL(process.env.LIVE_MODULE));
 const RATE = 44100;
 const FADE = 1323;
 
@@ -95,4 +95,175 @@ test("the next clip is the first wanted one, else one of before, else the last a
   assert.deepEqual(pickNext([old, fresh, later], [3, 4], last), { clip: fresh, waiting: [later] });
   assert.deepEqual(pickNext([old], [], last), { clip: old, waiting: [] });
   assert.deepEqual(pickNext([], [], last), { clip: last, waiting: [] });
+});
+
+// A kernel that answers polls with the clips asked for, at once or, while it is busy, later; and a clock that is put
+// forward by hand.
+function fakeKernel() {
+  const kernel = { isBusy: false, sent: [], made: 0, queue: [], sentClips: [] };
+  const handlers = {};
+  const emit = (content, ...buffers) => handlers["msg:custom"](content, buffers.map((buffer) => new DataView(buffer)));
+  const answer = {
+    ready: () => emit({ kind: "facts", sample_rate: RATE, fade: FADE, guidance_scale: 4, strength: null }),
+    poll: ({ poll, have, begun }) => {
+      kernel.made = Math.max(kernel.made, ...begun, 0) + 2;
+      const ready = [kernel.made - 1, kernel.made];
+      emit({ kind: "status", ready, queue: [], error: "", remarks: [], recording: "", recording_error: "" });
+      for (const number of ready.filter((each) => each > have)) {
+        kernel.sentClips.push(number);
+        emit({ kind: "clip", number, label: "piano" }, new Int16Array(RATE).fill(100).buffer, new ArrayBuffer(1));
+      }
+      emit({ kind: "answered", poll });
+    },
+    prompt: ({ text }) => emit({ kind: "said", text: `Added: ${text}` }),
+  };
+  kernel.emit = emit;
+  kernel.model = {
+    get: () => 0.8,
+    on: (event, call) => (handlers[event] = call),
+    off() {},
+    send: (message) => {
+      kernel.sent.push(message);
+      if (kernel.isBusy) kernel.queue.push(message);
+      else answer[message.kind]?.(message);
+    },
+  };
+  kernel.wake = () => {
+    kernel.isBusy = false;
+    for (const message of kernel.queue.splice(0)) answer[message.kind]?.(message);
+  };
+  kernel.polls = () => kernel.sent.filter(({ kind }) => kind === "poll");
+  return kernel;
+}
+
+function fakeAudio() {
+  const context = fakeContext(1);
+  context.createBufferSource = () => ({ connect() {}, start() {}, stop() {} });
+  context.getOutputTimestamp = () => ({ contextTime: 0, performanceTime: 0 });
+  context.resume = () => (context.state = "running");
+  context.suspend = () => (context.state = "suspended");
+  context.close = () => (context.state = "closed");
+  return context;
+}
+
+// Begin a player with its own kernel; `pass` lets seconds go by for all of them.
+function beginLive(t) {
+  const contexts = [];
+  mock.timers.enable({ apis: ["setInterval", "setTimeout", "Date"], now: 1e12 });
+  t.after(() => {
+    mock.timers.reset();
+    delete globalThis.riffusionLabLive;
+  });
+  globalThis.AudioContext = function () {
+    contexts.push(fakeAudio());
+    return contexts.at(-1);
+  };
+  globalThis.GainNode = function () {
+    return { connect() {}, gain: { setTargetAtTime() {} } };
+  };
+  globalThis.createImageBitmap = async () => null;
+  const begin = () => {
+    const kernel = fakeKernel();
+    const live = makeLive(kernel.model);
+    kernel.model.send({ kind: "ready" });
+    return { kernel, live };
+  };
+  const pass = async (seconds) => {
+    for (let i = 0; i < 20 * seconds; i++) {
+      mock.timers.tick(50);
+      for (const context of contexts) if (context.state === "running") context.currentTime += 0.05;
+      await null; // what waits for a message goes on
+    }
+  };
+  return { begin, pass };
+}
+
+test("a kernel that is busy for a minute gets one poll, and answers with no clip twice", async (t) => {
+  const { begin, pass } = beginLive(t);
+  const { kernel, live } = begin();
+  live.play();
+  await pass(5);
+  assert.equal(live.state, "playing");
+  kernel.isBusy = true;
+  const before = kernel.polls().length;
+  await pass(59);
+  assert.equal(kernel.polls().length - before, 1);
+  assert.ok(live.isBusy() && live.isLost());
+  kernel.wake();
+  await pass(1);
+  assert.ok(!live.isBusy());
+  assert.deepEqual(kernel.sentClips, [...new Set(kernel.sentClips)]);
+  const begun = kernel.polls().flatMap((poll) => poll.begun);
+  assert.equal(begun.length, live.line.joins + live.line.repeats + 1 - live.line.entries.filter((e) => !e.begun).length);
+  assert.equal(live.line.underruns, 0);
+});
+
+test("after a poll that is lost comes another, and its late answer begins no second loop", async (t) => {
+  const { begin, pass } = beginLive(t);
+  const { kernel, live } = begin();
+  live.play();
+  await pass(2);
+  kernel.isBusy = true;
+  const before = kernel.polls().length;
+  await pass(100);
+  assert.equal(kernel.polls().length - before, 2);
+  kernel.wake(); // answers both
+  const woken = kernel.polls().length;
+  await pass(10);
+  assert.ok(Math.abs(kernel.polls().length - woken - 20) <= 1);
+});
+
+test("ten quick clicks on Play and Pause leave one loop", async (t) => {
+  const { begin, pass } = beginLive(t);
+  const { kernel, live } = begin();
+  for (let i = 0; i < 9; i++) live.isPlaying() ? live.pause() : live.play();
+  live.play();
+  const before = kernel.polls().length;
+  await pass(10);
+  assert.ok(Math.abs(kernel.polls().length - before - 20) <= 1);
+});
+
+test("a clip that comes twice is taken once", async (t) => {
+  const { begin, pass } = beginLive(t);
+  const taken = [];
+  globalThis.createImageBitmap = async (picture) => taken.push(picture);
+  const { kernel, live } = begin();
+  live.play();
+  await pass(1);
+  const before = taken.length;
+  assert.ok(before >= 2);
+  for (const number of [1, 2]) kernel.emit({ kind: "clip", number, label: "" }, new ArrayBuffer(2), new ArrayBuffer(1));
+  assert.equal(taken.length, before);
+});
+
+test("a player that begins pauses the other, says why, and gives way again", async (t) => {
+  const { begin, pass } = beginLive(t);
+  const [first, second] = [begin(), begin()];
+  first.live.play();
+  await pass(2);
+  second.live.play();
+  await pass(2);
+  assert.deepEqual([first.live.state, second.live.state], ["paused", "playing"]);
+  assert.match(first.live.reason, /another Live/);
+  const before = first.kernel.sent.length;
+  await pass(5);
+  assert.equal(first.kernel.sent.length, before);
+  first.live.play();
+  assert.deepEqual([first.live.isPlaying(), second.live.state], [true, "paused"]);
+  first.live.close();
+  second.live.play(); // nobody is there to be paused
+  assert.ok(second.live.isPlaying());
+});
+
+test("an action without an answer is said to be on its way, and then answered", async (t) => {
+  const { begin, pass } = beginLive(t);
+  const { kernel, live } = begin();
+  kernel.isBusy = true;
+  live.act({ kind: "prompt", text: "techno" });
+  assert.ok(!live.isUnanswered());
+  await pass(1);
+  assert.ok(live.isUnanswered());
+  kernel.wake();
+  assert.ok(!live.isUnanswered());
+  assert.equal(live.said, "Added: techno");
 });

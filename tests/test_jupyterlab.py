@@ -15,6 +15,7 @@ import soundfile
 from playwright.sync_api import expect
 
 import notebooks as tool
+from browser import focused, tab_to, type_into
 from lab import Lab, NotebookPage
 
 WIDTHS, THEMES = (1280, 800), ("light", "dark")
@@ -313,7 +314,7 @@ def test_painted_mask_reaches_the_kernel(parts):
 
 def test_cancel_works_while_a_cell_runs(parts):
     cell = parts.cell(STUDIO_CELL)
-    cell.get_by_label("Steps").fill("1000")
+    type_into(cell.get_by_label("Steps"), "1000")
     cell.get_by_role("button", name="Generate").click()
     expect(cell).to_contain_text("Making a clip")
     parts.start_cell(WAITING_CELL)
@@ -428,8 +429,19 @@ def test_live_pauses_when_its_cell_runs_again(playing):
     assert heard == 0
 
 
+def test_a_second_view_of_the_old_player_falls_silent_when_the_new_one_plays(playing):
+    playing.run_cell(1)  # cell 2 still shows the old one
+    new, old = playing.page.locator(".rl-live").all()
+    expect(new).to_have_attribute("data-state", "ready")
+    expect(old).to_have_attribute("data-state", "playing")
+    new.get_by_test_id("rl-play").click()
+    expect(new).to_have_attribute("data-state", "playing")
+    expect(old).to_have_attribute("data-state", "paused")
+    expect(old.get_by_test_id("rl-status")).to_contain_text("another Live on this page")
+
+
 def test_live_looks_right(playing, tmp_path):
-    playing.widget("rl-prompt").first.fill("techno")
+    type_into(playing.widget("rl-prompt").first, "techno")
     playing.widget("rl-add").first.click()
     check_looks(playing, ".rl-live", tmp_path, "live")
 
@@ -447,7 +459,7 @@ def test_two_minutes_of_riffling_have_no_gap(lab):
         reaches(notebook, "live.clip >= 1", timeout_s=60)
         live = notebook.page.locator(".rl-live")
         before, n_clips = number(live, "ctx-time"), number(live, "clip")
-        notebook.widget("rl-prompt").fill("techno, 94 bpm")
+        type_into(notebook.widget("rl-prompt"), "techno, 94 bpm")
         notebook.widget("rl-add").click()
         reaches(notebook, f"live.ctxTime > {before + 120}", timeout_s=140)
         assert number(live, "underruns") == 0
@@ -456,3 +468,169 @@ def test_two_minutes_of_riffling_have_no_gap(lab):
         notebook.run_cell(2)
         expect(notebook.widget("rl-status")).to_contain_text("stopped")
         assert notebook.errors == []
+
+
+# By keys alone
+
+KEYED = [
+    "import fake_music\nfrom conftest import RATE, drum_loop\nfrom tiny import tiny_pipeline\n"
+    "from riffusion_lab import Clip\n"
+    "from riffusion_lab.widgets import Live, MaskPainter, Player, Recorder, Studio\n"
+    "clip, pipe = Clip.from_audio(drum_loop(), RATE, loop=True), tiny_pipeline()",
+    "recorder = Recorder()\nrecorder",
+    "player = Player(clip)\nplayer",
+    "painter = MaskPainter(clip)\npainter",
+    "live = Live(pipe, 'piano')\nlive",
+    "studio = Studio(pipe, prompt='piano')\nstudio",
+    "recorder.clip is not None, player.loop, float(painter.mask.sum()) > 0, live.session.guidance_scale",
+    "studio.clip.recipe['prompt'], studio.clip.recipe['negative_prompt'], studio.clip.recipe['seed']",
+]
+
+
+@pytest.fixture(scope="module")
+def keyed(lab):
+    """A notebook with all five widgets, which are used by keys only; no cell may come of it, or go."""
+    with lab.open(KEYED, name="keyed") as notebook:
+        for cell in range(6):
+            notebook.run_cell(cell)
+        yield notebook
+        assert len(notebook.outputs()) == len(KEYED)
+        assert notebook.errors == []
+
+
+def enter(notebook, cell, *, most=20):
+    """Click beside the controls of a cell, and press Tab until the focus is on one; return the widget's element."""
+    output = notebook.cell(cell).locator(".jp-OutputArea-output").last
+    output.click(position={"x": output.bounding_box()["width"] - 2, "y": 2})  # where no control is
+    names = []
+    while len(names) < most and not output.evaluate(HAS_FOCUS):
+        notebook.page.keyboard.press("Tab")
+        names.append(focused(notebook.page))
+    assert output.evaluate(HAS_FOCUS), f"Tab does not lead into the widget, but to {names}"
+    return output
+
+
+HAS_FOCUS = "(root) => root.contains(document.activeElement)"
+
+
+def leave(notebook, output, *, back=False, most=60):
+    """Press Tab (or Shift + Tab) until the focus is outside of a widget; name the controls on the way."""
+    names = []
+    while len(names) < most and output.evaluate(HAS_FOCUS):
+        names.append(focused(notebook.page))
+        notebook.page.keyboard.press("Shift+Tab" if back else "Tab")
+    assert len(names) < most, f"the focus does not leave the widget: {names[-20:]}"
+    return names
+
+
+def test_recorder_by_keys(keyed):
+    press = keyed.page.keyboard.press
+    output = enter(keyed, 1)
+    assert focused(keyed.page) == "Record"
+    press("Enter")
+    expect(output.locator("[data-state=recording]")).to_be_visible()
+    keyed.page.wait_for_timeout(500)
+    press("Space")
+    expect(output.get_by_role("status")).to_contain_text("s recorded")
+    assert leave(keyed, output) == ["Record"]
+
+
+def test_player_by_keys(keyed):
+    press = keyed.page.keyboard.press
+    output = enter(keyed, 2)
+    root = output.locator(".rl-widget")
+    press("ArrowRight")
+    expect(root).to_have_attribute("data-position", "0.5000")
+    tab_to(keyed.page, "rl-play")
+    press("Enter")
+    expect(root).to_have_attribute("data-state", "playing")
+    press("Space")
+    expect(root).to_have_attribute("data-state", "paused")
+    tab_to(keyed.page, "rl-loop")
+    press("Enter")
+    tab_to(keyed.page, "rl-volume")
+    press("ArrowLeft")
+    expect(output.get_by_test_id("rl-volume")).to_have_value("0.99")
+    tab_to(keyed.page, "rl-download-png")
+    with keyed.page.expect_download():
+        press("Enter")
+    assert leave(keyed, output) == ["rl-download-png"]
+
+
+def test_mask_painter_by_keys(keyed):
+    press = keyed.page.keyboard.press
+    output = enter(keyed, 3)
+    root = output.locator(".rl-widget")
+    tab_to(keyed.page, "rl-start")
+    keyed.page.keyboard.type("1.25")
+    press("Tab")
+    keyed.page.keyboard.type("2.5")
+    tab_to(keyed.page, "rl-add-box")
+    press("Space")
+    expect(root).not_to_have_attribute("data-marked", "0")
+    tab_to(keyed.page, "rl-clear", back=True)
+    press("Enter")
+    expect(root).to_have_attribute("data-marked", "0")
+    tab_to(keyed.page, "rl-undo", back=True)
+    press("Enter")
+    expect(root).not_to_have_attribute("data-marked", "0")
+    names = leave(keyed, output)
+    assert names[0] == "rl-undo" and names[-1] == "rl-add-box"
+
+
+def test_live_by_keys(keyed):
+    press = keyed.page.keyboard.press
+    output = enter(keyed, 4)
+    root, said = output.locator(".rl-live"), output.get_by_test_id("rl-said")
+    assert focused(keyed.page) == "rl-prompt"
+    keyed.page.keyboard.type("church bells")
+    expect(output.get_by_test_id("rl-prompt")).to_have_value("church bells")
+    press("Enter")
+    expect(said).to_contain_text("Added: “church bells”.")
+    tab_to(keyed.page, "rl-play")
+    press("Space")
+    expect(root).to_have_attribute("data-state", "playing")
+    tab_to(keyed.page, "rl-guidance")
+    press("ArrowRight")
+    expect(said).to_contain_text("guidance scale")
+    tab_to(keyed.page, "rl-play", back=True)
+    press("Enter")
+    expect(root).to_have_attribute("data-state", "paused")
+    names = ["rl-play", "rl-record", "rl-keep", "rl-guidance", "rl-volume"]
+    assert leave(keyed, output) == names
+    enter(keyed, 4)
+    tab_to(keyed.page, "rl-volume")
+    assert leave(keyed, output, back=True) == [*names[::-1], "rl-add", "rl-prompt"]
+
+
+def test_studio_by_keys(keyed):
+    press, keys = keyed.page.keyboard.press, keyed.page.keyboard
+    output = enter(keyed, 5)
+    for name, text in {"Prompt": "church bells", "Negative": "jazz", "Seed": "7"}.items():
+        tab_to(keyed.page, name)
+        press("ControlOrMeta+A")
+        keys.type(text)
+    tab_to(keyed.page, "Next seed")
+    press("Space")
+    for name, text in {"Steps": "2", "Guidance": "3.5", "Seconds": "1.28"}.items():
+        tab_to(keyed.page, name)
+        press("ControlOrMeta+A")
+        keys.type(text)
+    tab_to(keyed.page, "Generate")
+    press("Enter")
+    expect(output).to_contain_text("Saved as")
+    output.get_by_label("Prompt").click()
+    tab_to(keyed.page, "rl-play")
+    press("Enter")
+    expect(output.locator(".rl-widget")).to_have_attribute("data-state", "playing")
+    press("Space")
+    expect(output.locator(".rl-widget")).to_have_attribute("data-state", "paused")
+    tab_to(keyed.page, "church-bells-seed-8")
+    press("Space")
+    assert leave(keyed, output)[-1].startswith("church-bells-seed-8")
+
+
+def test_what_was_done_by_keys_reached_the_kernel(keyed):
+    keyed.run_from(6)
+    assert keyed.cell_text(6) == "(True, False, True, 7.5)"  # a step above Stable Diffusion's default of 7
+    assert keyed.cell_text(7) == "('church bells', 'jazz', 8)"

@@ -1,5 +1,6 @@
 """The endless player: its Python side without a browser, its JavaScript side in node and in a real browser."""
 
+import errno
 import json
 import os
 import subprocess
@@ -12,11 +13,11 @@ import pytest
 import soundfile
 from playwright.sync_api import expect
 
-from browser import mount, open_page
+from browser import focused, mount, open_page, set_slider, start_before, tab_through, tab_to, type_into
 from conftest import N_SAMPLES, RATE, tone
 from riffusion_lab import Clip
 from riffusion_lab.join import crossfade
-from riffusion_lab.widgets import Live, session
+from riffusion_lab.widgets import Live, MaskPainter, Player, Recorder, session
 
 CLIP_S = 2.56
 EVIL = "<img src=x onerror='window.ran = true'>"
@@ -59,17 +60,24 @@ def page():
 
 
 def ask(live, **content):
-    """What comes back for a message of the browser."""
+    """What comes back for a message of the browser: contents and buffers."""
     live.sent.clear()
     live._handle_custom_msg(content, [])
     return list(live.sent)
 
 
+def act(live, **content):
+    """What is said to an action of the user. The status comes behind it: in a pause nobody asks for it."""
+    (answer, _), (status, _) = ask(live, **content)
+    assert status["kind"] == "status"
+    return answer["kind"], answer["text"]
+
+
 def poll_until_ready(live, n_clips=1, have=0):
-    ask(live, kind="poll", have=have, begun=[])
+    ask(live, kind="poll", poll=1, have=have, begun=[])
     with live.session.changed:
         assert live.session.changed.wait_for(lambda: len(live.session.ready) >= n_clips, 30)
-    return ask(live, kind="poll", have=have, begun=[])
+    return ask(live, kind="poll", poll=2, have=have, begun=[])
 
 
 # Python
@@ -84,34 +92,68 @@ def test_nothing_is_made_before_somebody_asks(live, made):
 
 
 def test_polls_are_answered_with_status_and_the_clips_not_had_yet(live):
-    (status, _), *clips = poll_until_ready(live, 2)
+    (status, _), *clips, (end, _) = poll_until_ready(live, 2)
     assert status["kind"] == "status"
     assert json.loads(json.dumps(status)) == status
+    assert end == {"kind": "answered", "poll": 2}  # behind all clips: then the next one may be sent
     assert [content["number"] for content, _ in clips] == [1, 2]
     (content, (pcm, png)), _ = clips
     assert content == {"kind": "clip", "number": 1, "label": "piano"}
     sound = np.frombuffer(pcm, "<i2") / 32_767
     np.testing.assert_allclose(sound, live.session.ready[0].clip.waveform[0], atol=0.5 / 32_767)
     assert png[:4] == b"\x89PNG"
-    assert [content["number"] for content, _ in ask(live, kind="poll", have=1, begun=[1])[1:]] == [2]
+    answers = ask(live, kind="poll", poll=3, have=1, begun=[1])
+    assert [content["number"] for content, _ in answers[1:-1]] == [2]
     assert [point.alpha for point, _ in live.session.heard] == [0]
+
+
+def test_a_poll_with_a_clip_that_is_not_at_hand_is_answered_all_the_same(live):
+    poll_until_ready(live, 2)
+    (refusal, _), (status, _), *_, (end, _) = ask(live, kind="poll", poll=3, have=2, begun=[99, 1])
+    assert (refusal["kind"], status["kind"]) == ("refused", "status")
+    assert "99" in refusal["text"]
+    assert end == {"kind": "answered", "poll": 3}
+    assert len(live.session.heard) == 1  # what came behind the wrong one counts
 
 
 @pytest.mark.parametrize("text", ["", " ", "x" * 10_000, None, 3])
 def test_a_bad_prompt_is_refused_in_words(live, text):
-    ((content, _),) = ask(live, kind="prompt", text=text)
-    assert content["kind"] == "refused"
-    assert "prompt" in content["text"]
+    kind, words = act(live, kind="prompt", text=text)
+    assert kind == "refused"
+    assert "prompt" in words
     assert live.session.status["queue"] == []
 
 
-def test_settings_are_changed_and_bad_ones_refused(live):
-    assert ask(live, kind="change", guidance_scale=5) == []
+def test_the_refusal_of_a_long_prompt_names_its_length_and_quotes_its_beginning(live):
+    _, words = act(live, kind="prompt", text="x" * 10_000)
+    assert "10,000 characters" in words
+    assert len(words) < 200
+
+
+def test_every_action_is_answered_in_words(live):
+    assert act(live, kind="prompt", text="techno") == ("said", "Added: “techno”.")
+    assert act(live, kind="prompt", text="jazz") == ("said", "Added: “jazz” (1 before it).")
+    kind, words = act(live, kind="prompt", text="slow " * 700)
+    assert kind == "said" and len(words) < 200
+    assert act(live, kind="change", guidance_scale=5) == ("said", "From the next clip on: guidance scale 5.")
+    assert act(live, kind="change", strength=0.25) == ("said", "From the next clip on: strength 0.25.")
+    assert act(live, kind="retry") == ("said", "Trying again.")
+    assert act(live, kind="record", on=False) == ("said", "Nothing is being recorded.")
     assert live.session.guidance_scale == 5
+
+
+def test_what_the_model_does_not_know_is_said_with_the_prompt(live):
+    _, words = act(live, kind="prompt", text="pianos")
+    assert words.startswith("Added: “pianos”.")
+    assert "nearest: piano" in words
+
+
+def test_bad_settings_are_refused(live):
+    before = live.session.guidance_scale
     for bad in ({"guidance_scale": "much"}, {"guidance_scale": -1}, {"nonsense": 1}):
-        ((content, _),) = ask(live, kind="change", **bad)
-        assert content["kind"] == "refused"
-    assert live.session.guidance_scale == 5
+        kind, _ = act(live, kind="change", **bad)
+        assert kind == "refused"
+    assert live.session.guidance_scale == before
 
 
 def test_unknown_messages_are_passed_over(live):
@@ -121,17 +163,42 @@ def test_unknown_messages_are_passed_over(live):
 
 def test_recording_and_recipe_are_kept_in_files(live):
     poll_until_ready(live, 2)
-    ask(live, kind="record", on=True)
-    ask(live, kind="poll", have=2, begun=[1, 2])
-    ((content, _),) = ask(live, kind="record", on=False)
-    path = Path(content["text"].removeprefix("Recorded: "))
+    act(live, kind="record", on=True)
+    ask(live, kind="poll", poll=3, have=2, begun=[1, 2])
+    _, words = act(live, kind="record", on=False)
+    path = Path(words.removeprefix("Recorded: "))
     assert path.parent == live.folder
     assert soundfile.info(path).frames == N_SAMPLES  # two halves
-    ((content, _),) = ask(live, kind="keep")
+    _, words = act(live, kind="keep")
     (recipe,) = live.folder.glob("*.json")
-    assert str(recipe) in content["text"]
+    assert str(recipe) in words
     assert json.loads(recipe.read_text())["heard"][0]["times"] == 1
-    assert ask(live, kind="record", on=False) == []
+
+
+def test_a_recording_that_cannot_begin_is_refused_in_words(live):
+    live.folder.write_text("a file where the folder should be")
+    kind, words = act(live, kind="record", on=True)
+    assert kind == "refused"
+    assert str(live.folder) in words
+    assert live.session.status["recording"] == ""
+
+
+def test_a_recording_that_fails_is_said_and_the_polls_go_on(live, monkeypatch):
+    def write(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    poll_until_ready(live, 2)
+    act(live, kind="record", on=True)
+    ask(live, kind="poll", poll=3, have=2, begun=[1])
+    monkeypatch.setattr(soundfile.SoundFile, "write", write)
+    (status, _), *_, (end, _) = ask(live, kind="poll", poll=4, have=2, begun=[2])
+    assert end == {"kind": "answered", "poll": 4}
+    assert status["recording"] == ""
+    (path,) = live.folder.glob("*.wav")
+    assert str(path) in status["recording_error"]
+    assert os.strerror(errno.ENOSPC) in status["recording_error"]
+    assert soundfile.info(path).frames == N_SAMPLES // 2  # the first clip, whole
+    assert [times for _, times in live.session.heard] == [1, 1]
 
 
 def test_closing_ends_the_thread(live):
@@ -233,25 +300,23 @@ def test_pausing_holds_the_clock_and_the_kernel(page, live, made):
     assert number(view, "underruns") == 0
 
 
-# Click when the view's time, which is written twice a second, is new; gives that time.
-ADD_AT_A_KNOWN_TIME = """() => new Promise((tell) => {
-    const observer = new MutationObserver(() => {
-        observer.disconnect();
-        document.querySelector("[data-testid=rl-add]").click();
-        tell(Number(view0.dataset.ctxTime));
+# The time at which a prompt was added; behind the button's own function, which writes it.
+NOTE_TIME = """() => {
+    document.addEventListener("click", ({target}) => {
+        if (target.dataset.testid === "rl-add") window.askedAt = Number(view0.dataset.ctxTime);
     });
-    observer.observe(view0, {attributeFilter: ["data-ctx-time"]});
-})"""
+}"""
 
 
 def test_a_prompt_is_heard_within_two_clips(page, live):
     view = mounted(page, live)
     page.locator("[data-testid=rl-play]").click()
     page.wait_for_function("view0.dataset.clip >= 2", timeout=20_000)
-    page.locator("[data-testid=rl-prompt]").fill("techno")
-    asked_at = page.evaluate(ADD_AT_A_KNOWN_TIME)
+    page.evaluate(NOTE_TIME)
+    type_into(page.get_by_test_id("rl-prompt"), "techno")
+    page.get_by_test_id("rl-add").click()
     page.wait_for_function("view0.dataset.label.includes('techno')", timeout=20_000)
-    assert 0 < number(view, "began") - asked_at < 2 * CLIP_S
+    assert 0 < number(view, "began") - page.evaluate("askedAt") < 2 * CLIP_S
     assert number(view, "underruns") == 0
 
 
@@ -286,7 +351,7 @@ def test_an_error_is_shown_and_the_music_goes_on(page, live, made):
 def test_html_in_a_prompt_runs_no_script(page, live):
     mounted(page, live)
     page.locator("[data-testid=rl-play]").click()
-    page.locator("[data-testid=rl-prompt]").fill(EVIL)
+    type_into(page.get_by_test_id("rl-prompt"), EVIL)
     page.keyboard.press("Enter")
     expect(page.locator("[data-testid=rl-now]")).to_contain_text("onerror", timeout=20_000)
     assert page.evaluate("window.ran") is None
@@ -298,8 +363,8 @@ def test_ten_quick_clicks_leave_nothing_stuck(page, live):
         page.locator("[data-testid=rl-play]").click()
     expect(view).to_have_attribute("data-state", "playing", timeout=10_000)
     for _ in range(10):
-        page.locator("[data-testid=rl-prompt]").fill("techno")
-        page.locator("[data-testid=rl-add]").click()
+        type_into(page.get_by_test_id("rl-prompt"), "techno")
+        page.get_by_test_id("rl-add").click()
     page.wait_for_function("view0.dataset.label.includes('techno')", timeout=20_000)
     assert number(view, "underruns") == 0
 
@@ -323,3 +388,311 @@ def test_when_its_last_view_goes_the_music_pauses(page, live):
     before = len(live.session.heard)
     page.wait_for_timeout(round(1000 * CLIP_S) + 500)
     assert len(live.session.heard) == before
+
+
+# By keys alone
+
+CONTROLS = ["rl-prompt", "rl-add", "rl-play", "rl-record", "rl-keep", "rl-guidance", "rl-strength", "rl-volume"]
+
+
+@pytest.fixture
+def restyling(pipe, tmp_path):
+    """A player with a seed clip, which has a slider more."""
+    live = Live(pipe, "piano", folder=tmp_path / "clips", seed_clip=Clip.from_audio(tone(441), RATE, loop=True))
+    live.sent = []
+    live.send = None
+    yield live
+    live.close()
+
+
+def test_tab_leads_through_every_control_and_out_again_both_ways(page, restyling):
+    mounted(page, restyling)
+    start_before(page)
+    assert tab_through(page) == CONTROLS
+    assert tab_through(page, back=True) == CONTROLS[::-1]
+
+
+def test_it_is_played_by_keys_alone(page, restyling):
+    view = mounted(page, restyling)
+    page.evaluate("window.leaked = []; document.addEventListener('keydown', ({key}) => leaked.push(key))")
+    press, said = page.keyboard.press, page.get_by_test_id("rl-said")
+    start_before(page)
+    tab_to(page, "rl-prompt")
+    page.keyboard.type("church bellz")
+    press("Backspace")
+    page.keyboard.type("s")
+    assert page.get_by_test_id("rl-prompt").input_value() == "church bells"
+    press("Enter")
+    expect(said).to_have_text("Added: “church bells”.")
+    page.keyboard.type("jazz")  # in the place of the one that was added
+    press("Tab")
+    press("Enter")
+    expect(said).to_contain_text("Added: “jazz”")
+    tab_to(page, "rl-play")
+    press("Space")
+    expect(view).to_have_attribute("data-state", "playing", timeout=20_000)
+    tab_to(page, "rl-record")
+    press("Enter")
+    expect(page.get_by_test_id("rl-record")).to_have_text("Stop recording")
+    expect(said).to_have_text("Recording begins with the next clip.")
+    press("Enter")
+    expect(said).to_contain_text("Recorded: ")
+    tab_to(page, "rl-keep")
+    press("Space")
+    expect(said).to_contain_text("Kept: ")
+    tab_to(page, "rl-guidance")
+    press("ArrowRight")
+    expect(said).to_have_text("From the next clip on: guidance scale 4.5.")
+    tab_to(page, "rl-strength")
+    press("ArrowLeft")
+    expect(said).to_have_text("From the next clip on: strength 0.7.")
+    tab_to(page, "rl-volume")
+    press("ArrowDown")
+    wait_until(page, lambda: restyling.volume == pytest.approx(0.75))
+    tab_to(page, "rl-play", back=True)
+    press("Enter")
+    expect(view).to_have_attribute("data-state", "paused")
+    assert restyling.session.guidance_scale == 4.5 and restyling.session.strength == pytest.approx(0.7)
+    assert set(page.evaluate("leaked")) <= {"Tab", "Shift"}  # those pressed on the button before it
+
+
+def test_after_try_again_the_focus_stays_in_the_player(page, live, made):
+    made.error = RuntimeError("out of memory")
+    mounted(page, live)
+    start_before(page)
+    tab_to(page, "rl-play")
+    page.keyboard.press("Enter")
+    expect(page.get_by_test_id("rl-retry")).to_be_visible(timeout=10_000)
+    made.error = None
+    tab_to(page, "rl-retry")
+    page.keyboard.press("Enter")
+    expect(page.get_by_test_id("rl-said")).to_have_text("Trying again.")
+    expect(page.get_by_test_id("rl-retry")).to_be_hidden()
+    assert focused(page) == "rl-play"
+
+
+def test_enter_that_picks_a_character_adds_no_prompt(page, live):
+    """While an input method composes a word, Enter is its own."""
+    mounted(page, live)
+    page.get_by_test_id("rl-prompt").click()
+    devtools = page.context.new_cdp_session(page)
+    devtools.send("Input.imeSetComposition", {"text": "ピアノ", "selectionStart": 3, "selectionEnd": 3})
+    page.keyboard.press("Enter")
+    assert [message["kind"] for message in page.evaluate("kernel.sent")] == ["ready"]
+
+
+# What is said
+
+
+def test_what_is_said_is_seen_beside_what_goes_on(page, live, made):
+    made.delay_s = 2 * CLIP_S
+    mounted(page, live)
+    page.get_by_test_id("rl-play").click()
+    status, said = page.get_by_test_id("rl-status"), page.get_by_test_id("rl-said")
+    expect(status).to_contain_text("Falling behind", timeout=20_000)
+    page.get_by_test_id("rl-prompt").click()
+    page.keyboard.insert_text("x" * 10_000)
+    page.keyboard.press("Enter")
+    expect(said).to_contain_text("10,000 characters")
+    page.wait_for_timeout(1500)  # three polls: it stays
+    expect(said).to_contain_text("10,000 characters")
+    expect(status).to_contain_text("Falling behind")
+    type_into(page.get_by_test_id("rl-prompt"), "techno")
+    page.keyboard.press("Enter")
+    expect(said).to_have_text("Added: “techno”.")
+
+
+def test_a_pause_is_said_and_what_is_done_in_it_answered(page, live):
+    mounted(page, live)
+    play = page.get_by_test_id("rl-play")
+    play.click()
+    page.wait_for_function("view0.dataset.clip >= 1", timeout=20_000)
+    play.click()
+    status, said = page.get_by_test_id("rl-status"), page.get_by_test_id("rl-said")
+    expect(status).to_contain_text("Paused")
+    type_into(page.get_by_test_id("rl-prompt"), "techno")
+    page.keyboard.press("Enter")
+    expect(said).to_have_text("Added: “techno”.")
+    for prompt in ("jazz", "slow"):
+        type_into(page.get_by_test_id("rl-prompt"), prompt)
+        page.keyboard.press("Enter")
+    expect(page.get_by_test_id("rl-next")).to_contain_text("slow")  # the queue too, though nobody polls
+    expect(status).to_contain_text("Paused")
+    set_slider(page.get_by_test_id("rl-guidance"), 7)
+    expect(said).to_have_text("From the next clip on: guidance scale 7.")
+    wait_until(page, lambda: live.session.guidance_scale == 7)
+
+
+def test_a_recording_that_fails_is_said_once(page, live, monkeypatch):
+    def write(*_):
+        raise soundfile.LibsndfileError(2)
+
+    mounted(page, live)
+    page.get_by_test_id("rl-play").click()
+    page.wait_for_function("view0.dataset.clip >= 1", timeout=20_000)
+    monkeypatch.setattr(soundfile.SoundFile, "write", write)
+    page.get_by_test_id("rl-record").click()
+    said = page.get_by_test_id("rl-said")
+    expect(said).to_contain_text("is the disk full?", timeout=10_000)
+    expect(page.get_by_test_id("rl-record")).to_have_text("Record")
+    page.get_by_test_id("rl-keep").click()
+    expect(said).to_contain_text("Kept: ")
+    page.wait_for_timeout(1500)
+    expect(said).to_contain_text("Kept: ")  # and not the error again
+    heard = len(live.session.heard)
+    wait_until(page, lambda: len(live.session.heard) > heard)
+
+
+# The layout
+
+
+def places(page, view=0):
+    """Where the controls of a view are, and how large, in pixels from its upper left corner."""
+    return page.evaluate(
+        """(view) => {
+            const {left, top} = view.getBoundingClientRect();
+            const nodes = view.querySelectorAll("button, input, canvas, .rl-plot, .rl-bar, .rl-title");
+            return [...nodes].map((node) => {
+                const box = node.getBoundingClientRect();
+                return [node.dataset.testid ?? node.className, box.left - left, box.top - top, box.width, box.height];
+            });
+        }""",
+        page.locator(f"#view{view}").element_handle(),
+    )
+
+
+@pytest.mark.parametrize("text", ["x" * 10_000, "x" * 4_000, "techno " * 570])
+def test_a_pasted_book_moves_no_control(page, live, text):
+    mounted(page, live)
+    before = places(page)
+    page.get_by_test_id("rl-play").click()
+    page.wait_for_function("view0.dataset.clip >= 1", timeout=20_000)
+    for _ in range(3):
+        page.get_by_test_id("rl-prompt").click()
+        page.keyboard.insert_text(text)
+        page.keyboard.press("Enter")
+    expect(page.get_by_test_id("rl-said")).not_to_be_empty()
+    assert places(page) == before
+    if len(text) <= 4_000:
+        expect(page.get_by_test_id("rl-now")).to_contain_text(text[:20], timeout=20_000)
+        assert places(page) == before
+    height = page.locator("#view0").bounding_box()["height"]
+    assert height < 600  # nor does it push away what comes below
+
+
+def test_a_pasted_book_comes_from_the_clipboard(page, live):
+    """What the browser's own paste command brings is whole: a silent cut would be heard as another prompt."""
+    mounted(page, live)
+    prompt = page.get_by_test_id("rl-prompt")
+    prompt.click()
+    page.keyboard.insert_text("x" * 10_000)
+    for keys in ("ControlOrMeta+A", "ControlOrMeta+X", "ControlOrMeta+V"):
+        page.keyboard.press(keys)
+    assert len(prompt.input_value()) == 10_000
+    page.keyboard.press("Enter")
+    expect(page.get_by_test_id("rl-said")).to_contain_text("10,000 characters")
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_other_widgets_in_the_page_change_no_layout(page, live, is_first):
+    clip = Clip.from_audio(tone(441, RATE), RATE)
+    del live.send
+    widgets = [live, Player(clip), MaskPainter(clip), Recorder()][:: 1 if is_first else -1]
+    alone = {}
+    for i, widget in enumerate(widgets):
+        mount(page, widget)
+        alone[i] = places(page, i)
+    for i, widget in enumerate(widgets):
+        assert places(page, i) == alone[i], type(widget).__name__
+
+
+# A busy kernel
+
+
+def test_a_busy_kernel_gets_one_poll_and_sends_no_clip_twice(page, live):
+    view = mounted(page, live)
+    page.get_by_test_id("rl-play").click()
+    page.wait_for_function("view0.dataset.clip >= 2", timeout=20_000)
+    page.evaluate("kernel.isBusy = true; kernel.sent.length = 0")
+    expect(page.get_by_test_id("rl-status")).to_contain_text("The kernel is busy", timeout=10_000)
+    page.wait_for_timeout(2_000)
+    n_sent = page.evaluate("kernel.sent.length")
+    n_heard = len(live.session.heard)
+    page.evaluate("kernel.isBusy = false")
+    expect(page.get_by_test_id("rl-status")).not_to_contain_text("busy")
+    assert n_sent == 1
+    page.wait_for_function("kernel.clips.length > 0 && view0.dataset.behind === 'false'", timeout=20_000)
+    came = page.evaluate("kernel.clips")
+    assert len(came) == len(set(came)), came
+    assert number(view, "underruns") == 0
+    # each round of the last clip is told, though the kernel heard of none while it was busy
+    wait_until(page, lambda: sum(times for _, times in live.session.heard) == number(view, "joins") + 1 + repeats(view))
+    assert len(live.session.heard) > n_heard
+    page.evaluate("kernel.sent.length = 0")
+    page.wait_for_timeout(3_000)
+    assert 3 <= page.evaluate("kernel.sent.length") <= 7  # one loop: twice a second
+
+
+def repeats(view):
+    return number(view, "repeats")
+
+
+def test_what_is_asked_of_a_busy_kernel_is_said_to_be_on_its_way(page, live):
+    mounted(page, live)
+    page.evaluate("kernel.isBusy = true")
+    type_into(page.get_by_test_id("rl-prompt"), "techno")
+    page.keyboard.press("Enter")
+    expect(page.get_by_test_id("rl-said")).to_have_text("Sent. The kernel has not answered yet.")
+    page.evaluate("kernel.isBusy = false")
+    expect(page.get_by_test_id("rl-said")).to_have_text("Added: “techno”.")
+
+
+def test_a_poll_that_is_lost_is_followed_by_another_and_its_late_answer_by_none(page, live):
+    """The page's clock is put forward by more than a minute: no test waits that long."""
+    view = mounted(page, live)
+    page.get_by_test_id("rl-play").click()
+    page.wait_for_function("view0.dataset.clip >= 1", timeout=20_000)
+    page.evaluate("kernel.isBusy = true; kernel.sent.length = 0")
+    page.wait_for_function("kernel.sent.length === 1")
+    page.evaluate("() => { const now = Date.now; Date.now = () => now() + 61_000; }")
+    expect(page.get_by_test_id("rl-status")).to_contain_text("The kernel")
+    page.wait_for_function("kernel.sent.length === 2")
+    page.evaluate("kernel.isBusy = false")
+    page.wait_for_function("kernel.sent.length > 2")  # it goes on
+    page.evaluate("kernel.sent.length = 0")
+    page.wait_for_timeout(3_000)
+    assert 3 <= page.evaluate("kernel.sent.length") <= 7  # one loop, not two
+    assert number(view, "underruns") == 0
+
+
+# Several players in a page, and a page that loses sounds
+
+
+def test_a_page_that_loses_the_bytes_of_sounds_says_where_they_play(page, live):
+    del live.send
+    mount(page, live, loses_bytes=True)
+    page.get_by_test_id("rl-play").click()
+    expect(page.get_by_test_id("rl-status")).to_contain_text("It plays in JupyterLab", timeout=30_000)
+    expect(page.locator("#view0")).to_have_attribute("data-state", "ended")
+
+
+def test_a_player_that_begins_pauses_the_other(page, live, pipe, tmp_path):
+    first = mounted(page, live, n_views=2)
+    other = Live(pipe, "jazz", folder=tmp_path)
+    mount(page, other)
+    second = page.locator("#view2")
+    first.get_by_test_id("rl-play").click()
+    expect(first).to_have_attribute("data-state", "playing", timeout=20_000)
+    page.evaluate("removers[0]()")  # as when its cell runs again; the second view stays
+    second.get_by_test_id("rl-play").click()
+    expect(second).to_have_attribute("data-state", "playing", timeout=20_000)
+    old = page.locator("#view1")
+    expect(old).to_have_attribute("data-state", "paused")
+    expect(old.get_by_test_id("rl-status")).to_have_text("Paused: another Live on this page began to play.")
+    heard = len(live.session.heard)
+    page.wait_for_timeout(round(1000 * CLIP_S) + 1000)
+    assert len(live.session.heard) == heard
+    old.get_by_test_id("rl-play").click()  # and back
+    expect(old).to_have_attribute("data-state", "playing", timeout=20_000)
+    expect(second).to_have_attribute("data-state", "paused")
+    other.close()

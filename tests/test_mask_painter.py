@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from browser import mount, open_page
+from browser import focused, mount, open_page, set_slider, start_before, tab_through, tab_to, type_into
 from conftest import RATE, chirp
 from riffusion_lab import Clip
 from riffusion_lab.masks import as_mask, box_mask
@@ -43,9 +43,9 @@ def choose(page, name):
     page.get_by_test_id(f"rl-{name}").click()
 
 
-def fill(page, start, stop, low, high):
+def type_box(page, start, stop, low, high):
     for name, value in {"start": start, "stop": stop, "low": low, "high": high}.items():
-        page.get_by_test_id(f"rl-{name}").fill(str(value))
+        type_into(page.get_by_test_id(f"rl-{name}"), str(value))
 
 
 # Python
@@ -157,7 +157,7 @@ def test_box_arrives_where_it_was_dragged(page, clip):
 def test_numbers_mark_what_box_mask_marks(page, clip, box):
     painter = MaskPainter(clip)
     mount(page, painter)
-    fill(page, *box)
+    type_box(page, *box)
     choose(page, "add-box")
     np.testing.assert_array_equal(painter.mask, as_mask(box, clip))
 
@@ -166,7 +166,7 @@ def test_numbers_mark_what_box_mask_marks(page, clip, box):
 def test_numbers_of_an_empty_box_are_refused_in_words(page, clip, box):
     painter = MaskPainter(clip)
     mount(page, painter)
-    fill(page, *box)
+    type_box(page, *box)
     page.get_by_test_id("rl-high").press("Enter")
     assert painter.mask is None
     assert page.get_by_test_id("rl-status").text_content() == "The box holds no pixel: make it larger"
@@ -175,9 +175,10 @@ def test_numbers_of_an_empty_box_are_refused_in_words(page, clip, box):
 def test_keyboard_alone_marks(page, clip):
     painter = MaskPainter(clip)
     mount(page, painter)
-    page.evaluate("window.leaked = []; document.onkeydown = (event) => leaked.push(event.key); undefined")
     press = page.keyboard.press
-    page.get_by_test_id("rl-picture").focus()
+    start_before(page)
+    tab_to(page, "rl-picture")
+    page.evaluate("window.leaked = []; document.addEventListener('keydown', ({key}) => leaked.push(key)); undefined")
     for key in ["ArrowLeft"] * 3 + ["ArrowUp"] * 2 + ["Shift+ArrowRight"] * 2 + ["Shift+ArrowDown"]:
         press(key)
     numbers = {
@@ -204,11 +205,59 @@ def test_keyboard_alone_marks(page, clip):
     assert page.evaluate("leaked") == ["Control", "Control"]
 
 
+TOOLS = ["box", "brush", "eraser", "size", "undo", "clear", "invert"]
+CONTROLS = ["picture", *TOOLS, "start", "stop", "low", "high", "add-box"]
+
+
+def test_tab_leads_through_every_control_and_out_again_both_ways(page, clip):
+    mount(page, MaskPainter(clip))
+    start_before(page)
+    assert tab_through(page) == [f"rl-{name}" for name in CONTROLS]
+    assert tab_through(page, back=True) == [f"rl-{name}" for name in CONTROLS[::-1]]
+
+
+def test_every_control_is_used_by_keys(page, clip):
+    painter = MaskPainter(clip)
+    mount(page, painter)
+    press, keyboard = page.keyboard.press, page.keyboard
+    start_before(page)
+    for tool, key in (("brush", "Enter"), ("eraser", "Space"), ("box", "Enter")):
+        tab_to(page, f"rl-{tool}", back=tool == "box")
+        press(key)
+        assert page.locator("#view0").get_attribute("data-tool") == tool
+    tab_to(page, "rl-size")
+    press("ArrowRight")
+    press("ArrowUp")
+    assert page.get_by_test_id("rl-size").input_value() == "30"
+    for name, value in {"start": "1.25", "stop": "2.5", "low": "300", "high": "4000"}.items():
+        tab_to(page, f"rl-{name}")
+        keyboard.type(value)  # Tab has selected what was there
+        assert page.get_by_test_id(f"rl-{name}").input_value() == value
+    press("Enter")
+    marked = box_mask(clip, 1.25, 2.5, low_hz=300, high_hz=4_000)
+    np.testing.assert_array_equal(painter.mask, marked)
+    tab_to(page, "rl-clear", back=True)
+    press("Space")
+    assert painter.mask is None
+    tab_to(page, "rl-add-box")
+    press("Space")
+    np.testing.assert_array_equal(painter.mask, marked)
+    tab_to(page, "rl-invert", back=True)
+    press("Enter")
+    np.testing.assert_array_equal(painter.mask, ~marked)
+    tab_to(page, "rl-undo", back=True)
+    press("Enter")
+    np.testing.assert_array_equal(painter.mask, marked)
+    tab_to(page, "rl-add-box")
+    press("Tab")
+    assert focused(page) == "after"
+
+
 def test_brush_is_round_on_the_screen_and_the_eraser_takes_away(page, clip):
     painter = MaskPainter(clip)
     mount(page, painter)
     choose(page, "brush")
-    page.get_by_test_id("rl-size").fill("60")
+    set_slider(page.get_by_test_id("rl-size"), 60)
     drag(page, (0.5, 0.5), (0.5, 0.5))
     rows, columns = np.flatnonzero(painter.mask.any(axis=1)), np.flatnonzero(painter.mask.any(axis=0))
     assert len(rows) == pytest.approx(60 / area(page)["height"] * 512, abs=2)

@@ -4,9 +4,10 @@ import io
 
 import numpy as np
 import pytest
+import soundfile
 from PIL import Image
 
-from browser import mount, open_page
+from browser import focused, mount, open_page, start_before, tab_through, tab_to
 from conftest import RATE, chirp, drum_loop, tone
 from riffusion_lab import Clip, SpectrogramParams
 from riffusion_lab.plot import FLOOR_DB, decibels
@@ -222,9 +223,10 @@ def test_loop_button_while_playing(page):
 def test_keys_play_seek_and_loop_and_do_not_reach_the_notebook(page, clip):
     player = Player(clip)
     mount(page, player)
-    page.evaluate("window.leaked = []; document.onkeydown = (event) => leaked.push(event.key); undefined")
-    page.get_by_test_id("rl-picture").focus()
     press = page.keyboard.press
+    start_before(page)
+    tab_to(page, "rl-picture")
+    page.evaluate("window.leaked = []; document.addEventListener('keydown', ({key}) => leaked.push(key)); undefined")
     for key in ("ArrowRight", "ArrowRight", "ArrowRight", "ArrowLeft"):
         press(key)
     assert state(page) == ("ready", 1.0)
@@ -241,7 +243,7 @@ def test_keys_play_seek_and_loop_and_do_not_reach_the_notebook(page, clip):
     assert state(page)[0] == "playing"
     press(" ")
     assert state(page)[0] == "paused"
-    page.get_by_test_id("rl-play").focus()
+    tab_to(page, "rl-play")
     press(" ")  # the button itself takes it: once, not twice
     assert state(page)[0] == "playing"
     press("d")
@@ -250,6 +252,57 @@ def test_keys_play_seek_and_loop_and_do_not_reach_the_notebook(page, clip):
     press("Control+s")
     assert page.evaluate("leaked") == ["Control", "s"]
     assert not player.loop and player.volume == pytest.approx(0.95)
+
+
+CONTROLS = ["picture", "play", "loop", "volume", "download-wav", "download-mp3", "download-png"]
+
+
+def test_tab_leads_through_every_control_and_out_again_both_ways(page, clip):
+    mount(page, Player(clip))
+    start_before(page)
+    assert tab_through(page) == [f"rl-{name}" for name in CONTROLS]
+    assert tab_through(page, back=True) == [f"rl-{name}" for name in CONTROLS[::-1]]
+
+
+def test_every_control_is_used_by_keys(page, clip):
+    player = Player(clip)
+    mount(page, player)
+    press = page.keyboard.press
+    start_before(page)
+    tab_to(page, "rl-play")
+    press("Enter")
+    assert state(page)[0] == "playing"
+    press("Enter")
+    assert state(page)[0] == "paused"
+    tab_to(page, "rl-loop")
+    press("Space")
+    assert page.get_by_test_id("rl-loop").get_attribute("aria-pressed") == "false"
+    tab_to(page, "rl-volume")
+    for key in ("ArrowLeft", "ArrowDown", "ArrowRight"):  # the slider's own steps
+        press(key)
+    assert float(page.get_by_test_id("rl-volume").input_value()) == pytest.approx(0.99)
+    for suffix in ("wav", "mp3", "png"):
+        tab_to(page, f"rl-download-{suffix}")
+        with page.expect_download() as download:
+            press("Enter")
+        assert download.value.suggested_filename.endswith(suffix)
+        assert focused(page) == f"rl-download-{suffix}"
+    press("Tab")
+    assert focused(page) == "after"
+    assert not player.loop and player.volume == pytest.approx(0.99)
+
+
+def test_a_file_that_cannot_be_written_is_refused_in_words(clip, monkeypatch):
+    def save(*_):
+        raise soundfile.LibsndfileError(2)
+
+    player, sent = Player(clip), []
+    player.send = sent.append
+    monkeypatch.setattr(Clip, "save", save)
+    player._handle_custom_msg({"kind": "save", "format": "wav"}, [])
+    (answer,) = sent
+    assert answer["kind"] == "refused"
+    assert "drums-bass-94-bpm.wav could not be made (System error.)" in answer["reason"]
 
 
 def test_volume_is_heard(page, clip):

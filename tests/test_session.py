@@ -1,6 +1,9 @@
 """The engine of endless music: the way it takes, what it drops, that it waits, fails, goes on, and can be repeated."""
 
+import contextlib
+import errno
 import json
+import os
 import threading
 import time
 
@@ -257,6 +260,132 @@ def test_recording_is_what_is_heard(begin, tmp_path, suffix):
     else:  # stitch closes a loop, a recording does not: the first fade is its own
         fade = round(0.03 * RATE)
         np.testing.assert_allclose(sound[fade:], wanted[fade:], atol=1 / 32_767)
+
+
+FORMATS_BYTES = {".wav": 700_000, ".aiff": 700_000, ".caf": 700_000, ".flac": 500_000, ".ogg": 60_000, ".mp3": 60_000}
+
+
+@contextlib.contextmanager
+def room_for(n_bytes):
+    """Let no file of this process grow beyond `n_bytes`: as on a full disk, what is more is not written."""
+    resource = pytest.importorskip("resource", reason="Windows limits no file sizes")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.fixture
+def full_disk(monkeypatch):
+    """From the second clip on, the disk takes no more bytes and says so."""
+    write = soundfile.SoundFile.write
+    written = []
+
+    def write_once(file, sound):
+        written.append(len(sound))
+        if sum(written) > N_SAMPLES:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(file, sound)
+
+    monkeypatch.setattr(soundfile.SoundFile, "write", write_once)
+
+
+@pytest.mark.usefixtures("made")
+@pytest.mark.parametrize("suffix", FORMATS_BYTES)
+def test_a_recording_on_a_full_disk_is_whole_up_to_there(begin, tmp_path, suffix):
+    live = begin()
+    path = tmp_path / f"take{suffix}"
+    live.record(path)
+    clips = []
+    with room_for(FORMATS_BYTES[suffix]), pytest.warns(UserWarning, match=f"{path.name} .*is the disk full") as told:
+        while not live.recording_error:
+            clips.append(live.next(WAIT_S))
+            assert len(clips) < 40, "the file never grew too large"
+        live.next(WAIT_S)  # the music goes on
+    assert len(told) == 1
+    assert live.status["recording"] == "" and live.status["recording_error"] == live.recording_error
+    assert live.stop_recording() is None
+    sound, rate = soundfile.read(path)
+    assert rate == RATE
+    # Of what was heard it lacks at most the block whose writing failed, the frame that an encoder still held, and the
+    # pages of Ogg that were not full: less than three seconds of each clip's 5.12
+    wanted = stitch(clips).waveform[0]
+    assert len(wanted) - N_SAMPLES - 3 * RATE < len(sound) <= len(wanted)
+    fade = round(0.03 * RATE)
+    part = slice(fade, min(len(sound), len(wanted)) - RATE)  # codecs end somewhat off
+    if suffix in (".ogg", ".mp3"):
+        assert np.corrcoef(sound[part], wanted[part])[0, 1] > 0.95
+    else:
+        np.testing.assert_allclose(sound[part], wanted[part], atol=1 / 32_767)
+
+
+@pytest.mark.usefixtures("made", "full_disk")
+def test_an_error_of_the_disk_ends_the_recording_and_nothing_else(begin, tmp_path):
+    live = begin()
+    live.record(tmp_path / "take.wav")
+    live.next(WAIT_S)
+    with pytest.warns(UserWarning, match=os.strerror(errno.ENOSPC)):
+        live.next(WAIT_S)
+    assert "take.wav" in live.status["recording_error"]
+    assert soundfile.info(tmp_path / "take.wav").frames == N_SAMPLES  # the first clip, whole
+    wait_until(live, lambda: live.ready)
+    live.begin(live.ready[0].number)
+    assert len(live.heard) == 3
+
+
+@pytest.mark.usefixtures("made")
+def test_after_a_recording_that_failed_another_begins(begin, tmp_path, monkeypatch):
+    live = begin()
+    live.record(tmp_path / "take.wav")
+    with monkeypatch.context() as patch:
+        patch.setattr(soundfile.SoundFile, "write", failing_write)
+        with pytest.warns(UserWarning, match=r"take\.wav"):
+            live.next(WAIT_S)
+    live.record(tmp_path / "again.wav")
+    assert live.status["recording_error"] == ""
+    live.next(WAIT_S)
+    assert live.stop_recording() == tmp_path / "again.wav"
+    assert soundfile.info(tmp_path / "again.wav").frames == N_SAMPLES
+
+
+def failing_write(*_):
+    raise soundfile.LibsndfileError(2)
+
+
+@pytest.mark.usefixtures("made")
+def test_a_recording_that_cannot_be_finished_is_told_and_the_session_ends(begin, tmp_path, monkeypatch):
+    live = begin()
+    hear(live, 1)
+    live.record(tmp_path / "take.wav")
+    hear(live, 1)
+    close = soundfile.SoundFile.close
+
+    def close_and_fail(file):
+        if not file.closed:
+            close(file)
+            raise soundfile.LibsndfileError(2)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(soundfile.SoundFile, "close", close_and_fail)
+        with pytest.raises(OSError, match=r"the end of .*take\.wav could not be written"):
+            live.stop()
+    assert live.stop_recording() is None
+    assert not live._thread.is_alive()
+
+
+@pytest.mark.usefixtures("made")
+def test_a_recording_that_cannot_begin_is_refused_and_the_last_one_goes_on(begin, tmp_path):
+    live = begin()
+    live.record(tmp_path / "take.wav")
+    folder = tmp_path / "folder.wav"
+    folder.mkdir()
+    with pytest.raises(OSError, match=r"folder\.wav cannot be recorded .*that can be written to"):
+        live.record(folder)
+    hear(live, 1)
+    assert live.stop_recording() == tmp_path / "take.wav"
+    assert soundfile.info(tmp_path / "take.wav").frames == N_SAMPLES
 
 
 def test_the_recipe_plays_the_same_again(begin):

@@ -1,37 +1,95 @@
-"""The widgets: their Python side without a browser, their JavaScript side in a real one."""
+"""The recorder, its Python side without a browser, its JavaScript side in a real one; rules for all widgets."""
 
+import ast
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
+from playwright.sync_api import expect
 
-from browser import open_page
+from browser import focused, mount, open_page, start_before, tab_through
 from conftest import RATE, tone
 from riffusion_lab.widgets import Recorder
 
-# What a widget's JavaScript knows of its Python side, and what it has sent there
-MODEL = """
-const handlers = [];
-window.sent = [];
-window.model = {
-  get: (name) => ({longest_s: 1})[name],
-  on: (_, handler) => handlers.push(handler),
-  off: (_, handler) => handlers.splice(handlers.indexOf(handler), 1),
-  send: (content, callbacks, buffers) => sent.push({...content, samples: [...new Float32Array(buffers[0])]}),
-};
-window.answer = (message) => handlers.forEach((handler) => handler(message));
-"""
-SHOW = """(script) => import(URL.createObjectURL(new Blob([script], {type: "text/javascript"}))).then((module) => {
-    window.cleanup = module.default.render({model, el: document.getElementById("here")});
-})"""
+ROOT = Path(__file__).parents[1]
+TESTS = sorted(path for folder in ("tests", "tools") for path in (ROOT / folder).rglob("*.py"))
+SCRIPTS = sorted((ROOT / "riffusion_lab/widgets/static").glob("*.js"))
+# What acts in a user's place without a key or a pointer, and so works where nobody could type or click: methods of
+# Playwright, and JavaScript in a string
+NO_USER = {"fill", "focus", "check", "uncheck", "set_checked", "select_option", "dispatch_event"}
+NO_USER_SCRIPT = r"\.(click|focus|submit)\(\)|dispatchEvent|\.value\s*=[^=]"
+# A property such as `onkeydown` cancels a key when its function happens to return false
+HANDLER = r"\.on[a-z]+\s*=[^=]|\[[`'\"]on|\bon[a-z]+=[\"']|Object\.assign\([^)]*\bon[a-z]+:"
 
 
 @pytest.fixture
 def page():
     """An empty page, in a browser with a beeping microphone."""
     with open_page() as page:
-        page.evaluate(MODEL)
         yield page
+
+
+# Rules
+
+
+def done_by_no_user(text):
+    """Find the lines of a Python file where something is typed, clicked or chosen without a key or a pointer."""
+    found = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in NO_USER:
+            if ast.unparse(node.func) != "frame.fill":  # of tools/frame.py: fills in a template
+                found.add(node.lineno)
+        elif isinstance(node, ast.Constant) and re.search(NO_USER_SCRIPT, str(node.value)):
+            found.add(node.lineno)
+    return sorted(found)
+
+
+@pytest.mark.parametrize("path", [path for path in TESTS if path != Path(__file__)], ids=lambda path: path.name)
+def test_users_have_keys_and_a_pointer(path):
+    assert done_by_no_user(path.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
+def test_no_handler_is_a_property(script):
+    assert re.findall(HANDLER, script.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    ("line", "is_wrong"),
+    [
+        ('page.locator("input").fill("techno")', True),
+        ("frame.fill(text, blocks)", False),
+        ("page.evaluate(\"document.querySelector('button').click()\")", True),
+        ('button.evaluate("(el) => el.click()")', True),
+        ('page.get_by_test_id("rl-add").click()', False),
+        ('button.dispatch_event("click")', True),
+        ("page.evaluate(\"button.dispatchEvent(new Event('input'))\")", True),
+        ('page.get_by_role("button").focus()', True),
+    ],
+)
+def test_what_no_user_does_is_found(line, is_wrong):
+    assert bool(done_by_no_user(line)) == is_wrong
+
+
+@pytest.mark.parametrize(
+    ("line", "is_wrong"),
+    [
+        ('prompt.onkeydown = (event) => event.key === "Enter" && send();', True),
+        ("el.onkeydown=stop", True),
+        ("over[`onpointer${name}`] = (event) => {", True),
+        ("Object.assign(node, { onclick: press })", True),
+        ("el.innerHTML = \"<button onclick='go()'>\"", True),
+        ('prompt.addEventListener("keydown", (event) => {', False),
+        ('make("button", { onclick: press })', False),  # makes a listener of it
+        ("recorded.onset == 3", False),
+    ],
+)
+def test_handlers_that_are_properties_are_found(line, is_wrong):
+    assert bool(re.search(HANDLER, line)) == is_wrong
+
+
+# Recorder
 
 
 def test_recording_becomes_a_clip():
@@ -66,27 +124,53 @@ def test_bad_recording_is_refused_in_words_and_keeps_the_last(rate, samples, wor
     assert widget.clip is last
 
 
+@pytest.mark.filterwarnings("ignore:the sound peaks")  # so does the beep of Chromium's microphone
 def test_recorder_records_in_a_browser(page):
-    page.evaluate(SHOW, Recorder()._esm)
-    button, here = page.get_by_role("button"), page.locator("#here")
+    recorder = Recorder(longest_s=1.0)
+    mount(page, recorder)
+    view = page.locator("#view0")
+    button, status = view.get_by_role("button"), view.get_by_role("status")
     button.click()
-    page.wait_for_selector("#here[data-state=recording]")
+    page.wait_for_selector("#view0[data-state=recording]")
     assert button.text_content() == "Stop"
-    page.wait_for_function("sent.length == 1")  # stops by itself after `longest_s`
-    sent = page.evaluate("sent[0]")
-    assert sent["kind"] == "recorded" and sent["sample_rate"] >= 8_000
-    assert 0.5 < len(sent["samples"]) / sent["sample_rate"] < 2
-    assert np.abs(sent["samples"]).max() > 0.01  # Chromium's microphone beeps
-    page.evaluate("""answer({kind: "refused", reason: "<b>no</b>"})""")
-    assert page.get_by_role("status").text_content() == "<b>no</b>"
-    assert here.get_attribute("data-state") == "ready" and button.text_content() == "Record"
+    page.wait_for_selector("#view0[data-state=ready]")  # stops by itself after `longest_s`
+    assert 0.5 < recorder.clip.duration_s < 2
+    assert np.abs(recorder.clip.waveform).max() > 0.01  # Chromium's microphone beeps
+    assert status.text_content() == f"{recorder.clip.duration_s:.1f} s recorded"
+    page.evaluate("fromPython([{content: {kind: 'refused', reason: '<b>no</b>'}, buffers: []}])")
+    assert status.text_content() == "<b>no</b>"
+    assert view.get_attribute("data-state") == "ready" and button.text_content() == "Record"
 
 
 def test_recorder_says_why_there_is_no_microphone(page):
     page.evaluate("""() => {
         navigator.mediaDevices.getUserMedia = () => Promise.reject(new Error("denied"));
     }""")
-    page.evaluate(SHOW, Recorder()._esm)
-    page.get_by_role("button").click()
-    page.wait_for_selector("#here[data-state=ready]")
-    assert page.get_by_role("status").text_content() == "The microphone cannot be used: denied"
+    mount(page, Recorder())
+    view = page.locator("#view0")
+    view.get_by_role("button").click()
+    expect(view.get_by_role("status")).to_have_text("The microphone cannot be used: denied")
+    assert view.get_attribute("data-state") == "ready"
+
+
+@pytest.mark.filterwarnings("ignore:the sound peaks")  # so does the beep of Chromium's microphone
+def test_recorder_is_used_by_keys_alone(page):
+    recorder = Recorder()
+    mount(page, recorder)
+    start_before(page)
+    assert tab_through(page) == ["Record"]
+    assert tab_through(page, back=True) == ["Record"]
+    page.keyboard.press("Tab")
+    page.evaluate("window.leaked = []; document.addEventListener('keydown', ({key}) => leaked.push(key)); undefined")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#view0[data-state=recording]")
+    assert focused(page) == "Stop"
+    page.wait_for_timeout(500)
+    page.keyboard.press("Space")
+    page.wait_for_selector("#view0[data-state=ready]")
+    assert focused(page) == "Record"
+    assert recorder.clip.duration_s > 0.3
+    page.keyboard.press("b")
+    assert page.evaluate("leaked") == []  # JupyterLab's shortcuts: Enter edits the cell, b adds one below
+    page.keyboard.press("Tab")
+    assert focused(page) == "after"

@@ -13,6 +13,7 @@ import psutil
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
 
+from browser import type_into
 from lab import Lab, NotebookPage
 
 PROMPTS = ("techno, 94 bpm", "jazz with piano", "church organ", "funk", "slow ambient pad", "tropical")
@@ -59,7 +60,7 @@ def main() -> None:
             end = time.monotonic() + 60 * arguments.minutes
             while time.monotonic() < end:
                 prompt = PROMPTS[len(waits) % len(PROMPTS)]
-                notebook.widget("rl-prompt").fill(prompt)
+                type_into(notebook.widget("rl-prompt"), prompt)
                 notebook.widget("rl-add").click()
                 asked, known = time.monotonic(), len(waits)
                 while time.monotonic() < end and (len(waits) == known or time.monotonic() < asked + 45):

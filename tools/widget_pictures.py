@@ -8,6 +8,7 @@ ROOT = Path(__file__).resolve().parent.parent
 IMAGES = ROOT / "docs" / "images"
 sys.path.insert(0, str(ROOT / "tests"))
 
+from browser import type_into  # noqa: E402
 from lab import Lab, NotebookPage  # noqa: E402
 
 BEGIN = """from riffusion_lab import load_pipeline, text_to_audio
@@ -35,7 +36,7 @@ def main() -> None:
             with lab.open([f"{BEGIN}\n{CLIP}", "MaskPainter(clip)"], name="painter", width=800) as notebook:
                 notebook.run_all()
                 for field, value in BOX.items():
-                    notebook.widget(f"rl-{field}").fill(str(value))
+                    type_into(notebook.widget(f"rl-{field}"), str(value))
                 notebook.widget("rl-high").press("Enter")
                 take(notebook, "mask_painter")
             cells = [f"{BEGIN}\nlive = Live(load_pipeline(), 'piano, 94 bpm')\nlive"]
@@ -43,7 +44,7 @@ def main() -> None:
                 notebook.run_all()
                 notebook.widget("rl-play").click()
                 notebook.page.wait_for_timeout(8_000)
-                notebook.widget("rl-prompt").fill("jazz with piano")
+                type_into(notebook.widget("rl-prompt"), "jazz with piano")
                 notebook.widget("rl-add").click()
                 notebook.page.wait_for_function(
                     "document.querySelector('[data-testid=rl-now]').textContent === 'Now: jazz with piano'"

@@ -21,12 +21,16 @@ from .base import STATIC, script
 from .pictures import picture_png
 from .session import LiveClip, Session
 
+LONGEST_NAME = 60  # characters of a prompt that an answer quotes
+
 
 class Live(anywidget.AnyWidget):
     """Play music without an end, prompt after prompt, while its spectrogram scrolls by.
 
-    The browser asks for clips twice a second and joins them on its own sample clock; the kernel never pushes, so this
-    works too where only answers arrive. While the kernel is busy, or slower than the music, the last clip goes round.
+    The browser asks for clips twice a second, never again before the kernel has answered, and joins them on its own
+    sample clock; the kernel never pushes, so this works too where only answers arrive. While the kernel is busy, or
+    slower than the music, the last clip goes round. At most one `Live` of a page plays: one that begins pauses the
+    other. Type a prompt and press Enter; Tab leads from control to control.
 
     Parameters
     ----------
@@ -66,47 +70,86 @@ class Live(anywidget.AnyWidget):
 
     def _receive(self, _: Live, content: dict[str, Any], _buffers: list[memoryview]) -> None:
         """Answer the browser; nothing here takes long, for it may be asked while a cell waits."""
-        answers = {
-            "ready": self._greet,
-            "poll": self._poll,
+        kind = content.get("kind")
+        if kind == "ready":
+            self._greet()
+        elif kind == "poll":
+            self._answer_poll(content)
+        else:
+            self._answer_action(kind, content)
+
+    def _answer_action(self, kind: object, content: dict[str, Any]) -> None:
+        """Do what the user wants; say what was done, or why not. Send the status too: nobody polls in a pause."""
+        actions = {
             "prompt": self._add,
-            "change": lambda content: self.session.change(**{k: v for k, v in content.items() if k != "kind"}),
-            "retry": lambda _: self.session.retry(),
+            "change": self._change,
+            "retry": self._retry,
             "record": self._record,
             "keep": self._keep,
         }
+        if kind not in actions:
+            return
         try:
-            answers.get(content.get("kind"), lambda _: None)(content)
+            text = actions[kind](content)
         except (TypeError, ValueError, OSError) as error:  # shown where the buttons are: a callback has no cell
-            self.send({"kind": "refused", "text": str(error)})
+            self._refuse(error)
+        else:
+            self.send({"kind": "said", "text": text})
+        self._send_status()
 
-    def _greet(self, _: dict[str, Any]) -> None:
+    def _refuse(self, error: Exception) -> None:
+        self.send({"kind": "refused", "text": str(error)})
+
+    def _send_status(self) -> None:
+        self.send({"kind": "status", **self.session.status})
+
+    def _greet(self) -> None:
         sound = {"sample_rate": PARAMS.sample_rate, "fade": round(CROSSFADE_S * PARAMS.sample_rate)}
         strength = None if self.session.seed_clip is None else self.session.strength
         self.send({"kind": "facts", "guidance_scale": self.session.guidance_scale, "strength": strength, **sound})
 
-    def _poll(self, content: dict[str, Any]) -> None:
+    def _answer_poll(self, content: dict[str, Any]) -> None:
+        """Take note of what has begun to sound; send the status and the clips, and last that this was all."""
         for number in content["begun"]:
-            self.session.begin(number)
-        self.send({"kind": "status", **self.session.status})
+            try:
+                self.session.begin(number)
+            except ValueError as error:  # such as a clip of long ago: what comes after it counts all the same
+                self._refuse(error)
+        self._send_status()
         for made in self.session.take(content["have"]):
             self.send({"kind": "clip", "number": made.number, "label": made.point.label}, buffers=_packed(made))
+        self.send({"kind": "answered", "poll": content.get("poll")})
 
-    def _add(self, content: dict[str, Any]) -> None:
-        text = check_prompt(content.get("text"), may_be_empty=False)  # an empty text box is likely an oversight
+    def _add(self, content: dict[str, Any]) -> str:
+        n_waiting = len(self.session.queue)
+        text = content.get("text")
+        check_prompt(text, may_be_empty=False)  # an empty text box is likely an oversight
         self.session.add(text)
+        name = text if len(text) <= LONGEST_NAME else f"{text[:LONGEST_NAME]}…"
+        place = f" ({n_waiting} before it)" if n_waiting else ""
+        return " ".join([f"Added: “{name}”{place}.", *self.session.remarks])
 
-    def _record(self, content: dict[str, Any]) -> None:
+    def _change(self, content: dict[str, Any]) -> str:
+        values = {name: value for name, value in content.items() if name != "kind"}
+        self.session.change(**values)
+        settings = " and ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in values.items())
+        return f"From the next clip on: {settings}."
+
+    def _retry(self, _: dict[str, Any]) -> str:
+        self.session.retry()
+        return "Trying again."
+
+    def _record(self, content: dict[str, Any]) -> str:
         if content.get("on"):
             self.session.record(self._file(".wav"))
-            self.send({"kind": "said", "text": "Recording begins with the next clip."})
-        elif path := self.session.stop_recording():
-            self.send({"kind": "said", "text": f"Recorded: {path}"})
+            return "Recording begins with the next clip."
+        path = self.session.stop_recording()
+        return f"Recorded: {path}" if path else "Nothing is being recorded."
 
-    def _keep(self, _: dict[str, Any]) -> None:
+    def _keep(self, _: dict[str, Any]) -> str:
         path = self._file(".json")
         write_whole(path, json.dumps(self.session.recipe, indent=1).encode())
-        self.send({"kind": "said", "text": f"Kept: {path}; replay_session plays it again"})
+        return f"Kept: {path}; replay_session plays it again"
 
     def _file(self, suffix: str) -> Path:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -114,9 +157,11 @@ class Live(anywidget.AnyWidget):
 
     def close(self) -> None:
         """End the session and take the widget away."""
-        if "session" in vars(self):  # not where the arguments were wrong
-            self.session.stop()
-        super().close()
+        try:
+            if "session" in vars(self):  # not where the arguments were wrong
+                self.session.stop()
+        finally:
+            super().close()
 
     def __repr__(self) -> str:
         return f"Live({self.session!r})"

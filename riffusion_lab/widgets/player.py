@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import traitlets
+from soundfile import SoundFileError
 
 from ..clip import Clip
 from .base import ClipWidget, script
@@ -69,7 +70,11 @@ class Player(ClipWidget):
         if suffix in FORMATS:
             name = f"{file_stem(self.clip)}.{suffix}"
             with tempfile.TemporaryDirectory() as folder:
-                self.clip.save(file := Path(folder) / name)
+                file = Path(folder) / name
+                try:
+                    self.clip.save(file)
+                except SoundFileError as error:
+                    raise OSError(f"{name} could not be made ({error}): is the kernel's disk full?") from error
                 self.send({"kind": "file", "name": name, "type": FORMATS[suffix]}, buffers=[file.read_bytes()])
 
 

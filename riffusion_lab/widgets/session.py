@@ -6,11 +6,13 @@ import os
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from threading import Condition, Thread
 from typing import Any
 
+import numpy as np
 import soundfile
 import torch
 
@@ -142,6 +144,7 @@ class Session:
         self._making: Point | None = None
         self._begun: LiveClip | None = None
         self._take: Take | None = None
+        self.recording_error = ""  # why the last recording ended before it was stopped
 
     def add(self, prompt: str | Prompt) -> None:
         """Go to another prompt: next, or after those that wait already.
@@ -190,6 +193,9 @@ class Session:
     def begin(self, number: int) -> LiveClip:
         """Say that a clip begins to sound, for the first time or again: room for the next one.
 
+        A recording that cannot go on, on a full disk for example, is closed: `recording_error` says why. The music goes
+        on.
+
         Raises
         ------
         ValueError
@@ -203,12 +209,12 @@ class Session:
             self.heard.append((made.point, times + 1))
             self.ready, self._begun = [other for other in self.ready if other.number > number], made
             if self._take:
-                self._take.add(made.clip)
+                self._add_to_recording(made.clip)
             self.changed.notify_all()
             return made
 
     def next(self, timeout_s: float | None = None) -> Clip:
-        """Wait for the next clip, and let it begin.
+        """Wait for the next clip, and let it begin. A recording that cannot go on is closed with a warning.
 
         Raises
         ------
@@ -227,7 +233,11 @@ class Session:
                 error = self.error
                 self.retry()
                 raise RuntimeError(f"the next clip could not be made: {error}") from error
-            return self.begin(self.ready[0].number).clip
+            was_recording = self._take is not None
+            clip = self.begin(self.ready[0].number).clip
+            if was_recording and self._take is None:
+                warn(self.recording_error)
+            return clip
 
     def retry(self) -> None:
         """Go on after an error."""
@@ -236,13 +246,19 @@ class Session:
             self.changed.notify_all()
 
     def stop(self) -> None:
-        """End the session and its recording; the clip in the making is given up."""
+        """End the session and its recording; the clip in the making is given up.
+
+        Raises
+        ------
+        OSError
+            If the end of the recording cannot be written; the session has ended all the same.
+        """
         with self.changed:
             self._stopped, self._making = True, None
-            self.stop_recording()
             self.changed.notify_all()
         if self._thread.ident:
             self._thread.join(JOIN_S)  # a program that ends while a thread calculates is aborted
+        self.stop_recording()
 
     def record(self, path: str | os.PathLike[str]) -> None:
         """Write what is heard from the next clip on to a file, as it is heard, until `stop_recording`.
@@ -254,11 +270,20 @@ class Session:
         """
         with self.changed:
             take = Take(path)
-            self.stop_recording()
+            before = self._take
             self._take = take
+            self.recording_error = ""
+            if before:
+                before.close()
 
     def stop_recording(self) -> Path | None:
-        """Close the file of `record`; gives its path, or None where nothing was recorded."""
+        """Close the file of `record`; gives its path, or None where nothing is being recorded.
+
+        Raises
+        ------
+        OSError
+            If the end of the file cannot be written; nothing is being recorded any more.
+        """
         with self.changed:
             take, self._take = self._take, None
             return take.close() if take else None
@@ -274,6 +299,7 @@ class Session:
                 "error": f"{type(self.error).__name__}: {self.error}" if self.error else "",
                 "remarks": list(self.remarks),
                 "recording": str(self._take.path) if self._take else "",
+                "recording_error": self.recording_error,
                 "stopped": self._stopped,
             }
 
@@ -289,6 +315,14 @@ class Session:
 
     def __repr__(self) -> str:
         return f"Session({self._here().text!r})"
+
+    def _add_to_recording(self, clip: Clip) -> None:
+        """Write a clip to the recording. If that fails the recording ends, and nothing else does."""
+        try:
+            self._take.add(clip)
+        except OSError as error:
+            self._take = None
+            self.recording_error = str(error)
 
     def _start(self) -> None:
         if self._thread.ident is None and not self._stopped:
@@ -359,16 +393,24 @@ class Session:
 
 
 class Take:
-    """A file that grows by clips, each joined to the one before as it is heard."""
+    """A file that grows by clips, each joined to the one before as it is heard.
+
+    What the disk refuses is an OSError that names the file; the file then holds what was written before, and is closed.
+    """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path, self.before = Path(path), None
+        self.n_written = 0  # samples
         if self.path.suffix.lower() not in FORMATS:
             raise ValueError(f"{self.path.name} ends in no known format: give one of {', '.join(FORMATS)}")
         if not self.path.parent.is_dir():
             raise FileNotFoundError(f"{path} cannot be recorded: the folder {self.path.parent} does not exist")
         kind = FORMATS[self.path.suffix.lower()]
-        self.file = soundfile.SoundFile(self.path, "w", PARAMS.sample_rate, PARAMS.n_channels, format=kind)
+        try:
+            self.file = soundfile.SoundFile(self.path, "w", PARAMS.sample_rate, PARAMS.n_channels, format=kind)
+        except soundfile.SoundFileError as error:
+            advice = "give a file in a folder that can be written to, on a disk with room"
+            raise OSError(f"{path} cannot be recorded ({error}): {advice}") from error
 
     def add(self, clip: Clip) -> None:
         """Write a clip; where another one sounded before, that one fades out under it."""
@@ -377,12 +419,53 @@ class Take:
             sound = crossfade(self.before.waveform, sound, round(CROSSFADE_S * clip.sample_rate))
         self.before = clip
         for start in range(0, sound.shape[1], BLOCK):
-            self.file.write(sound[:, start : start + BLOCK].T)
+            self._write(sound[:, start : start + BLOCK])
+
+    def _write(self, sound: np.ndarray) -> None:
+        """Write samples of shape (channels, samples)."""
+        try:
+            self.file.write(sound.T)
+        except (soundfile.SoundFileError, OSError, AssertionError) as error:  # it asserts that all samples were written
+            self._rescue()
+            heard = f"about the first {self.n_written / PARAMS.sample_rate:.1f} s"
+            reason = f"no more could be written ({error}); is the disk full?"
+            raise OSError(f"The recording {self.path} ends here and holds {heard}: {reason}") from error
+        self.n_written += sound.shape[1]
+
+    def _rescue(self) -> None:
+        """Close a file that cannot grow any more, so that what it holds can be read."""
+        with suppress(soundfile.SoundFileError, OSError):  # the error that led here is told
+            self.file.close()
+        if FORMATS[self.path.suffix.lower()] == "FLAC":
+            with suppress(OSError):
+                _write_flac_length(self.path, self.n_written)
 
     def close(self) -> Path:
         """Finish the file."""
-        self.file.close()
+        try:
+            self.file.close()
+        except soundfile.SoundFileError as error:
+            raise OSError(f"the end of {self.path} could not be written ({error}): is the disk full?") from error
         return self.path
+
+
+def _write_flac_length(path: Path, n_written: int) -> None:
+    """Write into a FLAC file how many samples it has, which libFLAC leaves out after an error.
+
+    The file begins with the block STREAMINFO (https://www.rfc-editor.org/rfc/rfc9639#section-8.2): bytes 8 and 9 are
+    the number of samples in a frame, the last 36 bits of bytes 18 to 25 the number of samples in the file. An encoder
+    keeps what fills no frame, and one sample more, for later; so that is not in the file.
+    """
+    with path.open("r+b") as file:
+        header = bytearray(file.read(26))
+        frame = int.from_bytes(header[8:10], "big")
+        numbers = int.from_bytes(header[18:26], "big")
+        if numbers % 2**36:  # the encoder has written it
+            return
+        n_samples = max(0, n_written - 1) // frame * frame
+        header[18:26] = (numbers + n_samples).to_bytes(8, "big")
+        file.seek(0)
+        file.write(header)
 
 
 def make_point(pipe: Pipeline, point: Point, settings: Settings) -> Clip:

@@ -1,9 +1,13 @@
 // Music without an end: asks the kernel for clips, joins them on the sample clock, and shows what is heard.
 
 const [POLL_MS, TICK_MS] = [500, 250];
+const BUSY_MS = 4_000; // a kernel that has not answered for this long is said to be busy
+const LOST_MS = 60_000; // a poll without an answer for this long is taken for lost, and the next one is sent
+const LATE_MS = 1_000; // an action without an answer for this long is said to be on its way
 const AHEAD_S = 2; // what comes next is decided this long before it sounds
 const [SPAN_S, NOW] = [8, 0.7]; // seconds on the screen, and where there the present is
 const KEPT_S = SPAN_S + 2;
+const LONGEST_LABEL = 120; // characters written on the picture
 
 // A sound with what sounds on from before fading out under its beginning; as riffusion_lab.join.crossfade.
 function crossfade(tail, sound, length) {
@@ -75,186 +79,335 @@ function pickNext(waiting, wanted, last) {
 }
 
 function makeLive(model) {
-  const live = { state: "ready", said: "", status: {}, facts: null, views: new Set(), line: null, time: 0 };
-  let [context, volume, timers, last] = [null, null, [], null];
-  let [waiting, have, answered] = [[], 0, 0];
+  const live = {
+    state: "ready", // later "waiting" for the first clip, "playing", "paused" or "ended"
+    reason: "", // why it was paused or has ended, where the user did neither
+    said: "", // what the kernel said about the user's last action
+    status: {}, // of the session, as of the last answer
+    facts: null, // what does not change: sample rate, settings to begin with
+    behind: false, // whether the last clip goes round because the next is not there
+    line: null,
+    time: 0,
+    views: new Set(),
+  };
+  let context = null;
+  let volume = null;
+  let timers = [];
+  let last = null; // the clip that was scheduled last
+  let waiting = []; // clips that came and were not scheduled yet
+  let have = 0; // the number of the last clip that came
+  let begun = []; // numbers of clips that have begun to sound since the last poll
+  let poll = { number: 0, sentAt: 0, isOpen: false }; // the last one; at most one is on its way
+  let actedAt = null; // when an action was sent that has no answer yet
+  let recordingError = ""; // the last one that was shown
 
   live.show = () => live.views.forEach((view) => view());
-  live.send = (message) => model.send(message);
+
+  // Tell the kernel what the user wants. It answers in words.
+  live.act = (message) => {
+    live.said = "";
+    actedAt = Date.now();
+    model.send(message);
+    live.show();
+    setTimeout(live.show, LATE_MS);
+  };
 
   // The time on the context's clock of what comes out of the loudspeaker now.
   live.now = () => {
     if (context?.state !== "running") return live.time;
     const { contextTime, performanceTime } = context.getOutputTimestamp();
     const behind = context.outputLatency || context.baseLatency || 0;
-    const late = contextTime ? contextTime + (performance.now() - performanceTime) / 1000 : context.currentTime - behind;
-    return (live.time = Math.max(live.time, Math.min(late, context.currentTime)));
+    const sinceStamp = (performance.now() - performanceTime) / 1000;
+    const late = contextTime ? contextTime + sinceStamp : context.currentTime - behind;
+    live.time = Math.max(live.time, Math.min(late, context.currentTime));
+    return live.time;
   };
 
-  function poll() {
-    model.send({ kind: "poll", have, begun: live.line.begun(live.now()) });
+  function noteBegun() {
+    begun.push(...live.line.begun(live.now()));
+  }
+
+  // Ask for clips, unless the kernel still owes an answer: what is sent to a busy kernel piles up there.
+  function askForClips() {
+    const isLost = Date.now() - poll.sentAt > LOST_MS;
+    if (!poll.isOpen || isLost) {
+      noteBegun();
+      poll = { number: poll.number + 1, sentAt: Date.now(), isOpen: true };
+      model.send({ kind: "poll", poll: poll.number, have, begun });
+      begun = [];
+    }
     live.show();
   }
 
   function tick() {
+    noteBegun();
     if (live.state === "waiting" && waiting.length) live.state = "playing";
     if (live.state !== "playing") return;
     while (live.line.left() < AHEAD_S) {
       const next = pickNext(waiting, live.status.ready ?? [], last);
       live.behind = next.clip === last;
-      [last, waiting] = [next.clip, next.waiting];
+      last = next.clip;
+      waiting = next.waiting;
       live.line.add(last);
     }
   }
 
+  live.isPlaying = () => live.state === "playing" || live.state === "waiting";
+  live.isBusy = () => live.isPlaying() && poll.isOpen && Date.now() - poll.sentAt > BUSY_MS;
+  live.isLost = () => live.isBusy() && Date.now() - poll.sentAt > LOST_MS / 2;
+  live.isUnanswered = () => actedAt !== null && Date.now() - actedAt >= LATE_MS;
+
+  // At most one of the page's players sounds: the one that began last.
+  function pauseTheOther() {
+    const other = globalThis.riffusionLabLive;
+    if (other && other !== live && other.isPlaying()) other.pause("another Live on this page began to play");
+    globalThis.riffusionLabLive = live;
+  }
+
   live.play = () => {
-    if (live.state === "ended") return;
+    if (live.state === "ended" || live.isPlaying()) return;
+    pauseTheOther();
     if (!context) {
       context = new AudioContext({ sampleRate: live.facts.sample_rate, latencyHint: "playback" });
       volume = new GainNode(context, { gain: model.get("volume") });
       volume.connect(context.destination);
       live.line = makeTimeline(context, volume, live.facts.fade);
     }
-    context.resume(); // at once: only a click may
-    answered = Date.now();
+    context.resume(); // at once: only a click or a key may
+    live.said = "";
     live.state = last ? "playing" : "waiting";
-    timers.forEach(clearInterval);
-    timers = [setInterval(poll, POLL_MS), setInterval(tick, TICK_MS)];
-    poll();
+    timers = [setInterval(askForClips, POLL_MS), setInterval(tick, TICK_MS)];
+    askForClips();
   };
 
-  function halt(state, said) {
+  function halt(state, reason) {
     timers.forEach(clearInterval);
-    Object.assign(live, { state, said });
+    live.state = state;
+    live.reason = reason;
     live.show();
   }
 
-  live.pause = () => {
+  live.pause = (reason = "") => {
     live.now(); // where it stays
     context?.suspend();
-    halt("paused", "");
+    live.said = "";
+    halt("paused", reason);
   };
 
   live.end = (reason) => {
-    if (context) (live.line.stop(), context.close());
-    context = null;
+    if (context) {
+      live.line.stop();
+      context.close();
+      context = null;
+    }
+    if (globalThis.riffusionLabLive === live) delete globalThis.riffusionLabLive;
+    live.said = "";
     halt("ended", reason);
   };
 
-  live.isPlaying = () => live.state === "playing" || live.state === "waiting";
-  live.isStuck = () => live.state === "playing" && Date.now() - answered > 4000;
+  async function takeClip(message, samples, picture) {
+    if (!samples) {
+      live.end(LOST_SOUND);
+      return;
+    }
+    if (message.number <= have) return; // it came twice
+    have = message.number;
+    const clip = { number: message.number, label: message.label };
+    clip.samples = Float32Array.from(new Int16Array(samples), (value) => value / 32767);
+    waiting.push(clip);
+    if (live.isPlaying()) tick();
+    clip.picture = await createImageBitmap(new Blob([picture], { type: "image/png" }));
+  }
 
+  function takeStatus(status) {
+    live.status = status;
+    const isNew = status.recording_error !== recordingError;
+    recordingError = status.recording_error;
+    if (isNew && recordingError) live.said = recordingError;
+  }
+
+  function takeAnswer(text) {
+    live.said = text;
+    actedAt = null;
+  }
+
+  const answers = {
+    facts: (message) => {
+      live.facts = message;
+    },
+    status: takeStatus,
+    said: ({ text }) => takeAnswer(text),
+    refused: ({ text }) => takeAnswer(text),
+    clip: (message, samples, picture) => takeClip(message, samples, picture),
+    answered: (message) => {
+      if (message.poll === poll.number) poll.isOpen = false; // else a late answer to one taken for lost
+    },
+  };
   const listeners = {
     "msg:custom": async (message, views) => {
-      answered = Date.now();
-      if (message.kind === "facts") live.facts = message;
-      if (message.kind === "status") live.status = message;
-      if (message.kind === "said" || message.kind === "refused") live.said = message.text;
-      if (message.kind === "clip" && !views?.length) {
-        live.end(LOST_SOUND);
-        return;
-      }
-      if (message.kind === "clip" && message.number > have) {
-        have = message.number;
-        const [samples, picture] = views.map(bytesOf);
-        const clip = { ...message, samples: Float32Array.from(new Int16Array(samples), (value) => value / 32767) };
-        waiting.push(clip);
-        tick();
-        clip.picture = await createImageBitmap(new Blob([picture], { type: "image/png" }));
-      }
+      await answers[message.kind]?.(message, ...(views ?? []).map(bytesOf));
       live.show();
     },
     "change:volume": () => volume?.gain.setTargetAtTime(model.get("volume"), volume.context.currentTime, 0.01),
     // The kernel was restarted or has died; the first change says that it lives.
-    comm_live_update: () => live.facts && live.end("The kernel has ended, and the music with it: run the cell again."),
+    comm_live_update: () => {
+      if (live.facts) live.end("The kernel has ended, and the music with it: run the cell again.");
+    },
   };
   const listen = (onOrOff) => Object.entries(listeners).forEach(([event, call]) => model[onOrOff](event, call));
-  live.close = () => (listen("off"), live.end(""));
+  live.close = () => {
+    listen("off");
+    live.end("");
+  };
   listen("on");
   return live;
 }
 
-function statusText(live) {
-  const { error = "", remarks = [], stopped } = live.status;
-  if (live.state === "ended") return live.said;
-  if (error) return `No new clip could be made (${error}). The last one goes round; “Try again”, or another prompt.`;
+// What goes on.
+function stateText(live) {
+  const { error = "", stopped = false } = live.status;
+  if (live.state === "ended") return live.reason;
   if (stopped) return "The session was stopped in the kernel: run the cell again.";
-  if (live.isStuck()) return "The kernel is busy: the last clip goes round until it answers.";
+  if (error) {
+    const meanwhile = live.line?.entries.length ? "The last one goes round" : "Nothing plays yet";
+    return `No new clip could be made (${error}). ${meanwhile}; “Try again”, or another prompt.`;
+  }
+  if (live.state === "paused" && live.reason) return `Paused: ${live.reason}.`;
+  if (live.state === "paused") return "Paused. New prompts and settings wait until you press Play.";
+  if (live.isLost()) return "The kernel does not answer. If it was restarted, run the cell again.";
+  if (live.isBusy() && live.state === "waiting") return "The kernel is busy: the music begins when it answers.";
+  if (live.isBusy()) return "The kernel is busy: the last clip goes round until it answers.";
   if (live.state === "playing" && live.behind) return "Falling behind: the last clip goes round until the next is made.";
   if (live.state === "waiting") return "Making the first clip …";
-  return live.said || remarks.join(" ");
+  return "";
+}
+
+// What was said about the user's last action, until the next one.
+function saidText(live) {
+  if (live.said) return live.said;
+  if (live.isUnanswered()) return "Sent. The kernel has not answered yet.";
+  return (live.status.remarks ?? []).join(" ");
+}
+
+// The beginning of a text that is at most `width` pixels wide.
+function cutText(pen, text, width) {
+  const letters = [...text.slice(0, LONGEST_LABEL)];
+  if (letters.length === [...text].length && pen.measureText(text).width <= width) return text;
+  while (letters.length && pen.measureText(`${letters.join("")}…`).width > width) letters.pop();
+  return letters.length ? `${letters.join("")}…` : "";
+}
+
+function makeSlider({ label, least, most, step, value, onChange }) {
+  const range = { type: "range", min: least, max: most, step, value, "aria-label": label };
+  const input = make("input", { ...range, "data-testid": `rl-${label.toLowerCase()}` });
+  const shown = make("output", { class: "rl-time" }, String(value));
+  input.addEventListener("input", () => {
+    shown.textContent = input.value;
+  });
+  input.addEventListener("change", () => onChange(Number(input.value)));
+  return make("label", {}, label, input, shown);
 }
 
 function viewLive(live, el, model) {
   const canvas = make("canvas", { class: "rl-strip", role: "img", "data-testid": "rl-strip" });
-  const prompt = make("input", { type: "text", "aria-label": "Prompt", placeholder: "What next?", maxlength: "4000" });
-  const [now, next, progress] = ["now", "next", "progress"].map((name) => make("div", { "data-testid": `rl-${name}` }));
-  const status = make("div", { class: "rl-dim", role: "status", "aria-live": "polite", "data-testid": "rl-status" });
+  const prompt = make("input", {
+    type: "text",
+    "aria-label": "Prompt",
+    placeholder: "What next?",
+    "data-testid": "rl-prompt",
+  });
+  const line = (name, attributes) => make("div", { "data-testid": `rl-${name}`, ...attributes });
+  const [now, next, progress] = [line("now"), line("next"), line("progress")];
+  const spoken = { class: "rl-dim", role: "status", "aria-live": "polite" };
+  const [status, said] = [line("status", spoken), line("said", spoken)];
   const play = makeButton("play", "Play", () => (live.isPlaying() ? live.pause() : live.play()));
   const add = makeButton("add", "Add", send, "Add the prompt");
-  const retry = makeButton("retry", "Try again", () => live.send({ kind: "retry" }));
-  const takeUp = () => live.send({ kind: "record", on: !live.status.recording });
-  const record = makeButton("record", "Record", takeUp, "Record what is heard to a file");
-  const keep = makeButton("keep", "Keep recipe", () => live.send({ kind: "keep" }), "Save what plays the session again");
+  const record = makeButton("record", "Record", switchRecording, "Record what is heard to a file");
+  const keepRecipe = () => live.act({ kind: "keep" });
+  const keep = makeButton("keep", "Keep recipe", keepRecipe, "Save what plays the session again");
+  const retry = makeButton("retry", "Try again", () => live.act({ kind: "retry" }));
   const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
-  let [frame, stamp] = [0, 0];
+  let frame = 0; // the request for the next one
+  let drawnAt = 0;
 
   function send() {
-    live.said = "";
-    live.send({ kind: "prompt", text: prompt.value });
+    live.act({ kind: "prompt", text: prompt.value });
     prompt.select(); // a refused one can be mended
   }
 
-  function slider(label, least, most, step, value, onchange) {
-    const range = { type: "range", min: least, max: most, step, value, "aria-label": label };
-    const input = make("input", { ...range, "data-testid": `rl-${label.toLowerCase()}` });
-    const shown = make("output", { class: "rl-time" }, String(value));
-    input.oninput = () => (shown.textContent = input.value);
-    input.onchange = () => onchange(Number(input.value));
-    return make("label", {}, label, input, shown);
+  function switchRecording() {
+    live.act({ kind: "record", on: !live.status.recording });
+  }
+
+  function drawEntry(pen, entry, x, width, height) {
+    const { clip } = entry;
+    if (clip.picture) pen.drawImage(clip.picture, x, 0, width + 0.5, height);
+    pen.fillRect(x, 0, 1, 20);
+    if (entry.labelWidth !== width) {
+      entry.labelWidth = width;
+      entry.label = cutText(pen, clip.label, width - 10); // takes too long to do it in every frame
+    }
+    pen.strokeText(entry.label, x + 5, 14);
+    pen.fillText(entry.label, x + 5, 14);
   }
 
   function draw() {
-    const [width, height] = [canvas.clientWidth, canvas.clientHeight];
-    [canvas.width, canvas.height] = [width * devicePixelRatio, height * devicePixelRatio];
-    const [pen, time, perS] = [canvas.getContext("2d"), live.now(), width / SPAN_S];
+    const { clientWidth: width, clientHeight: height } = canvas;
+    canvas.width = width * devicePixelRatio;
+    canvas.height = height * devicePixelRatio;
+    const pen = canvas.getContext("2d");
+    const time = live.now();
+    const pixelsPerS = width / SPAN_S;
     pen.scale(devicePixelRatio, devicePixelRatio);
     pen.fillRect(0, 0, width, height);
     Object.assign(pen, { font: "12px sans-serif", fillStyle: "#fff", lineWidth: 3 });
-    for (const { clip, start, stop } of live.line?.entries ?? []) {
-      const x = NOW * width + (start - time) * perS;
-      if (clip.picture) pen.drawImage(clip.picture, x, 0, (stop - start) * perS + 0.5, height);
-      pen.fillRect(x, 0, 1, 20);
-      for (const write of ["strokeText", "fillText"]) pen[write](clip.label, x + 5, 14, (stop - start) * perS - 10);
+    for (const entry of live.line?.entries ?? []) {
+      const x = NOW * width + (entry.start - time) * pixelsPerS;
+      drawEntry(pen, entry, x, (entry.stop - entry.start) * pixelsPerS, height);
     }
     pen.fillRect(NOW * width - 1, 0, 2, height);
   }
 
   function animate(at) {
-    frame = live.state === "playing" && el.isConnected ? requestAnimationFrame(animate) : 0;
-    if (!still || !frame || at - stamp > 1000) draw((stamp = at));
+    const goesOn = live.state === "playing" && el.isConnected;
+    frame = goesOn ? requestAnimationFrame(animate) : 0;
+    if (still && goesOn && at - drawnAt <= 1000) return;
+    drawnAt = at;
+    draw();
+  }
+
+  // Text of one line; what does not fit is cut by the style sheet, and shown by the pointer.
+  function showLine(node, text) {
+    node.textContent = text;
+    node.title = text;
+  }
+
+  function showRetry(isNeeded) {
+    if (!isNeeded && document.activeElement === retry) play.focus(); // what is hidden has no focus
+    retry.style.visibility = isNeeded ? "visible" : "hidden"; // its place stays
   }
 
   function show() {
     if (!live.facts) return;
     if (!el.dataset.state) addControls();
-    const { line, status: said } = live;
     const time = live.now();
-    const entry = line?.entries.findLast((entry) => entry.start <= time);
+    const entry = live.line?.entries.findLast((each) => each.start <= time);
     const { number: clip = 0, label = "" } = entry?.clip ?? {};
-    now.textContent = entry ? `Now: ${label}` : "";
-    next.textContent = said.queue?.length ? `Then: ${said.queue.join(" · ")}` : "";
-    progress.style.width = `${100 * (said.progress ?? 0)}%`;
-    status.textContent = statusText(live);
-    play.textContent = play.ariaLabel = live.isPlaying() ? "Pause" : "Play";
-    record.textContent = said.recording ? "Stop recording" : "Record";
-    record.ariaPressed = String(Boolean(said.recording));
-    retry.hidden = !said.error;
+    showLine(now, entry ? `Now: ${label}` : "");
+    showLine(next, live.status.queue?.length ? `Then: ${live.status.queue.join(" · ")}` : "");
+    progress.style.width = `${100 * (live.status.progress ?? 0)}%`;
+    setText(status, stateText(live));
+    setText(said, saidText(live));
+    play.textContent = live.isPlaying() ? "Pause" : "Play";
+    play.ariaLabel = play.title = play.textContent;
+    record.textContent = live.status.recording ? "Stop recording" : "Record";
+    record.ariaPressed = String(Boolean(live.status.recording));
+    showRetry(Boolean(live.status.error));
     for (const node of el.querySelectorAll("button, input")) node.disabled = live.state === "ended";
     canvas.setAttribute("aria-label", `Spectrogram of the last seconds. ${now.textContent}`);
-    const { joins = 0, repeats = 0, underruns = 0, jump = 0 } = line ?? {};
+    const { joins = 0, repeats = 0, underruns = 0, jump = 0 } = live.line ?? {};
     const began = (entry?.start ?? 0).toFixed(3); // when what is heard did, on the clock of ctxTime
-    const seen = { state: live.state, behind: Boolean(live.behind), ctxTime: time.toFixed(3), clip, label, began };
+    const seen = { state: live.state, behind: live.behind, ctxTime: time.toFixed(3), clip, label, began };
     Object.assign(el.dataset, seen, { joins, repeats, underruns, jump: jump.toFixed(5) });
     if (live.state === "playing") frame ||= requestAnimationFrame(animate);
     else draw();
@@ -262,25 +415,34 @@ function viewLive(live, el, model) {
 
   function addControls() {
     const { guidance_scale, strength } = live.facts;
-    const change = (name) => (value) => live.send({ kind: "change", [name]: value });
-    const setVolume = (value) => (model.set("volume", value), model.save_changes());
-    const sliders = [
-      slider("Guidance", 1, 10, 0.5, guidance_scale, change("guidance_scale")),
-      ...(strength === null ? [] : [slider("Strength", 0, 1, 0.05, strength, change("strength"))]),
-      slider("Volume", 0, 1, 0.05, model.get("volume"), setVolume),
-    ];
+    const change = (name) => (value) => live.act({ kind: "change", [name]: value });
+    const guidance = { label: "Guidance", least: 1, most: 10, step: 0.5, value: guidance_scale };
+    const sliders = [makeSlider({ ...guidance, onChange: change("guidance_scale") })];
+    if (strength !== null) {
+      const range = { label: "Strength", least: 0, most: 1, step: 0.05, value: strength };
+      sliders.push(makeSlider({ ...range, onChange: change("strength") }));
+    }
+    const setVolume = (value) => {
+      model.set("volume", value);
+      model.save_changes();
+    };
+    const volume = { label: "Volume", least: 0, most: 1, step: 0.05, value: model.get("volume") };
+    sliders.push(makeSlider({ ...volume, onChange: setVolume }));
     const box = (name, ...nodes) => make("div", { class: name }, ...nodes);
     const tools = [box("rl-tools", play, record, keep, retry), box("rl-tools", ...sliders)];
     el.append(canvas, box("rl-progress", progress), now, next, box("rl-ask", prompt, add));
-    el.append(box("rl-bar rl-flush", ...tools), status);
+    el.append(box("rl-bar rl-flush", ...tools), status, said);
   }
 
-  prompt.dataset.testid = "rl-prompt";
-  prompt.onkeydown = (event) => event.key === "Enter" && send();
+  prompt.addEventListener("keydown", (event) => {
+    if (event.key === "Enter" && !event.isComposing) send(); // composing: Enter picks a character
+  });
   el.classList.add("rl-widget", "rl-live");
   Object.assign(el, { role: "group", ariaLabel: "Live" });
-  el.onkeydown = (event) => event.ctrlKey || event.metaKey || event.altKey || event.stopPropagation();
-  const observer = new ResizeObserver(() => live.facts && draw());
+  keepPlainKeys(el);
+  const observer = new ResizeObserver(() => {
+    if (live.facts) draw();
+  });
   observer.observe(el);
   live.views.add(show);
   show();
@@ -289,9 +451,11 @@ function viewLive(live, el, model) {
     observer.disconnect();
     live.views.delete(show);
     // Whoever runs the cell again does not want to hear the old session as well.
-    setTimeout(() => live.views.size || live.state === "ended" || !live.line || live.pause(), 1000);
+    setTimeout(() => {
+      if (!live.views.size && live.isPlaying()) live.pause();
+    }, 1000);
   };
 }
 
-export { crossfade, makeTimeline, pickNext };
+export { crossfade, makeLive, makeTimeline, pickNext };
 export default makeWidget(makeLive, viewLive);

@@ -5,10 +5,12 @@ const within = (value, least, most) => Math.min(Math.max(value, least), most);
 const bytesOf = (buffer) => buffer.buffer.slice(buffer.byteOffset, buffer.byteOffset + buffer.byteLength);
 const inWords = (hz) => `${Math.round(hz).toLocaleString("en")} Hz`;
 
-// Give a node attributes, and functions for its events.
+// Give a node attributes, and functions for its events: `onclick` and the like. They are no properties of the node, for
+// what a function returns there has a meaning: after `false` a key that was pressed has no effect.
 function setAll(node, attributes) {
   for (const [name, value] of Object.entries(attributes)) {
-    if (typeof value === "function") node[name] = value; else node.setAttribute(name, value);
+    if (typeof value === "function") node.addEventListener(name.replace(/^on/, ""), value);
+    else node.setAttribute(name, value);
   }
   return node;
 }
@@ -21,6 +23,19 @@ function make(tag, attributes = {}, ...children) {
 
 const makeButton = (name, text, onclick, label = text) =>
   make("button", { type: "button", "data-testid": `rl-${name}`, "aria-label": label, title: label, onclick }, text);
+
+// Set a text only where it is another: a screen reader reads aloud what is set.
+function setText(node, text) {
+  if (node.textContent !== text) node.textContent = text;
+}
+
+// Plain keys pressed in a widget are its own; Ctrl + S and the like are the notebook's.
+const isPlain = (event) => !event.ctrlKey && !event.metaKey && !event.altKey;
+function keepPlainKeys(el) {
+  el.addEventListener("keydown", (event) => {
+    if (isPlain(event)) event.stopPropagation();
+  });
+}
 
 // Frequencies as in params.py, on HTK's mel scale. Band 0 is the lowest; a height is 0 at the bottom, 1 at the top.
 function addScale(clip) {
@@ -164,20 +179,22 @@ function makeView(engine, el, name, over) {
     });
     observer.observe(plot);
     for (const name of ["down", "move", "up", "cancel", "leave"]) {
-      over[`onpointer${name}`] = (event) => {
+      over.addEventListener(`pointer${name}`, (event) => {
         if (!engine.clip || (name === "down" && event.button)) return;
         if (name === "down") over.setPointerCapture(event.pointerId);
         pointer[name]?.(at(event));
         if (name === "leave") where.textContent = "";
-      };
+      });
     }
-    el.onkeydown = (event) => {
-      const input = event.target.matches("input") || (event.target.matches("button") && /^( |Enter)$/.test(event.key));
-      const act = engine.clip && actOf(event, input);
-      if (act) (event.preventDefault(), act());
-      else if (event.ctrlKey || event.metaKey || event.altKey) return; // Ctrl + S and the like are the notebook's
+    keepPlainKeys(el);
+    el.addEventListener("keydown", (event) => {
+      const isPress = event.target.matches("button") && /^( |Enter)$/.test(event.key);
+      const act = engine.clip && actOf(event, isPress || event.target.matches("input"));
+      if (!act) return;
+      event.preventDefault();
       event.stopPropagation();
-    };
+      act();
+    });
     engine.views.add(draw);
     draw();
     return () => (engine.views.delete(draw), observer.disconnect(), restore?.(), stop());

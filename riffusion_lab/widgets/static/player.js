@@ -34,7 +34,9 @@ function makeSound(model) {
     source.connect(fade).connect(volume).connect(context().destination);
     playing = { source, fade, from: rest, since: context().currentTime };
     source.start(playing.since, rest);
-    source.onended = () => playing?.source === source && pause(0, "The end");
+    source.addEventListener("ended", () => {
+      if (playing?.source === source) pause(0, "The end");
+    });
     engine.show("playing", "");
   }
 

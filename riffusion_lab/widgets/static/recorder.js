@@ -12,11 +12,15 @@ function render({ model, el }) {
   const button = make("button", { type: "button", class: "jupyter-button widget-button", onclick: press });
   const status = make("span", { role: "status", style: "margin-left: 1em" });
   el.append(button, status);
+  keepPlainKeys(el);
   let recorder = null;
 
   function show(state, text) {
+    const isWaiting = state === "waiting";
     el.dataset.state = state;
-    Object.assign(button, { textContent: state === "recording" ? "Stop" : "Record", disabled: state === "waiting" });
+    button.textContent = state === "recording" ? "Stop" : "Record";
+    button.ariaDisabled = String(isWaiting); // a button that is really disabled loses the focus
+    button.style.opacity = isWaiting ? 0.5 : 1;
     status.textContent = text;
   }
 
@@ -26,14 +30,14 @@ function render({ model, el }) {
     recorder = new MediaRecorder(stream);
     const parts = [];
     const timer = setTimeout(stop, 1000 * model.get("longest_s"));
-    recorder.ondataavailable = (event) => parts.push(event.data);
-    recorder.onstop = () => {
+    recorder.addEventListener("dataavailable", (event) => parts.push(event.data));
+    recorder.addEventListener("stop", () => {
       clearTimeout(timer);
       stream.getTracks().forEach((track) => track.stop());
       show("waiting", "One moment …");
       const recorded = new Blob(parts, { type: recorder.mimeType });
       send(recorded).catch((error) => show("ready", `Nothing was recorded: ${error.message}`));
-    };
+    });
     recorder.start();
     show("recording", "Recording …");
   }
@@ -48,6 +52,7 @@ function render({ model, el }) {
   const stop = () => isRecording() && recorder.stop();
 
   function press() {
+    if (el.dataset.state === "waiting") return;
     if (isRecording()) stop();
     else start().catch((error) => show("ready", `The microphone cannot be used: ${error.message}`));
   }
