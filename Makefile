@@ -70,11 +70,12 @@ notebooks: .venv/test.stamp
 	@touch $@
 
 # What is not pinned for Colab comes from .venv, behind the pins. Only when they are in does pip get to see it.
+# setuptools builds the lab: from `wheels`, where pip finds it without network, but an older one of .venv would be first.
 .venv-colab/test.stamp: tests/colab_constraints.txt .venv/test.stamp
 	@echo "Installing the versions that Google Colab has into .venv-colab: about 100 MB."
 	rm -rf .venv-colab
 	$(BIN)/python -m venv --without-pip .venv-colab
-	$(BIN)/python -m pip --python $(COLAB_BIN)/python install --no-deps --no-compile -r tests/colab_constraints.txt
+	$(BIN)/python -m pip --python $(COLAB_BIN)/python install --no-deps --no-compile -r tests/colab_constraints.txt "setuptools>=77"
 	$(BIN)/python -m pip download --no-deps --only-binary=:all: --dest .venv-colab/wheels "setuptools>=77"
 	$(BIN)/python tests/colab_lane.py .venv-colab
 	@touch $@

@@ -51,7 +51,10 @@ def spectrogram(clip: Clip, ax: Axes | None = None, *, colorbar: bool = False, t
             ax = FigureCanvasAgg(Figure()).figure.add_subplot()
         params = clip.params
         level = decibels(clip)
-        ax.set_yscale("function", functions=(np.vectorize(hz_to_mel), np.vectorize(mel_to_hz)))
+        # otypes: some versions of matplotlib also ask for the places of no ticks at all, an empty array.
+        to_mel = np.vectorize(hz_to_mel, otypes=[float])
+        to_hz = np.vectorize(mel_to_hz, otypes=[float])
+        ax.set_yscale("function", functions=(to_mel, to_hz))
         # Rows are equally far apart in mel, which is where the axes are after their scale: no need to draw 512 × 512
         # little rectangles, and thin lines are smoothed instead of lost.
         edges_mel = [hz_to_mel(params.frequency_hz(band)) for band in (-0.5, params.num_frequencies - 0.5)]
