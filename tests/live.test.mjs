@@ -207,6 +207,7 @@ test("after a poll that is lost comes another, and its late answer begins no sec
   const before = kernel.polls().length;
   await pass(100);
   assert.equal(kernel.polls().length - before, 2);
+  assert.ok(live.isLost()); // said all the time, not only until the second one is sent
   kernel.wake(); // answers both
   const woken = kernel.polls().length;
   await pass(10);
