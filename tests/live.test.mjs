@@ -205,7 +205,10 @@ test("after a poll that is lost comes another, and its late answer begins no sec
   await pass(2);
   kernel.isBusy = true;
   const before = kernel.polls().length;
-  await pass(100);
+  await pass(62);
+  assert.equal(kernel.polls().length - before, 2);
+  assert.ok(live.isLost()); // said all the time, not only until the second one is sent
+  await pass(38);
   assert.equal(kernel.polls().length - before, 2);
   kernel.wake(); // answers both
   const woken = kernel.polls().length;

@@ -655,8 +655,8 @@ def test_a_poll_that_is_lost_is_followed_by_another_and_its_late_answer_by_none(
     page.evaluate("kernel.isBusy = true; kernel.sent.length = 0")
     page.wait_for_function("kernel.sent.length === 1")
     page.evaluate("() => { const now = Date.now; Date.now = () => now() + 61_000; }")
-    expect(page.get_by_test_id("rl-status")).to_contain_text("The kernel")
     page.wait_for_function("kernel.sent.length === 2")
+    expect(page.get_by_test_id("rl-status")).to_contain_text("The kernel does not answer")
     page.evaluate("kernel.isBusy = false")
     page.wait_for_function("kernel.sent.length > 2")  # it goes on
     page.evaluate("kernel.sent.length = 0")

@@ -98,6 +98,7 @@ function makeLive(model) {
   let have = 0; // the number of the last clip that came
   let begun = []; // numbers of clips that have begun to sound since the last poll
   let poll = { number: 0, sentAt: 0, isOpen: false }; // the last one; at most one is on its way
+  let silentSince = 0; // when the first poll was sent that has no answer yet
   let actedAt = null; // when an action was sent that has no answer yet
   let recordingError = ""; // the last one that was shown
 
@@ -131,6 +132,7 @@ function makeLive(model) {
   function askForClips() {
     const isLost = Date.now() - poll.sentAt > LOST_MS;
     if (!poll.isOpen || isLost) {
+      if (!poll.isOpen) silentSince = Date.now();
       noteBegun();
       poll = { number: poll.number + 1, sentAt: Date.now(), isOpen: true };
       model.send({ kind: "poll", poll: poll.number, have, begun });
@@ -153,8 +155,8 @@ function makeLive(model) {
   }
 
   live.isPlaying = () => live.state === "playing" || live.state === "waiting";
-  live.isBusy = () => live.isPlaying() && poll.isOpen && Date.now() - poll.sentAt > BUSY_MS;
-  live.isLost = () => live.isBusy() && Date.now() - poll.sentAt > LOST_MS / 2;
+  live.isBusy = () => live.isPlaying() && poll.isOpen && Date.now() - silentSince > BUSY_MS;
+  live.isLost = () => live.isBusy() && Date.now() - silentSince > LOST_MS / 2;
   live.isUnanswered = () => actedAt !== null && Date.now() - actedAt >= LATE_MS;
 
   // At most one of the page's players sounds: the one that began last.
