@@ -23,7 +23,7 @@ import frame
 from colab_lane import PINS, borrow_packages, pinned_versions
 from external import require
 
-CELL_TIMEOUT_S = 120
+CELL_TIMEOUT_S = 600  # only against a cell that hangs: on a busy computer one may take minutes
 WHEELS = PINS.parent.parent / ".venv-colab" / "wheels"  # with setuptools, which pip needs to build the lab
 # Colab has a package of this name, which every kernel imports. anywidget asks it for support of widgets.
 STAND_IN_FOR_COLAB = """
