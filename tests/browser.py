@@ -1,7 +1,8 @@
 """A real browser for the widgets' JavaScript, with the real Python side of a widget at the other end.
 
 `open_page` gives an empty page; `mount` shows a widget there, as anywidget does, and carries the messages. The user's
-part is played by real keys and a real pointer: `type_into`, `set_slider`, `tab_to`, `tab_through`.
+part is played by real keys and a real pointer: `type_into`, `set_slider`, `tab_to`, `tab_through`. What the page sends
+reaches Python a little after the key: `wait_for_python` before looking there.
 """
 
 import base64
@@ -25,7 +26,8 @@ MICROPHONE = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-str
 MOUNT = """
 const fromBase64 = (text) => new DataView(Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0)).buffer);
 const toBase64 = (buffer) => btoa(Array.from(new Uint8Array(buffer), (byte) => String.fromCharCode(byte)).join(""));
-window.kernel = { isBusy: false, sent: [], clips: [] };  // what was sent there, and the numbers of clips that came back
+// What was sent there, how many of these are unanswered, when each widget's last one is, and the numbers of clips that came
+window.kernel = { isBusy: false, sent: [], nWaiting: 0, turns: [], clips: [] };
 kernel.idle = async () => { while (kernel.isBusy) await new Promise((go) => setTimeout(go, 50)); };
 window.mounted = [];  // the widgets in the page
 window.mount = async (key, script, style, traits, nViews) => {
@@ -45,9 +47,12 @@ window.mount = async (key, script, style, traits, nViews) => {
     }
   };
   let turn = Promise.resolve();  // a kernel answers one message after the other
+  kernel.turns.push(() => turn);
   const ask = (content, buffers) => {
     kernel.sent.push(content);
+    kernel.nWaiting++;
     turn = turn.then(kernel.idle).then(() => window[`toPython${key}`](content, buffers)).then(fromPython);
+    turn = turn.finally(() => kernel.nWaiting--);
   };
   const model = {
     get: (name) => state[name],
@@ -144,6 +149,11 @@ def mount(page, widget, *, n_views=1, state="ready", loses_bytes=False):
     page.evaluate("(given) => mount(...given)", [key, str(widget._esm), style, traits, n_views])
     page.wait_for_selector(f"#view{first}[data-state={state}]")
     return lambda: page.evaluate("([key, messages]) => mounted[key].fromPython(messages)", [key, taken()])
+
+
+def wait_for_python(page):
+    """Wait until Python has heard and answered all that the page has sent."""
+    page.evaluate("Promise.all(kernel.turns.map((turn) => turn()))")
 
 
 def type_into(field, text):

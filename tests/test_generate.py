@@ -13,6 +13,7 @@ from diffusers import DDIMScheduler, EulerAncestralDiscreteScheduler, PNDMSchedu
 from diffusers.models.attention_processor import PAGIdentitySelfAttnProcessor2_0
 from torch import nn
 
+from conftest import RATE, chirp
 from riffusion_lab import Prompt, interpolate
 from riffusion_lab.clip import Clip
 from riffusion_lab.denoise import first_noise, perturbed_attention
@@ -519,7 +520,7 @@ def test_nothing_to_replay(pipe):
     with pytest.raises(ValueError, match="only clips made with a seed"):
         replay(drawn, pipe)
     with pytest.raises(ValueError, match="no recipe, for it was not generated"):
-        replay(Clip.from_image(drawn.image), pipe)
+        replay(Clip.from_audio(chirp(200, 8_000), RATE), pipe)
     with pytest.raises(TypeError, match="a recipe is a dict"):
         replay("slow piano", pipe)
 

@@ -4,7 +4,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from browser import focused, mount, open_page, set_slider, start_before, tab_through, tab_to, type_into
+from browser import (
+    focused,
+    mount,
+    open_page,
+    set_slider,
+    start_before,
+    tab_through,
+    tab_to,
+    type_into,
+    wait_for_python,
+)
 from conftest import RATE, chirp
 from riffusion_lab import Clip
 from riffusion_lab.masks import as_mask, box_mask
@@ -37,10 +47,17 @@ def drag(page, start, stop):
     page.mouse.down()
     page.mouse.move(*places[1], steps=5)
     page.mouse.up()
+    wait_for_python(page)
 
 
-def choose(page, name):
-    page.get_by_test_id(f"rl-{name}").click()
+def choose(page, name, *, view=0):
+    page.locator(f"#view{view}").get_by_test_id(f"rl-{name}").click()
+    wait_for_python(page)
+
+
+def press(page, key):
+    page.keyboard.press(key)
+    wait_for_python(page)
 
 
 def type_box(page, start, stop, low, high):
@@ -167,7 +184,7 @@ def test_numbers_of_an_empty_box_are_refused_in_words(page, clip, box):
     painter = MaskPainter(clip)
     mount(page, painter)
     type_box(page, *box)
-    page.get_by_test_id("rl-high").press("Enter")
+    press(page, "Enter")  # in the last of the fields
     assert painter.mask is None
     assert page.get_by_test_id("rl-status").text_content() == "The box holds no pixel: make it larger"
 
@@ -175,33 +192,32 @@ def test_numbers_of_an_empty_box_are_refused_in_words(page, clip, box):
 def test_keyboard_alone_marks(page, clip):
     painter = MaskPainter(clip)
     mount(page, painter)
-    press = page.keyboard.press
     start_before(page)
     tab_to(page, "rl-picture")
     page.evaluate("window.leaked = []; document.addEventListener('keydown', ({key}) => leaked.push(key)); undefined")
     for key in ["ArrowLeft"] * 3 + ["ArrowUp"] * 2 + ["Shift+ArrowRight"] * 2 + ["Shift+ArrowDown"]:
-        press(key)
+        press(page, key)
     numbers = {
         name: float(page.get_by_test_id(f"rl-{name}").input_value()) for name in ("start", "stop", "low", "high")
     }
     assert numbers["start"] == pytest.approx(2.05 - 0.3) and numbers["stop"] == pytest.approx(3.07 - 0.3 + 0.2)
     status = page.get_by_test_id("rl-status").text_content()
     assert status.startswith("Box from 1.75 to 2.97 s, ") and status.endswith(f"{numbers['high']:,.0f} Hz")
-    press("Enter")
+    press(page, "Enter")
     expected = box_mask(clip, numbers["start"], numbers["stop"], low_hz=numbers["low"], high_hz=numbers["high"])
     np.testing.assert_array_equal(painter.mask, expected)
     for _ in range(60):
-        press("ArrowRight")  # to the edge and no further
+        press(page, "ArrowRight")  # to the edge and no further
     assert float(page.get_by_test_id("rl-stop").input_value()) == 5.12
-    press("Enter")
+    press(page, "Enter")
     assert painter.mask[:, -1].any() and painter.mask.sum() > expected.sum()
-    press("Control+z")
+    press(page, "Control+z")
     np.testing.assert_array_equal(painter.mask, expected)
-    press("Delete")
+    press(page, "Delete")
     assert painter.mask is None
-    press("Control+z")
+    press(page, "Control+z")
     np.testing.assert_array_equal(painter.mask, expected)
-    press("d")
+    press(page, "d")
     assert page.evaluate("leaked") == ["Control", "Control"]
 
 
@@ -219,37 +235,36 @@ def test_tab_leads_through_every_control_and_out_again_both_ways(page, clip):
 def test_every_control_is_used_by_keys(page, clip):
     painter = MaskPainter(clip)
     mount(page, painter)
-    press, keyboard = page.keyboard.press, page.keyboard
     start_before(page)
     for tool, key in (("brush", "Enter"), ("eraser", "Space"), ("box", "Enter")):
         tab_to(page, f"rl-{tool}", back=tool == "box")
-        press(key)
+        press(page, key)
         assert page.locator("#view0").get_attribute("data-tool") == tool
     tab_to(page, "rl-size")
-    press("ArrowRight")
-    press("ArrowUp")
+    press(page, "ArrowRight")
+    press(page, "ArrowUp")
     assert page.get_by_test_id("rl-size").input_value() == "30"
     for name, value in {"start": "1.25", "stop": "2.5", "low": "300", "high": "4000"}.items():
         tab_to(page, f"rl-{name}")
-        keyboard.type(value)  # Tab has selected what was there
+        page.keyboard.type(value)  # Tab has selected what was there
         assert page.get_by_test_id(f"rl-{name}").input_value() == value
-    press("Enter")
+    press(page, "Enter")
     marked = box_mask(clip, 1.25, 2.5, low_hz=300, high_hz=4_000)
     np.testing.assert_array_equal(painter.mask, marked)
     tab_to(page, "rl-clear", back=True)
-    press("Space")
+    press(page, "Space")
     assert painter.mask is None
     tab_to(page, "rl-add-box")
-    press("Space")
+    press(page, "Space")
     np.testing.assert_array_equal(painter.mask, marked)
     tab_to(page, "rl-invert", back=True)
-    press("Enter")
+    press(page, "Enter")
     np.testing.assert_array_equal(painter.mask, ~marked)
     tab_to(page, "rl-undo", back=True)
-    press("Enter")
+    press(page, "Enter")
     np.testing.assert_array_equal(painter.mask, marked)
     tab_to(page, "rl-add-box")
-    press("Tab")
+    press(page, "Tab")
     assert focused(page) == "after"
 
 
@@ -301,14 +316,14 @@ def test_python_marks_and_exchanges_the_clip(page, clip):
     painter.mask = (1, 3)
     flush()
     assert marked(0) == marked(1) == 512 * 200
-    page.locator("#view1").get_by_test_id("rl-undo").click()
+    choose(page, "undo", view=1)
     np.testing.assert_array_equal(painter.mask, box_mask(clip, 0, 1))
     painter.mask = None
     flush()
     assert marked(0) == 0
     painter.clip = clip[0:2]
     flush()
-    page.locator("#view0").get_by_test_id("rl-invert").click()
+    choose(page, "invert")
     assert painter.mask.shape == (512, 200) and painter.mask.all()
 
 

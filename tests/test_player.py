@@ -7,7 +7,7 @@ import pytest
 import soundfile
 from PIL import Image
 
-from browser import focused, mount, open_page, start_before, tab_through, tab_to
+from browser import focused, mount, open_page, start_before, tab_through, tab_to, wait_for_python
 from conftest import RATE, chirp, drum_loop, tone
 from riffusion_lab import Clip, SpectrogramParams
 from riffusion_lab.plot import FLOOR_DB, decibels
@@ -217,6 +217,7 @@ def test_loop_button_while_playing(page):
     assert page.get_by_test_id("rl-loop").get_attribute("aria-pressed") == "false"
     assert state(page)[1] <= 0.5 and before <= 0.5
     page.wait_for_selector("#view0[data-state=paused]")
+    wait_for_python(page)
     assert not player.loop
 
 
@@ -251,6 +252,7 @@ def test_keys_play_seek_and_loop_and_do_not_reach_the_notebook(page, clip):
     assert page.evaluate("leaked") == []
     press("Control+s")
     assert page.evaluate("leaked") == ["Control", "s"]
+    wait_for_python(page)
     assert not player.loop and player.volume == pytest.approx(0.95)
 
 
@@ -289,6 +291,7 @@ def test_every_control_is_used_by_keys(page, clip):
         assert focused(page) == f"rl-download-{suffix}"
     press("Tab")
     assert focused(page) == "after"
+    wait_for_python(page)
     assert not player.loop and player.volume == pytest.approx(0.99)
 
 
