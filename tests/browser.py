@@ -26,7 +26,7 @@ MICROPHONE = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-str
 MOUNT = """
 const fromBase64 = (text) => new DataView(Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0)).buffer);
 const toBase64 = (buffer) => btoa(Array.from(new Uint8Array(buffer), (byte) => String.fromCharCode(byte)).join(""));
-// What was sent there, how many of these are unanswered, when each widget's last one is, and the numbers of clips that came
+// What was sent there, how much of it is unanswered, for each widget when it all is, and the numbers of clips that came
 window.kernel = { isBusy: false, sent: [], nWaiting: 0, turns: [], clips: [] };
 kernel.idle = async () => { while (kernel.isBusy) await new Promise((go) => setTimeout(go, 50)); };
 window.mounted = [];  // the widgets in the page
