@@ -19,7 +19,7 @@ from riffusion_lab.generate import make_job
 from riffusion_lab.loops import decode, encode
 from riffusion_lab.masks import as_mask, box_mask, latent_mask, paste
 from riffusion_lab.params import SpectrogramParams
-from tiny import save_full_size_pipeline
+from tiny import save_stable_diffusion
 
 pytestmark = pytest.mark.usefixtures("no_surprising_warnings")
 
@@ -432,9 +432,9 @@ def test_a_clip_too_short_to_go_on_from(pipe):
 # --- Riffusion v1 -------------------------------------------------------------------------------------------------
 
 
-def test_the_same_calls_on_a_full_size_stable_diffusion(tmp_path):
+def test_the_same_calls_on_a_stable_diffusion(tmp_path):
     """Random weights; PNDM, an AutoencoderKL and noise prediction, as in Riffusion v1."""
-    full = load_pipeline(save_full_size_pipeline(tmp_path / "full"), device="cpu")
+    full = load_pipeline(save_stable_diffusion(tmp_path / "v1", is_narrow=True), device="cpu")
     sound = recording(441 * 512)
     restyled = audio_to_audio(full, sound, "jazz", strength=0.5, num_inference_steps=2, guidance_scale=1)
     filled = inpaint(full, sound, (1.0, 2.0), "jazz", num_inference_steps=1, guidance_scale=1)

@@ -23,7 +23,7 @@ from riffusion_lab.loops import circular_time, decode, sliding_windows, windows
 from riffusion_lab.models import load_pipeline
 from riffusion_lab.prompts import encode_prompt
 from riffusion_lab.recipes import weights_hash
-from tiny import save_full_size_pipeline, state, tiny_pipeline
+from tiny import save_stable_diffusion, state, tiny_pipeline
 
 pytestmark = pytest.mark.usefixtures("no_surprising_warnings")
 
@@ -657,7 +657,7 @@ def test_a_pipe_that_is_none():
 
 @pytest.fixture
 def full_size_folder(tmp_path):
-    yield save_full_size_pipeline(tmp_path / "v1")
+    yield save_stable_diffusion(tmp_path / "v1")
     shutil.rmtree(tmp_path / "v1")  # 2 GB, which pytest would keep
 
 

@@ -118,16 +118,25 @@ def save_tiny_pipeline(folder: Path, *, settings: dict | None = SETTINGS, seed: 
     return folder
 
 
-def save_full_size_pipeline(folder: Path) -> Path:
+def save_stable_diffusion(folder: Path, *, is_narrow: bool = False) -> Path:
     """Random weights with the shapes of Stable Diffusion 1.5, in half precision, laid out as Riffusion v1 is.
 
+    A narrow one has an eighth of the channels, and one layer of the text encoder: 120 MB instead of 2 GB.
     Its folders for safety checker and feature extractor are there, but hold nothing that could be loaded.
     """
     tokenizer = tiny_tokenizer()
+    share = 8 if is_narrow else 1
     with torch.device("meta"):  # shapes only: drawing a billion weights by the usual rules takes a minute
-        unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
+        unet = UNet2DConditionModel(
+            sample_size=64,
+            cross_attention_dim=768,
+            attention_head_dim=8,
+            block_out_channels=[n_channels // share for n_channels in (320, 640, 1280, 1280)],
+            norm_num_groups=32 // share,
+        )
         vae = AutoencoderKL(
-            block_out_channels=(128, 256, 512, 512),
+            block_out_channels=[n_channels // share for n_channels in (128, 256, 512, 512)],
+            norm_num_groups=32 // share,
             down_block_types=("DownEncoderBlock2D",) * 4,
             up_block_types=("UpDecoderBlock2D",) * 4,
             layers_per_block=2,
@@ -135,7 +144,11 @@ def save_full_size_pipeline(folder: Path) -> Path:
         )
         text_encoder = CLIPTextModel(
             CLIPTextConfig(
-                hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12, vocab_size=49408
+                hidden_size=768,
+                intermediate_size=3072,
+                num_hidden_layers=1 if is_narrow else 12,
+                num_attention_heads=12,
+                vocab_size=49408,
             )
         )
     for part in (unet, vae, text_encoder):
