@@ -16,7 +16,7 @@ import torch
 from diffusers import SchedulerMixin
 
 from . import __version__
-from .models import Pipeline, model_name, model_settings
+from .models import Pipeline, execution_device, model_name, model_settings
 from .prompts import Prompt
 from .values import N_SEEDS
 
@@ -54,7 +54,7 @@ def make_recipe(pipe: Pipeline, kind: str, **arguments: Any) -> Recipe:
         "model": model_name(pipe),
         "weights_sha256": weights_hash(pipe),
         "versions": {"riffusion_lab": __version__} | {name: version(name) for name in LIBRARIES},
-        "device": pipe.device.type,
+        "device": execution_device(pipe).type,
         "dtype": str(pipe.unet.dtype).removeprefix("torch."),
     }
 
