@@ -255,6 +255,12 @@ def active_loras(pipe: StableDiffusionPipeline) -> list[dict[str, Any]]:
     ]
 
 
+def lora_facts(pipe: StableDiffusionPipeline) -> dict[str, Any]:
+    """Give what a recipe keeps of a pipeline's LoRAs: `active_loras` under ``loras``; nothing where there are none."""
+    loras = active_loras(pipe)
+    return {"loras": loras} if loras else {}
+
+
 def _adapter_layers(pipe: StableDiffusionPipeline) -> Iterator[tuple[str, nn.Module]]:
     """Go through the layers of a pipeline that have LoRAs which are switched on."""
     parts = {part: getattr(pipe, part) for part in PARTS}
