@@ -64,7 +64,7 @@ def tensor_shapes(path: Path) -> dict[str, Shape]:
     try:
         content = torch.load(path, map_location="meta", weights_only=True, mmap=zipfile.is_zipfile(path))
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        needed = re.search(r"Unsupported (?:global: GLOBAL|class|operand) ([\w.]+)", str(error))
+        needed = re.search(r"GLOBAL ([\w.]+)", str(error))
         if needed:
             advice = "convert it to .safetensors where you trust it"
             raise OSError(f"{path.name} holds code ({needed[1]}), which is never run: {advice}") from error
@@ -158,12 +158,13 @@ def read_single_file(path: Path, dtype: torch.dtype) -> StableDiffusionPipeline:
     shapes = tensor_shapes(path)
     _check_family(shapes)
     pipe = diffusers.StableDiffusionPipeline.from_single_file(
-        str(path), config=str(STABLE_DIFFUSION_V1), local_files_only=True, extract_ema=True, **{DTYPE: dtype}
+        str(path), config=str(STABLE_DIFFUSION_V1), local_files_only=True, extract_ema=True
     )
     for part in (pipe.unet, pipe.vae, pipe.text_encoder):
         missing = [name for name, weight in part.named_parameters() if weight.is_meta]
         if missing:
             raise OSError(f"it lacks {len(missing)} weights of {type(part).__name__}, such as {missing[0]}")
+        part.to(dtype=dtype)
     if _predicts_v(path, shapes):
         pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, prediction_type="v_prediction")
     pipe.register_to_config(_name_or_path=str(path))

@@ -36,7 +36,13 @@ SETTINGS_FILE = "riffusion_lab.json"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _ORIGIN = "_riffusion_lab"  # attribute of a U-Net: a `_Origin`
 # What the libraries say about every model of our kind, and we have decided already
-_NO_NEWS = ("Expected types for vae", "Defaulting to unsafe serialization", "requires torchvision", "EMA")
+_NO_NEWS = (
+    "Expected types for vae",
+    "Defaulting to unsafe serialization",
+    "requires torchvision",
+    "EMA weights",
+    "kept in float32: []",
+)
 
 
 @dataclass(frozen=True)
