@@ -157,14 +157,14 @@ def read_single_file(path: Path, dtype: torch.dtype) -> StableDiffusionPipeline:
         raise OSError(f"a single file must be {' or '.join(SINGLE_FILES)}")
     shapes = tensor_shapes(path)
     _check_family(shapes)
-    pipe = diffusers.StableDiffusionPipeline.from_single_file(
-        str(path), config=str(STABLE_DIFFUSION_V1), local_files_only=True, extract_ema=True
-    )
-    for part in (pipe.unet, pipe.vae, pipe.text_encoder):
-        missing = [name for name, weight in part.named_parameters() if weight.is_meta]
-        if missing:
-            raise OSError(f"it lacks {len(missing)} weights of {type(part).__name__}, such as {missing[0]}")
-        part.to(dtype=dtype)
+    try:
+        pipe = diffusers.StableDiffusionPipeline.from_single_file(
+            str(path), config=str(STABLE_DIFFUSION_V1), local_files_only=True, extract_ema=True
+        )
+        for part in (pipe.unet, pipe.vae, pipe.text_encoder):
+            part.to(dtype=dtype, device="cpu")
+    except NotImplementedError as error:  # of torch: what is on the meta device has no numbers
+        raise OSError("it lacks some of the weights of Stable Diffusion 1.x") from error
     if _predicts_v(path, shapes):
         pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, prediction_type="v_prediction")
     pipe.register_to_config(_name_or_path=str(path))

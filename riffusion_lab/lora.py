@@ -198,8 +198,8 @@ def _check_fit(part_name: str, part: nn.Module, weights: Mapping[str, Tensor]) -
     names = dict.fromkeys(map(_layer_name, plain))
     absent = [name for name in names if name not in layers]
     if absent:
-        which = f"has none of its {len(names)} layers" if len(absent) == len(names) else f"lacks {len(absent)} of them"
-        raise OSError(f"the {part_name} {which}, such as {absent[0]}: it was made for another family of models")
+        how_many = f"{'all' if len(absent) == len(names) else len(absent)} of its {len(names)} layers"
+        raise OSError(f"the {part_name} lacks {how_many}, such as {absent[0]}: it was made for another kind of model")
     for name in names:
         layer = layers[name]
         full = tuple(getattr(layer, "base_layer", layer).weight.shape)
@@ -313,7 +313,11 @@ def check_loras(recipe: Mapping[str, Any], pipe: StableDiffusionPipeline | None)
     if asked != {lora["name"]: (lora["sha256"], lora["weight"]) for lora in found}:
         made_with = _named(wanted) if asked else "no LoRA"
         here = _named(found) if found else "none"
-        warn(f"it was made with {made_with}, and the pipeline has {here}: other weights, so it will differ")
+        advice = ""
+        if {lora["sha256"] for lora in found} == {sha256 for sha256, _ in asked.values()}:
+            names = sorted(asked)
+            advice = f" (pipe.set_adapters({names}, {[asked[name][1] for name in names]}) makes it the same)"
+        warn(f"it was made with {made_with}, and the pipeline has {here}: other weights, so it will differ{advice}")
 
 
 def _named(loras: list[dict[str, Any]]) -> str:

@@ -362,4 +362,6 @@ def _quiet(*, bars: bool) -> Iterator[None]:
                 stack.callback(switch.enable_progress_bar)
         # diffusers still passes it to a Hub library that has dropped it
         warnings.filterwarnings("ignore", message=".*local_dir_use_symlinks")
+        # peft says of every LoRA but the first
+        warnings.filterwarnings("ignore", message="Already found a `peft_config`")
         yield

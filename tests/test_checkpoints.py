@@ -206,8 +206,9 @@ def without(weights, start):
         (lambda w: without(w, "first_stage_model."), "it lacks the autoencoder"),
         (
             lambda w: without(w, "model.diffusion_model.out.2."),
-            "it lacks 2 weights of UNet2DConditionModel, such as",
+            "it lacks some of the weights",
         ),
+        (lambda w: without(w, "cond_stage_model.transformer.text_model.final"), "it lacks some of the weights"),
         (lambda _: {"lora_unet_x.lora_down.weight": torch.zeros(4, 8)}, r"it is a LoRA, not a model: give it as lora="),
         (lambda _: {"conv_in.weight": torch.zeros(8, 4, 3, 3)}, "it is one part of a model in diffusers' layout"),
         (lambda _: {"encoder.layer.0": torch.zeros(3)}, "it is no Stable Diffusion 1.x: it has neither"),
