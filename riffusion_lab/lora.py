@@ -146,6 +146,10 @@ def _load(pipe: StableDiffusionPipeline, lora: Lora) -> None:
     if any(re.search(r"lokr_|hada_|dora_scale", name) for name in names):
         raise OSError("it is a LoKr, LoHa or DoRA, which cannot be loaded here: give a plain LoRA")
     state_dict, network_alphas, metadata = pipe.lora_state_dict(str(lora.path), return_lora_metadata=True)
+    if network_alphas:
+        state_dict = _with_alphas(state_dict, network_alphas)
+    if not hasattr(pipe.text_encoder, "text_model"):  # the name of a module that transformers 5.6 did away with
+        state_dict = {name.replace("text_encoder.text_model.", "text_encoder."): w for name, w in state_dict.items()}
     if not any(name.startswith(tuple(f"{part}." for part in PARTS)) for name in state_dict):
         state_dict = _with_parts(pipe, state_dict)
         metadata = _peft_settings(lora.path) or metadata
@@ -158,11 +162,25 @@ def _load(pipe: StableDiffusionPipeline, lora: Lora) -> None:
         raise OSError(f"this model has no place for {n_foreign} of its {len(state_dict)} matrices, such as {foreign}")
     for part, weights in by_part.items():
         _check_fit(part, getattr(pipe, part), weights)
-    options = {"network_alphas": network_alphas, "adapter_name": lora.name, "metadata": metadata, "_pipeline": pipe}
+    options = {"network_alphas": None, "adapter_name": lora.name, "metadata": metadata, "_pipeline": pipe}
     if by_part["unet"]:
         pipe.load_lora_into_unet(state_dict, unet=pipe.unet, **options)
     if by_part["text_encoder"]:
         pipe.load_lora_into_text_encoder(state_dict, text_encoder=pipe.text_encoder, **options)
+
+
+def _with_alphas(state_dict: Mapping[str, Tensor], network_alphas: Mapping[str, float]) -> dict[str, Tensor]:
+    """Multiply the second matrix of each layer by its scale, alpha through rank, as kohya's form has it.
+
+    diffusers would find the scale of most layers only where all have the same.
+    """
+    scaled = {name: weight.float() for name, weight in state_dict.items()}
+    for name, alpha in network_alphas.items():
+        layer = name.removesuffix(".alpha")  # or already the name of its first matrix
+        down = layer if layer in scaled else f"{layer}.lora.down.weight"
+        up = down.replace(".down.", ".up.")
+        scaled[up] *= alpha / len(scaled[down])
+    return scaled
 
 
 def _with_parts(pipe: StableDiffusionPipeline, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -183,7 +201,9 @@ def _peft_settings(path: Path) -> dict[str, Any] | None:
     if not file.is_file():
         return None
     content = json.loads(file.read_text(encoding="utf-8"))
-    return {f"{part}.{name}": content[name] for part in PARTS for name in _PEFT_SETTINGS if content.get(name)}
+    settings = {"rank_pattern": {}, "alpha_pattern": {}}
+    settings |= {name: content[name] for name in _PEFT_SETTINGS if content.get(name)}
+    return {f"{part}.{name}": value for part in PARTS for name, value in settings.items()}
 
 
 def _check_fit(part_name: str, part: nn.Module, weights: Mapping[str, Tensor]) -> None:

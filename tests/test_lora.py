@@ -232,6 +232,40 @@ def in_kohyas_form(path: Path) -> None:
     save_file(weights, path)
 
 
+@pytest.mark.parametrize("layer", ["attn1_to_q", "attn2_to_out_0", "ff_net_0_proj", "self_attn_k_proj", "mlp_fc1"])
+def test_each_layer_has_its_own_alpha(folder, tmp_path, layer):
+    """In kohya's form; here one layer has an alpha twice as large as the others."""
+    weights = kohya_weights(layer_alpha={layer: 8.0}, alpha=4.0)
+    path = tmp_path / "kohya.safetensors"
+    save_file(weights, path)
+    loud = load_pipeline(folder, device="cpu", lora=path)
+    doubled = [name for name in weights if f"{layer}.lora_up" in name]
+    assert doubled
+    even = weights | {name.replace("lora_up.weight", "alpha"): torch.tensor(4.0) for name in doubled}
+    save_file(even | {name: 2 * weights[name] for name in doubled}, path)
+    same = load_pipeline(folder, device="cpu", lora=path)
+    save_file(even, path)
+    plain = load_pipeline(folder, device="cpu", lora=path)
+    hashes = [active_loras(pipe)[0]["sha256"] for pipe in (loud, same, plain)]
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
+def kohya_weights(layer_alpha: dict[str, float], alpha: float) -> dict[str, torch.Tensor]:
+    """Matrices for some layers of both parts of a tiny pipeline, as sd-scripts names them."""
+    pipe, weights = tiny_pipeline(), {}
+    random = torch.Generator().manual_seed(0)
+    ends = ("to_q", "to_out.0", "net.0.proj", "q_proj", "k_proj", "out_proj", "fc1")
+    for prefix, part in (("lora_unet_", pipe.unet), ("lora_te_text_model_", pipe.text_encoder)):
+        for name, layer in part.named_modules():
+            if name.endswith(ends):
+                start = prefix + name.replace(".", "_")
+                weights[f"{start}.lora_down.weight"] = torch.randn(2, layer.in_features, generator=random)
+                weights[f"{start}.lora_up.weight"] = torch.randn(layer.out_features, 2, generator=random)
+                own = [value for end, value in layer_alpha.items() if start.endswith(end)]
+                weights[f"{start}.alpha"] = torch.tensor(own[0] if own else alpha)
+    return weights
+
+
 def in_pefts_form(path: Path) -> None:
     """As peft's ``save_pretrained`` writes it: the configuration stands beside it."""
     weights = load_file(path)
