@@ -23,6 +23,7 @@ from .phase import lower_peaks, waveform_from_mel
 from .samples import Channel
 from .soundfiles import Torn
 from .spectrogram import mel_from_waveform
+from .torch_defaults import torch_defaults
 from .values import check_whole, warn
 
 LONG_S = 60  # longer sounds work, but slowly
@@ -42,6 +43,7 @@ class Clip:
         self._limited_db = 0.0
 
     @classmethod
+    @torch_defaults()
     def from_audio(
         cls,
         path_or_array: Any,
@@ -157,12 +159,14 @@ class Clip:
         return clip
 
     @cached_property
+    @torch_defaults()
     def _picture(self) -> Picture:
         mel = mel_from_waveform(torch.tensor(self.waveform), self.params, loop=self.loop)
         image, maximum = image_from_mel(mel, self.params)
         return Picture(image, self.params, maximum, self.loop, self._recipe)
 
     @cached_property
+    @torch_defaults()
     def waveform(self) -> np.ndarray:
         """Samples, a NumPy array [shape=(channels, samples), float32, range [-1, 1]]; read-only."""
         picture = self._picture

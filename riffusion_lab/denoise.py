@@ -16,8 +16,9 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 
 from .loops import circular_time, clip_size, sliding_windows
-from .models import Pipeline, model_settings
+from .models import Pipeline, execution_device, model_settings
 from .prompts import of_one_length
+from .torch_defaults import torch_defaults
 
 if TYPE_CHECKING:
     from diffusers import SchedulerMixin
@@ -63,7 +64,7 @@ def draw_noise(pipe: Pipeline, generator: torch.Generator, n_columns: int) -> Te
     Tensor [shape=(1, 4, 64, n_columns)]
     """
     shape = (1, pipe.unet.config.in_channels, clip_size(pipe)[0], n_columns)
-    return randn_tensor(shape, generator=generator, device=pipe.device, dtype=pipe.unet.dtype)
+    return randn_tensor(shape, generator=generator, device=execution_device(pipe), dtype=pipe.unet.dtype)
 
 
 def first_noise(pipe: Pipeline, noise: Tensor) -> Tensor:
@@ -138,7 +139,7 @@ def left_as_found(pipe: Pipeline) -> Iterator[None]:
 
     Threads take turns: networks are made circular where they are, and a live session plays beside the notebook's cells.
     """
-    with _TURN:
+    with _TURN, torch_defaults():
         found = dict(vars(pipe))
         try:
             pipe.scheduler = copy.deepcopy(pipe.scheduler)

@@ -15,6 +15,7 @@ from .clip import Clip
 from .denoise import Callback, Job, begins_in_the_middle, draw_noise, first_step, from_clip, from_noise, left_as_found
 from .image import Picture
 from .loops import decode, encode, latent_columns
+from .lora import check_loras
 from .masks import latent_mask, paste
 from .models import Pipeline, load_pipeline
 from .params import PARAMS
@@ -29,6 +30,7 @@ from .recipes import (
     seed_from_recipe,
     weights_hash,
 )
+from .torch_defaults import torch_defaults
 from .values import warn
 
 
@@ -99,10 +101,11 @@ def text_to_audio(
     return one_or_list(make_ordered(pipe, "text_to_audio", orders, settings), prompt, seed, generator)
 
 
+@torch_defaults()
 def replay(clip_or_recipe: Clip | Recipe, pipe: Pipeline | None = None) -> Clip:
     """Make a clip of `text_to_audio` or `interpolate` again from its recipe.
 
-    On the same weights, device and versions it is the same clip; other weights are said.
+    On the same weights, device and versions it is the same clip; other weights, and other LoRAs, are said.
 
     Parameters
     ----------
@@ -121,6 +124,7 @@ def replay(clip_or_recipe: Clip | Recipe, pipe: Pipeline | None = None) -> Clip:
         If the recipe's model cannot be found.
     TypeError, ValueError
         If there is no recipe, or none that can be followed: one of a clip made from another clip does not hold that.
+        Or if the clip was made with a LoRA, and there is no pipeline that has it.
 
     Notes
     -----
@@ -129,6 +133,7 @@ def replay(clip_or_recipe: Clip | Recipe, pipe: Pipeline | None = None) -> Clip:
     from .interpolation import interpolate  # which builds on this module
 
     recipe = check_recipe(getattr(clip_or_recipe, "recipe", clip_or_recipe))
+    check_loras(recipe, pipe)
     scheduler = scheduler_from_recipe(recipe)
     pipe = load_pipeline(recipe["model"]) if pipe is None else pipe
     if weights_hash(pipe) != recipe["weights_sha256"]:

@@ -33,25 +33,26 @@ def slerp(start: Tensor, end: Tensor, alpha: float) -> Tensor:
     Parameters
     ----------
     start, end : Tensor
-        Of one shape. Calculated in float64, whatever their type.
+        Of one shape. Calculated in float64 and on the CPU, whatever their type and device.
     alpha : float
         0 gives `start`, 1 `end`, to the bit.
 
     Returns
     -------
     Tensor
-        Of `start`'s type. Where both point the same way, or exactly opposite ways, the line is taken.
+        Of `start`'s type and device. Where both point the same way, or exactly opposite ways, the line is taken.
 
     Taught in: 04
     """
     if alpha in (0, 1):
         return (end if alpha else start).clone()
-    a, b = start.double(), end.double()
+    a, b = (noise.cpu().double() for noise in (start, end))  # GPUs of Macs have no float64
     cosine = float((a * b).sum() / (a.norm() * b.norm()))
     if not abs(cosine) < PARALLEL:  # or a zero vector: the cosine is NaN
-        return torch.lerp(a, b, alpha).to(start.dtype)
+        return torch.lerp(a, b, alpha).to(start)
     angle = math.acos(cosine)
-    return ((math.sin((1 - alpha) * angle) * a + math.sin(alpha * angle) * b) / math.sin(angle)).to(start.dtype)
+    between = (math.sin((1 - alpha) * angle) * a + math.sin(alpha * angle) * b) / math.sin(angle)
+    return between.to(start)
 
 
 def lerp(start: Tensor, end: Tensor, alpha: float) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from .image import image_from_mel
 from .limiter import limit
 from .spectrogram import mel_from_waveform, n_columns
+from .torch_defaults import torch_defaults
 from .values import check_number
 
 if TYPE_CHECKING:
@@ -102,6 +103,7 @@ def overlay(clip: Clip, other: Clip, *, start_s: float = 0.0, gain_db: float = 0
     return _like(clip, mixed / max(1.0, float(np.abs(mixed).max())), loop=is_loop)
 
 
+@torch_defaults()
 def difference(clip: Clip, other: Clip) -> Clip:
     """Give what a clip has and the other has not: the positive part of the difference of mel amplitudes."""
     check_alike([clip, other])

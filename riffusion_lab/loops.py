@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from .models import Pipeline
+from .models import Pipeline, execution_device
 
 # Latent columns decoded beside a strip and dropped again. riffling's decoder sees 18 columns to
 # either side, so its strips are exact.
@@ -138,7 +138,7 @@ def encode(pipe: Pipeline, picture: Image.Image, *, loop: bool) -> Tensor:
 
     def encode_strip(columns: Tensor) -> Tensor:
         seen = (columns[:, None] * scale + torch.arange(scale)).flatten()
-        encoded = pipe.vae.encode(pixels[..., seen].to(pipe.device, pipe.vae.dtype))
+        encoded = pipe.vae.encode(pixels[..., seen].to(execution_device(pipe), pipe.vae.dtype))
         latents = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents
         return latents * pipe.vae.config.scaling_factor
 

@@ -11,19 +11,21 @@ import platform
 import re
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import diffusers
 import torch
 import transformers
-from diffusers.utils import is_peft_available
-from huggingface_hub import hf_hub_download, model_info, try_to_load_from_cache
+from huggingface_hub import hf_hub_download, list_repo_files, model_info, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HTTPError, OfflineModeIsEnabled
-from packaging.version import Version
+
+from .checkpoints import DTYPE, SINGLE_FILES, parts_in_variants, read_single_file
+from .lora import LORA_FILES, PEFT_CONFIG, Lora, LoraSource, file_in_folder, load_loras, lora_weights, named_loras
+from .torch_defaults import torch_defaults
 
 if TYPE_CHECKING:  # importing it makes transformers talk: see _quiet
     from diffusers import StableDiffusionPipeline
@@ -32,10 +34,15 @@ Pipeline: TypeAlias = "StableDiffusionPipeline"
 WEIGHTS = Path(__file__).parent / "weights"  # the embedded models, one folder each
 SETTINGS_FILE = "riffusion_lab.json"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-# diffusers renamed the keyword: 0.39 knows only the old name, 0.42 warns about it
-_DTYPE = "dtype" if Version(diffusers.__version__) >= Version("0.42") else "torch_dtype"
+_ORIGIN = "_riffusion_lab"  # attribute of a U-Net: a `_Origin`
 # What the libraries say about every model of our kind, and we have decided already
-_NO_NEWS = ("Expected types for vae", "Defaulting to unsafe serialization", "requires torchvision")
+_NO_NEWS = (
+    "Expected types for vae",
+    "Defaulting to unsafe serialization",
+    "requires torchvision",
+    "EMA weights",
+    "kept in float32: []",
+)
 
 
 @dataclass(frozen=True)
@@ -54,26 +61,39 @@ class ModelSettings:
     pag_applied_layers: tuple[str, ...] = ()  # blocks that look nowhere else without the words: `perturbed_attention`
 
 
+class _Origin(NamedTuple):
+    """What a U-Net remembers of the model that it comes from, also in another pipeline of the same parts."""
+
+    name: str
+    settings: ModelSettings
+
+
+@torch_defaults()
 def load_pipeline(
     model: str | os.PathLike[str] = "riffling",
     *,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
-    lora: str | os.PathLike[str] | None = None,
+    lora: LoraSource | Mapping[LoraSource, float] | None = None,
 ) -> Pipeline:
     """Load a model, and say in one line what was loaded, where and how exactly it calculates.
 
     Parameters
     ----------
     model : str or path
-        ``"riffling"`` (comes with this package), a folder in diffusers' layout, or the name of a
-        model on the Hugging Face Hub, such as ``"riffusion/riffusion-model-v1"``.
+        ``"riffling"`` (comes with this package), a folder in diffusers' layout, a ``.safetensors`` or ``.ckpt`` file
+        with the whole of a Stable Diffusion 1.x, or the name of a model on the Hugging Face Hub, such as
+        ``"riffusion/riffusion-model-v1"``. Parts of a folder that are there as a variant only, such as ``fp16``, are
+        read from it.
     device : str or torch.device, optional
         Default: CUDA, else MPS (a Mac; riffling takes the CPU there), else the CPU.
     dtype : str or torch.dtype, optional
         ``float16``, ``bfloat16`` or ``float32``. Default: float16 on CUDA, else float32.
-    lora : str or path, optional
-        A LoRA (file, folder or Hub name) to load on top. Needs the package ``peft``.
+    lora : str, path or dict, optional
+        A LoRA to load on top: a file, a folder that holds one, or a name on the Hub. A dict gives one or several with
+        how strong each is to be, ``{"funk.safetensors": 0.8, "dub.safetensors": -0.3}``; alone it has 1. Needs the
+        package ``peft``. In the pipeline it is named after its file: ``pipe.set_adapters("funk", 0.5)`` changes how
+        strong it is, ``pipe.unload_lora_weights()`` takes all off and leaves the model as it was, to the bit.
 
     Returns
     -------
@@ -83,30 +103,35 @@ def load_pipeline(
     Raises
     ------
     OSError
-        If there is no such model, it is no Stable Diffusion, or it cannot be read.
-    ValueError
-        If there is no such device or dtype.
+        If there is no such model or LoRA, it is no Stable Diffusion, it cannot be read, or the LoRA was made for
+        another model.
+    TypeError, ValueError
+        If there is no such device or dtype, a LoRA is given twice, or its weight is no finite number.
+    ImportError
+        If there is a LoRA, but not the package ``peft``.
 
     Notes
     -----
     Weights are read from safetensors; older pickles only through torch's weights-only loading,
-    which runs no code. No account's token is ever sent. On a CPU with glibc, the process is told to keep
-    freed memory for itself (``keep_freed_memory``).
+    which runs no code. The model's settings are read once, here. No account's token is ever sent. On a CPU with glibc,
+    the process is told to keep freed memory for itself (``keep_freed_memory``).
 
     Taught in: 00, 03
     """
     source = _source(model)
     device = _device(device, prefer_cpu=source == str(WEIGHTS / "riffling"))
     dtype = _dtype(dtype, device)
-    lora = None if lora is None else _lora_source(lora)
+    loras = _find_loras(lora_weights(lora))
     if device.type == "cpu":
         keep_freed_memory()
     with _quiet(bars=HUB_ID.fullmatch(source) is not None):
-        pipe = _read(source, dtype).to(device)
-    if lora is not None:
-        pipe.load_lora_weights(lora, token=False)
+        pipe = _read(source, dtype)
+        model_settings(pipe)  # read now, and kept: the file may change
+        load_loras(pipe, loras)
+        pipe.to(device)
     pipe.set_progress_bar_config(disable=not sys.stderr.isatty())  # in notebooks each bar would be saved
-    print(f"{model_name(pipe)} on {device.type} in {str(dtype).removeprefix('torch.')}")
+    added = "".join(f" with LoRA {lora.name} at {lora.weight:g}" for lora in loras)
+    print(f"{model_name(pipe)}{added} on {device.type} in {str(dtype).removeprefix('torch.')}")
     return pipe
 
 
@@ -131,24 +156,54 @@ def vocabulary(pipe: Pipeline) -> list[str]:
     return list(model_settings(pipe).vocabulary)
 
 
+def execution_device(pipe: Pipeline) -> torch.device:
+    """Device on which a pipeline's networks compute: of an offloaded one, not the device where its weights wait.
+
+    diffusers has no public name for it; all its own pipelines ask for this one.
+    """
+    return pipe._execution_device
+
+
 def model_name(pipe: Pipeline) -> str:
     """Name under which ``load_pipeline`` finds the model again: no path of this machine."""
-    name = pipe.name_or_path or "unnamed"
-    return name if HUB_ID.fullmatch(name) else Path(name).name
+    source = _source_of(pipe)
+    if source:
+        return source if HUB_ID.fullmatch(source) else Path(source).name
+    origin = getattr(pipe.unet, _ORIGIN, None)
+    return origin.name if origin else "unnamed"
 
 
 def model_settings(pipe: Pipeline) -> ModelSettings:
-    """Read the model's own settings, or Riffusion v1's where the model brings none.
+    """Give the model's own settings, or Riffusion v1's where the model brings none.
+
+    They are read once, by `load_pipeline` or when first asked for, and kept with the U-Net: so another pipeline of the
+    same parts has them too, and a file that changes later changes nothing.
 
     Raises
     ------
     OSError
         If the model's file ``riffusion_lab.json`` cannot be understood.
     """
-    name = pipe.name_or_path or ""
-    in_cache = HUB_ID.fullmatch(name) and not Path(name).is_dir()
-    path = try_to_load_from_cache(name, SETTINGS_FILE) if in_cache else Path(name) / SETTINGS_FILE
-    if not isinstance(path, str | Path) or not Path(path).is_file():
+    origin = getattr(pipe.unet, _ORIGIN, None)
+    if origin is None:
+        origin = _Origin(model_name(pipe), _read_settings(pipe))
+        setattr(pipe.unet, _ORIGIN, origin)
+    return origin.settings
+
+
+def _source_of(pipe: Pipeline) -> str:
+    """Tell where a pipeline was read from: a path or a name on the Hub; empty where nobody knows."""
+    if pipe.name_or_path:
+        return str(pipe.name_or_path)
+    folder = pipe.unet.config.get("_name_or_path")  # of a part, which the pipeline of its parts was not read with
+    return str(Path(folder).parent) if folder else ""
+
+
+def _read_settings(pipe: Pipeline) -> ModelSettings:
+    source = _source_of(pipe)
+    in_cache = HUB_ID.fullmatch(source) and not Path(source).is_dir()
+    path = try_to_load_from_cache(source, SETTINGS_FILE) if in_cache else Path(source) / SETTINGS_FILE
+    if not source or not isinstance(path, str | Path) or not Path(path).is_file():
         return ModelSettings()
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -160,25 +215,52 @@ def model_settings(pipe: Pipeline) -> ModelSettings:
 
 
 def _source(model: str | os.PathLike[str]) -> str:
-    """Find what ``from_pretrained`` takes: an absolute folder, or a name on the Hub."""
+    """Find where to read a model: an absolute path, or a name on the Hub."""
     if not isinstance(model, str | os.PathLike):
         raise TypeError(f"model must be a name or a folder, not {model!r}")
     if model == "riffling":
         return str(WEIGHTS / "riffling")
-    if model and Path(model).is_dir():
-        return str(Path(model).resolve())
-    if isinstance(model, str) and HUB_ID.fullmatch(model):
+    path = Path(model)
+    if path.is_file() or (model and path.is_dir()):
+        return str(path.resolve())
+    if isinstance(model, str) and HUB_ID.fullmatch(model) and path.suffix not in SINGLE_FILES:
         return model
-    known = "'riffling', a folder in diffusers' layout, or a name on the Hub such as 'riffusion/riffusion-model-v1'"
+    files = f"a {' or '.join(SINGLE_FILES)} file"
+    known = f"'riffling', a folder, {files}, or a name on the Hub such as 'riffusion/riffusion-model-v1'"
     raise OSError(f"there is no model {str(model)!r}: give {known}")
 
 
-def _lora_source(lora: str | os.PathLike[str]) -> str:
-    if not Path(lora).exists() and not HUB_ID.fullmatch(str(lora)):
-        raise OSError(f"there is no LoRA {str(lora)!r}: give a .safetensors file, its folder, or a name on the Hub")
-    if not is_peft_available():
-        raise ImportError("loading a LoRA needs the package peft: pip install peft")
-    return str(lora)
+def _find_loras(weights: Mapping[str, float]) -> list[Lora]:
+    """Find the files of LoRAs, before anything large is read."""
+    files: dict[Path, float] = {}
+    for source, weight in weights.items():
+        path = _lora_file(source).resolve()
+        if path in files:
+            raise ValueError(f"the LoRA {path.name!r} is given twice: give it once, with the sum of both weights")
+        files[path] = weight
+    return named_loras(files)
+
+
+def _lora_file(source: str) -> Path:
+    """Find a LoRA's weight file: a file, one in a folder, or one on the Hub."""
+    path = Path(source)
+    if source and path.is_file():
+        return path
+    if source and path.is_dir():
+        return path / file_in_folder(os.listdir(path), path.name)
+    if not HUB_ID.fullmatch(source) or path.suffix in LORA_FILES:
+        raise OSError(f"there is no LoRA {source!r}: give a .safetensors file, its folder, or a name on the Hub")
+    try:
+        if not _is_online(source):
+            folder = Path(snapshot_download(source, local_files_only=True))
+            return folder / file_in_folder(os.listdir(folder), source)
+        names = list_repo_files(source, token=False)
+        file = file_in_folder([name for name in names if "/" not in name], source)
+        if PEFT_CONFIG in names:
+            hf_hub_download(source, PEFT_CONFIG, token=False)
+        return Path(hf_hub_download(source, file, token=False))
+    except (HTTPError, OSError) as error:
+        raise OSError(f"cannot find the LoRA {source!r} (is this its name, and are you online?): {error}") from error
 
 
 def _device(device: str | torch.device | None, *, prefer_cpu: bool) -> torch.device:
@@ -205,25 +287,42 @@ def _dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype
 
 
 def _read(source: str, dtype: torch.dtype) -> Pipeline:
-    """Read a stock pipeline; every failure becomes an OSError that names the model."""
+    """Read a stock pipeline; every failure becomes an OSError that names the model, in one line."""
     on_hub = HUB_ID.fullmatch(source) is not None
+    try:
+        if Path(source).is_file():
+            return read_single_file(Path(source), dtype)
+        return _read_folder(source, dtype, on_hub=on_hub)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError, pickle.UnpicklingError) as error:
+        shown = source if on_hub else Path(source).name
+        question = "is it a whole folder in diffusers' layout?"
+        if on_hub:
+            question = "is this its name, and are you online?"
+        elif Path(source).is_file():
+            question = "is it a whole Stable Diffusion 1.x?"
+        reason = " ".join(str(error).split())
+        raise OSError(f"cannot load the model {shown!r} ({question}): {reason}") from error
+
+
+def _read_folder(source: str, dtype: torch.dtype, *, on_hub: bool) -> Pipeline:
+    """Read a pipeline in diffusers' layout, from a folder or the Hub."""
     # the safety checker judges photographs, and the feature extractor serves nothing else
     without = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-    try:
-        where = {"token": False, "local_files_only": on_hub and not _is_online(source)}
-        kind = diffusers.StableDiffusionPipeline.load_config(source, **where).get("_class_name")
-        if kind != "StableDiffusionPipeline":
-            raise OSError(f"it is a {kind}, not a StableDiffusionPipeline")
-        if on_hub:
-            _fetch_settings(source, **where)
-        pipe = diffusers.StableDiffusionPipeline.from_pretrained(source, **where, **without, **{_DTYPE: dtype})
-        if len(pipe.tokenizer) < 256:  # without its files transformers makes one that knows not even the bytes
-            raise OSError("its tokenizer has no vocabulary")
-        return pipe
-    except (OSError, ValueError, KeyError, RuntimeError, AttributeError, pickle.UnpicklingError) as error:
-        shown = source if on_hub else Path(source).name
-        question = "is this its name, and are you online?" if on_hub else "is it a whole folder in diffusers' layout?"
-        raise OSError(f"cannot load the model {shown!r} ({question}): {error}") from error
+    where = {"token": False, "local_files_only": on_hub and not _is_online(source)}
+    kind = diffusers.StableDiffusionPipeline.load_config(source, **where).get("_class_name")
+    if kind != "StableDiffusionPipeline":
+        raise OSError(f"it is a {kind}, not a StableDiffusionPipeline")
+    parts = {}
+    if on_hub:
+        _fetch_settings(source, **where)
+    else:
+        parts = parts_in_variants(Path(source), dtype)
+    pipe = diffusers.StableDiffusionPipeline.from_pretrained(source, **where, **without, **parts, **{DTYPE: dtype})
+    if len(pipe.tokenizer) < 256:  # without its files transformers makes one that knows not even the bytes
+        raise OSError("its tokenizer has no vocabulary")
+    if pipe.unet.config.in_channels != 4:
+        raise OSError(f"its U-Net takes {pipe.unet.config.in_channels} channels, not 4: it makes no clips from text")
+    return pipe
 
 
 def _is_online(hub_id: str) -> bool:
@@ -263,4 +362,6 @@ def _quiet(*, bars: bool) -> Iterator[None]:
                 stack.callback(switch.enable_progress_bar)
         # diffusers still passes it to a Hub library that has dropped it
         warnings.filterwarnings("ignore", message=".*local_dir_use_symlinks")
+        # peft says of every LoRA but the first
+        warnings.filterwarnings("ignore", message="Already found a `peft_config`")
         yield

@@ -14,6 +14,7 @@ from torch import Tensor
 from .params import SpectrogramParams
 from .resampling import reflected, resample
 from .spectrogram import mel_filterbank, mel_from_waveform, mel_options
+from .torch_defaults import torch_defaults
 from .values import check_whole
 
 N_ITER = {"fast": 10, "best": 48, "riffusion": 32}
@@ -28,6 +29,7 @@ HEADROOM = 2.1  # sample rate / highest frequency in the picture
 SEED, QUIET = 0, 1e-6  # of the noise to begin with: nothing of it is left in the momentum
 
 
+@torch_defaults()
 def waveform_from_mel(
     mel: Tensor, params: SpectrogramParams, *, loop: bool = False, method: str = "fast", n_iter: int | None = None
 ) -> Tensor:
@@ -74,6 +76,7 @@ def waveform_from_mel(
     return _riffusion(mel.float(), params, n_iter)
 
 
+@torch_defaults()
 def lower_peaks(
     waveform: Tensor, mel: Tensor, params: SpectrogramParams, *, ceiling: float, loop: bool = False
 ) -> Tensor:
@@ -148,6 +151,7 @@ class PhaseStream:
         # the last columns, their sound but for half a window, and what of it was not given yet
         self.mel = self.known = self.rest = None
 
+    @torch_defaults()
     def push(self, mel: Tensor) -> Tensor:
         """Add a part.
 
@@ -175,6 +179,7 @@ class PhaseStream:
         return heard[..., said * n_out : (final - FADE) * n_out]
 
 
+@torch_defaults()
 def spectral_convergence(waveform: Tensor, mel: Tensor, params: SpectrogramParams, *, loop: bool = False) -> float:
     """How far a waveform's mel amplitudes are from those wanted: ‖g·mel(y) - M‖ / ‖M‖ with the best gain g.
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from .models import Pipeline
+from .models import Pipeline, execution_device
 from .values import as_scalar
 
 STRONGER, WEAKER = 1.1, 1 / 1.1  # what plain ( ) and [ ] do; see `weighted_parts`
@@ -153,4 +153,4 @@ def _encode_piece(pipe: Pipeline, words: list[tuple[str, float]]) -> Tensor:
 
 
 def _encode_text(pipe: Pipeline, text: str) -> Tensor:
-    return pipe.encode_prompt(text, pipe.device, 1, do_classifier_free_guidance=False)[0]
+    return pipe.encode_prompt(text, execution_device(pipe), 1, do_classifier_free_guidance=False)[0]

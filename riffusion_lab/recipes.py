@@ -16,7 +16,8 @@ import torch
 from diffusers import SchedulerMixin
 
 from . import __version__
-from .models import Pipeline, model_name, model_settings
+from .lora import lora_facts
+from .models import Pipeline, execution_device, model_name, model_settings
 from .prompts import Prompt
 from .values import N_SEEDS
 
@@ -44,8 +45,8 @@ def make_recipe(pipe: Pipeline, kind: str, **arguments: Any) -> Recipe:
     Returns
     -------
     dict
-        The arguments; scheduler, model, the weights' hash, versions, device and dtype. Nothing in
-        it tells of the machine's folders.
+        The arguments; scheduler, model, the weights' hash, versions, device and dtype; under ``loras``, if there are
+        any, which ones and how strong (`active_loras`). Nothing in it tells of the machine's folders.
     """
     return {
         "kind": kind,
@@ -54,8 +55,9 @@ def make_recipe(pipe: Pipeline, kind: str, **arguments: Any) -> Recipe:
         "model": model_name(pipe),
         "weights_sha256": weights_hash(pipe),
         "versions": {"riffusion_lab": __version__} | {name: version(name) for name in LIBRARIES},
-        "device": pipe.device.type,
+        "device": execution_device(pipe).type,
         "dtype": str(pipe.unet.dtype).removeprefix("torch."),
+        **lora_facts(pipe),
     }
 
 

@@ -6,6 +6,8 @@ import math
 
 import torch
 
+from .torch_defaults import torch_defaults
+
 
 def reflected(index: torch.Tensor, n_samples: int) -> torch.Tensor:
     """Mirror indices that lie beyond the ends of a sound back into it, at the first and the last sample.
@@ -25,6 +27,7 @@ def reflected(index: torch.Tensor, n_samples: int) -> torch.Tensor:
     return torch.minimum(index, period - index)
 
 
+@torch_defaults()
 def resample(waveform: torch.Tensor, from_rate: int, to_rate: int, *, loop: bool = False) -> torch.Tensor:
     """Change the sample rate by cutting or widening the spectrum: exact below both Nyquist frequencies.
 

@@ -10,6 +10,7 @@ import torchaudio
 
 from .params import SpectrogramParams
 from .resampling import reflected
+from .torch_defaults import torch_defaults
 
 BLOCK = 2_048  # columns analysed at once
 
@@ -21,6 +22,7 @@ def mel_options(params: SpectrogramParams) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=8)
+@torch_defaults()
 def mel_filterbank(params: SpectrogramParams) -> torch.Tensor:
     """Triangular HTK mel filters, not normalized.
 
@@ -36,6 +38,7 @@ def n_columns(n_samples: int, params: SpectrogramParams) -> int:
     return max(1, round(n_samples / params.hop_length))
 
 
+@torch_defaults()
 def mel_from_waveform(waveform: torch.Tensor, params: SpectrogramParams, *, loop: bool = False) -> torch.Tensor:
     """Mel amplitudes of a waveform; column k is centred on sample `k * hop_length`.
 

@@ -1,5 +1,6 @@
 """Loading models: what is said, what is refused, and that the pipeline is diffusers' own."""
 
+import copy
 import json
 import os
 import pickle
@@ -16,7 +17,7 @@ from safetensors.torch import load_file
 
 from riffusion_lab import models
 from riffusion_lab.models import load_pipeline, model_name, model_settings, vocabulary
-from tiny import SETTINGS, save_tiny_pipeline
+from tiny import SETTINGS, save_tiny_pipeline, tiny_pipeline
 
 
 @pytest.fixture(scope="module")
@@ -92,8 +93,13 @@ def test_settings_come_from_the_models_own_file(folder, own_folder):
     assert model_settings(plain) == models.ModelSettings(50, 7.0, False, (), ())  # those of Riffusion v1
 
 
+def read_by_diffusers(folder) -> StableDiffusionPipeline:
+    without = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    return StableDiffusionPipeline.from_pretrained(folder, **without)
+
+
 def test_a_hub_models_settings_are_read_from_the_cache(folder, monkeypatch):
-    pipe = load_pipeline(folder, device="cpu")
+    pipe = read_by_diffusers(folder)
     pipe.register_to_config(_name_or_path="someone/something")
     asked = []
     monkeypatch.setattr(
@@ -104,17 +110,53 @@ def test_a_hub_models_settings_are_read_from_the_cache(folder, monkeypatch):
 
 
 def test_torn_settings_name_the_model(own_folder):
-    pipe = load_pipeline(own_folder, device="cpu")
     (own_folder / "riffusion_lab.json").write_text('{"loop": tr')
     with pytest.raises(OSError, match="riffusion_lab.json of the model 'small' is no JSON"):
-        vocabulary(pipe)
+        load_pipeline(own_folder, device="cpu")
+
+
+def without_name(pipe) -> StableDiffusionPipeline:
+    return StableDiffusionPipeline(**pipe.components, requires_safety_checker=False)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda folder: read_by_diffusers(folder),
+        lambda folder: read_by_diffusers(str(folder)),
+        lambda folder: without_name(read_by_diffusers(folder)),
+        lambda folder: without_name(load_pipeline(folder, device="cpu")),
+        lambda folder: StableDiffusionPipeline.from_pipe(pipe := load_pipeline(folder, device="cpu"), vae=pipe.vae),
+        lambda folder: copy.copy(load_pipeline(folder, device="cpu")),
+        lambda folder: copy.deepcopy(load_pipeline(folder, device="cpu")),
+    ],
+    ids=["Path", "str", "components", "components of ours", "from_pipe", "copy", "deepcopy"],
+)
+def test_however_a_pipeline_is_made_it_keeps_its_models_settings(folder, make):
+    pipe = make(folder)
+    assert model_settings(pipe).vocabulary == tuple(SETTINGS["vocabulary"]) and model_name(pipe) == "small"
+
+
+def test_a_file_that_changes_later_changes_nothing(own_folder):
+    loaded, read = load_pipeline(own_folder, device="cpu"), read_by_diffusers(own_folder)
+    assert model_settings(read).num_inference_steps == 3
+    (own_folder / "riffusion_lab.json").write_text(json.dumps({"num_inference_steps": 7}))
+    assert [model_settings(pipe).num_inference_steps for pipe in (loaded, read, without_name(loaded))] == [3, 3, 3]
+    assert model_settings(load_pipeline(own_folder, device="cpu")).num_inference_steps == 7
+    shutil.rmtree(own_folder)
+    assert vocabulary(loaded) == SETTINGS["vocabulary"]
+
+
+def test_a_compiled_unet_keeps_them_too(folder):
+    pipe = load_pipeline(folder, device="cpu")
+    pipe.unet = torch.compile(pipe.unet, backend="eager")
+    pipe.register_to_config(_name_or_path=None)
+    assert model_settings(pipe).loop is True and model_name(pipe) == "small"
 
 
 def test_model_name_holds_no_path(folder):
-    pipe = load_pipeline(folder, device="cpu")
-    assert model_name(pipe) == "small"
-    pipe.register_to_config(_name_or_path=None)
-    assert model_name(pipe) == "unnamed"
+    assert model_name(load_pipeline(folder, device="cpu")) == "small"
+    assert model_name(tiny_pipeline()) == "unnamed"
 
 
 def as_pickles(folder: Path) -> None:
@@ -243,24 +285,3 @@ def test_bad_device(folder, device, monkeypatch):
 def test_bad_dtype(folder, dtype):
     with pytest.raises(ValueError, match="dtype must be 'float16', 'bfloat16' or 'float32'"):
         load_pipeline(folder, device="cpu", dtype=dtype)
-
-
-def test_missing_lora(folder, monkeypatch):
-    monkeypatch.setattr(models, "_read", lambda *_: pytest.fail("the LoRA must be looked for first"))
-    with pytest.raises(OSError, match="there is no LoRA 'nowhere.safetensors'"):
-        load_pipeline(folder, lora="nowhere.safetensors")
-
-
-def test_lora_is_handed_to_diffusers(folder, tmp_path, monkeypatch):
-    lora = tmp_path / "mine.safetensors"
-    lora.touch()
-    loaded = []
-    monkeypatch.setattr(models, "is_peft_available", lambda: True)
-    monkeypatch.setattr(
-        StableDiffusionPipeline, "load_lora_weights", lambda _, *args, **how: loaded.append((args, how))
-    )
-    load_pipeline(folder, device="cpu", lora=lora)
-    assert loaded == [((str(lora),), {"token": False})]
-    monkeypatch.setattr(models, "is_peft_available", lambda: False)
-    with pytest.raises(ImportError, match="pip install peft"):
-        load_pipeline(folder, lora=lora)

@@ -188,6 +188,12 @@ def test_pins_satisfy_the_floors():
         assert requirement.specifier.contains(versions[canonicalize_name(requirement.name)]), requirement
 
 
+def test_setup_cell_brings_peft():
+    """What loads a LoRA stands in an extra; the set-up cell installs the lab without extras."""
+    (peft,) = [text for text in EXTRAS["train"] if text.startswith("peft")]
+    assert f'"{peft}"' in frame.setup_cell()
+
+
 def test_colab_has_what_the_lab_needs():
     """Each dependency has a version of Colab's to be tested with, and that satisfies its floor."""
     versions = pins("tests/colab_constraints.txt") | pins("tests/colab_torch.txt")

@@ -23,6 +23,7 @@ from ..edit import for_model
 from ..generate import make_clips
 from ..interpolation import check_point, step_task
 from ..join import CROSSFADE_S, crossfade
+from ..lora import check_loras, lora_facts
 from ..models import Pipeline, model_name
 from ..params import PARAMS
 from ..prompts import Prompt
@@ -310,6 +311,7 @@ class Session:
             heard = [asdict(point) | {"times": times} for point, times in self.heard]
         source = self.settings.source.given() if self.settings.source else {}
         weights = {"model": model_name(self.pipe), "weights_sha256": weights_hash(self.pipe)}
+        weights |= lora_facts(self.pipe)
         steps = self.settings.num_inference_steps
         return {"kind": "live", "heard": heard, "num_inference_steps": steps, **weights, **source}
 
@@ -504,6 +506,7 @@ def replay_session(recipe: Mapping[str, Any], pipe: Pipeline, *, seed_clip: Clip
     source = None if seed_clip is None else Source(for_model(seed_clip))
     if (source.given() if source else {}).get("source_sha256") != recipe.get("source_sha256"):
         raise ValueError("the session's seed clip and seed_clip are not the same: give the one that the session had")
+    check_loras(recipe, pipe)
     if weights_hash(pipe) != recipe["weights_sha256"]:
         warn(f"the session was played with other weights of {recipe['model']}: it will differ")
     settings = check_settings(pipe, recipe["num_inference_steps"], None, True, 1, source)

@@ -1,0 +1,350 @@
+"""LoRAs: small additions to a model's weights, fitted to it when they are loaded, and written into recipes.
+
+A LoRA (https://arxiv.org/abs/2106.09685) adds to the matrix of a layer the product of two thin ones, ``B @ A``, scaled.
+diffusers and peft load it and calculate with it; here is checked what they would pass over in silence.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from diffusers.utils import (
+    convert_state_dict_to_diffusers,
+    convert_state_dict_to_peft,
+    convert_unet_state_dict_to_peft,
+    is_peft_available,
+)
+from torch import Tensor, nn
+
+from .checkpoints import Shape, is_lora, tensor_shapes
+from .values import check_number, warn
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
+
+LoraSource = str | os.PathLike[str]
+PARTS = ("unet", "text_encoder")  # that a LoRA may change
+LORA_FILES = (".safetensors", ".bin", ".pt", ".ckpt")
+# Names that tell nothing of what is in the file: those that diffusers and peft give
+USUAL_NAMES = ("pytorch_lora_weights", "adapter_model")
+PEFT_CONFIG = "adapter_config.json"
+_PEFT_PREFIX = "base_model.model."
+# What of a peft configuration says how strong a LoRA is, and where
+_PEFT_SETTINGS = ("r", "lora_alpha", "target_modules", "rank_pattern", "alpha_pattern", "use_rslora")
+
+
+@dataclass(frozen=True)
+class Lora:
+    """A LoRA to load: its file, how strong it is to be, and the name that it has in the pipeline."""
+
+    path: Path
+    weight: float
+    name: str
+
+
+def lora_weights(lora: LoraSource | Mapping[LoraSource, float] | None) -> dict[str, float]:
+    """Check what is given as ``lora``, and give the weight of each.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is neither a name nor a dict of names and weights, or a weight is no finite number.
+    ImportError
+        If the package peft is missing.
+    """
+    if lora is None:
+        return {}
+    given = {lora: 1.0} if isinstance(lora, str | os.PathLike) else lora
+    if not isinstance(given, Mapping) or not all(isinstance(source, str | os.PathLike) for source in given):
+        raise TypeError(f"lora must be a file, a folder or a name, or a dict of these and weights, not {lora!r}")
+    weights = {
+        os.fspath(source): check_number(f"the weight of the LoRA {os.fspath(source)!r}", weight)
+        for source, weight in given.items()
+    }
+    if weights and not is_peft_available():
+        raise ImportError("loading a LoRA needs the package peft: pip install peft")
+    return weights
+
+
+def named_loras(weights: Mapping[Path, float]) -> list[Lora]:
+    """Name LoRAs after their files, each differently.
+
+    Parameters
+    ----------
+    weights : dict of Path to float
+        Files, and how strong they are to be.
+    """
+    loras: list[Lora] = []
+    for path, weight in weights.items():
+        stem = path.parent.name if path.stem in USUAL_NAMES else path.stem
+        plain = re.sub(r"\W", "_", stem)  # a dot would end the name of a module
+        # Such a name would be that of a method, or be found in peft's own names
+        is_taken = hasattr(nn.ModuleDict, plain) or plain in "lora_"
+        name, number = (f"{plain}_1", 1) if is_taken else (plain, 1)
+        while name in (lora.name for lora in loras):
+            number += 1
+            name = f"{plain}_{number}"
+        loras.append(Lora(path, weight, name))
+    return loras
+
+
+def file_in_folder(names: list[str], folder: str) -> str:
+    """Choose the weight file of a LoRA from the names in its folder.
+
+    Raises
+    ------
+    OSError
+        If there is none, or more than one.
+    """
+    candidates = sorted(name for name in names if Path(name).suffix in LORA_FILES)
+    for preferred in ([name for name in candidates if Path(name).stem in USUAL_NAMES], candidates):
+        safe = [name for name in preferred if name.endswith(".safetensors")] or preferred
+        if len(safe) == 1:
+            return safe[0]
+    if not candidates:
+        raise OSError(f"there is no LoRA in {folder!r}: no file that ends in {', '.join(LORA_FILES)}")
+    raise OSError(f"there are {len(candidates)} files in {folder!r}, {', '.join(candidates)}: give one of them as LoRA")
+
+
+def load_loras(pipe: StableDiffusionPipeline, loras: list[Lora]) -> None:
+    """Load LoRAs into a pipeline, and set how strong they are.
+
+    Each is an adapter of diffusers afterwards: ``pipe.set_adapters(names, weights)`` changes how strong they are, and
+    ``pipe.unload_lora_weights()`` takes all of them off, which leaves the model as it was, to the bit.
+
+    Parameters
+    ----------
+    pipe : StableDiffusionPipeline
+    loras : list of Lora
+
+    Raises
+    ------
+    OSError
+        If one cannot be read, or was not made for a model of this kind.
+    """
+    for lora in loras:
+        try:
+            _load(pipe, lora)
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+            reason = " ".join(str(error).split())
+            raise OSError(f"cannot load the LoRA {lora.path.name!r}: {reason}") from error
+    if loras:
+        pipe.set_adapters([lora.name for lora in loras], [lora.weight for lora in loras])
+
+
+def _load(pipe: StableDiffusionPipeline, lora: Lora) -> None:
+    names = tensor_shapes(lora.path)
+    if not is_lora(names):
+        raise OSError("it is no LoRA; if it is a whole model, give it as the model itself")
+    if any(re.search(r"lokr_|hada_|dora_scale", name) for name in names):
+        raise OSError("it is a LoKr, LoHa or DoRA, which cannot be loaded here: give a plain LoRA")
+    state_dict, network_alphas, metadata = pipe.lora_state_dict(str(lora.path), return_lora_metadata=True)
+    if network_alphas:
+        state_dict = _with_alphas(state_dict, network_alphas)
+    if not hasattr(pipe.text_encoder, "text_model"):  # the name of a module that transformers 5.6 did away with
+        state_dict = {name.replace("text_encoder.text_model.", "text_encoder."): w for name, w in state_dict.items()}
+    if not any(name.startswith(tuple(f"{part}." for part in PARTS)) for name in state_dict):
+        state_dict = _with_parts(pipe, state_dict)
+        metadata = _peft_settings(lora.path) or metadata
+    by_part = {
+        part: {name: value for name, value in state_dict.items() if name.startswith(f"{part}.")} for part in PARTS
+    }
+    n_foreign = len(state_dict) - sum(map(len, by_part.values()))
+    if n_foreign:
+        foreign = next(name for name in state_dict if not name.startswith(tuple(f"{part}." for part in PARTS)))
+        raise OSError(f"this model has no place for {n_foreign} of its {len(state_dict)} matrices, such as {foreign}")
+    for part, weights in by_part.items():
+        _check_fit(part, getattr(pipe, part), weights)
+    options = {"network_alphas": None, "adapter_name": lora.name, "metadata": metadata, "_pipeline": pipe}
+    if by_part["unet"]:
+        pipe.load_lora_into_unet(state_dict, unet=pipe.unet, **options)
+    if by_part["text_encoder"]:
+        pipe.load_lora_into_text_encoder(state_dict, text_encoder=pipe.text_encoder, **options)
+
+
+def _with_alphas(state_dict: Mapping[str, Tensor], network_alphas: Mapping[str, float]) -> dict[str, Tensor]:
+    """Multiply the second matrix of each layer by its scale, alpha through rank, as kohya's form has it.
+
+    diffusers would find the scale of most layers only where all have the same.
+    """
+    scaled = {name: weight.float() for name, weight in state_dict.items()}
+    for name, alpha in network_alphas.items():
+        layer = name.removesuffix(".alpha")  # or already the name of its first matrix
+        down = layer if layer in scaled else f"{layer}.lora.down.weight"
+        up = down.replace(".down.", ".up.")
+        scaled[up] *= alpha / len(scaled[down])
+    return scaled
+
+
+def _with_parts(pipe: StableDiffusionPipeline, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Put the part that each layer is in before its name, where peft or an older diffusers has left it out."""
+    layers = {part: dict(getattr(pipe, part).named_modules()) for part in PARTS}
+    named = {}
+    for name, weight in state_dict.items():
+        name = name.removeprefix(_PEFT_PREFIX)
+        layer = _layer_name(convert_unet_state_dict_to_peft({name: weight}))
+        part = next((part for part in PARTS if layer in layers[part]), None)
+        named[f"{part}.{name}" if part else name] = weight
+    return named
+
+
+def _peft_settings(path: Path) -> dict[str, Any] | None:
+    """Read how strong a LoRA is from the configuration that peft writes beside it; in diffusers' form."""
+    file = path.with_name(PEFT_CONFIG)
+    if not file.is_file():
+        return None
+    content = json.loads(file.read_text(encoding="utf-8"))
+    settings = {"rank_pattern": {}, "alpha_pattern": {}}
+    settings |= {name: content[name] for name in _PEFT_SETTINGS if content.get(name)}
+    return {f"{part}.{name}": value for part in PARTS for name, value in settings.items()}
+
+
+def _check_fit(part_name: str, part: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Refuse a LoRA whose matrices do not fit the layers of a part of the model."""
+    plain = {name.removeprefix(f"{part_name}."): weight for name, weight in weights.items()}
+    if part_name == "unet":
+        plain = convert_unet_state_dict_to_peft(plain)
+    elif plain:
+        plain = convert_state_dict_to_peft(convert_state_dict_to_diffusers(plain))
+        plain = {name.removeprefix("text_model."): weight for name, weight in plain.items()}
+    layers = dict(part.named_modules())
+    names = dict.fromkeys(map(_layer_name, plain))
+    absent = [name for name in names if name not in layers]
+    if absent:
+        how_many = f"{'all' if len(absent) == len(names) else len(absent)} of its {len(names)} layers"
+        raise OSError(f"the {part_name} lacks {how_many}, such as {absent[0]}: it was made for another kind of model")
+    for name in names:
+        layer = layers[name]
+        full = tuple(getattr(layer, "base_layer", layer).weight.shape)
+        a, b = (_shape(plain, f"{name}.lora_{side}.weight") for side in "AB")
+        if (a[1:], b[0], a[0]) != (full[1:], full[0], b[1]):
+            made_for = f"{a[1]} numbers in and {b[0]} out, the model's {full[1]} and {full[0]}"
+            raise OSError(f"its layer {name} has {made_for}: it was made for another base model")
+
+
+def _layer_name(name: Any) -> str:
+    """Name the layer that a matrix of peft's form belongs to."""
+    name = name if isinstance(name, str) else next(iter(name))
+    return re.sub(r"\.lora[_.].*", "", name)
+
+
+def _shape(weights: Mapping[str, Tensor], name: str) -> Shape:
+    if name not in weights:
+        raise OSError(f"it is torn: it lacks {name}")
+    return tuple(weights[name].shape)
+
+
+def active_loras(pipe: StableDiffusionPipeline) -> list[dict[str, Any]]:
+    """Tell which LoRAs take part when a pipeline makes a clip, and how strongly; also those that diffusers loaded.
+
+    Parameters
+    ----------
+    pipe : StableDiffusionPipeline
+
+    Returns
+    -------
+    list of dict
+        Sorted by ``name``. ``sha256`` (hexadecimal) is that of its matrices, read as float32, and of its own scale
+        (alpha through rank). ``weight`` is a number or, where layers have different ones, a dict of layers and numbers.
+        It fits into JSON.
+    """
+    digests: dict[str, Any] = {}
+    weights: dict[str, dict[str, float]] = {}
+    for layer_name, layer in _adapter_layers(pipe):
+        for name in layer.active_adapters:
+            matrices = [(key, value) for key, value in layer.named_parameters() if key.split(".")[1:2] == [name]]
+            if not matrices:
+                continue
+            digest = digests.setdefault(name, hashlib.sha256())
+            scale = _own_scale(layer, name)
+            digest.update(f"{layer_name} {scale:.7g}".encode())
+            for key, value in sorted(matrices):
+                digest.update(key.replace(f".{name}", "", 1).encode())
+                digest.update(value.detach().cpu().float().flatten().numpy())
+            weights.setdefault(name, {})[layer_name] = float(f"{layer.scaling[name] / scale:.7g}")
+    return [
+        {"name": name, "sha256": digests[name].hexdigest(), "weight": _one_number(weights[name])}
+        for name in sorted(digests)
+    ]
+
+
+def lora_facts(pipe: StableDiffusionPipeline) -> dict[str, Any]:
+    """Give what a recipe keeps of a pipeline's LoRAs: `active_loras` under ``loras``; nothing where there are none."""
+    loras = active_loras(pipe)
+    return {"loras": loras} if loras else {}
+
+
+def _adapter_layers(pipe: StableDiffusionPipeline) -> Iterator[tuple[str, nn.Module]]:
+    """Go through the layers of a pipeline that have LoRAs which are switched on."""
+    parts = {part: getattr(pipe, part) for part in PARTS}
+    if not any(getattr(part, "peft_config", None) for part in parts.values()):
+        return
+    from peft.tuners.tuners_utils import BaseTunerLayer  # peft takes a while to import, and may be missing
+
+    for part_name, part in parts.items():
+        for name, layer in part.named_modules():
+            if isinstance(layer, BaseTunerLayer) and not layer.disable_adapters:
+                yield f"{part_name}.{name.removeprefix('_orig_mod.')}", layer
+
+
+def _own_scale(layer: Any, name: str) -> float:
+    """Scale that a LoRA has in a layer at weight 1: alpha through rank, or its root."""
+    rank = layer.r[name]
+    return layer.lora_alpha[name] / (rank**0.5 if layer.use_rslora.get(name) else rank)
+
+
+def _one_number(weights: dict[str, float]) -> float | dict[str, float]:
+    different = set(weights.values())
+    return different.pop() if len(different) == 1 else weights
+
+
+def check_loras(recipe: Mapping[str, Any], pipe: StableDiffusionPipeline | None) -> None:
+    """Compare the LoRAs of a recipe with those of the pipeline that is to follow it, and warn where they differ.
+
+    Parameters
+    ----------
+    recipe : dict
+    pipe : StableDiffusionPipeline, optional
+        None: the recipe's model is to be loaded, without LoRAs.
+
+    Raises
+    ------
+    ValueError
+        If the recipe's entry cannot be understood, or it names LoRAs and there is no pipeline.
+    """
+    wanted = recipe.get("loras", [])
+    try:
+        asked = {lora["name"]: (lora["sha256"], lora["weight"]) for lora in wanted}
+    except (TypeError, KeyError) as error:
+        raise ValueError(f"the recipe's loras cannot be understood: {wanted!r:.80}") from error
+    if pipe is None:
+        if asked:
+            call = f"replay(clip, load_pipeline({recipe['model']!r}, lora={{file: weight}}))"
+            raise ValueError(f"this clip was made with {_named(wanted)}, which the recipe does not hold: call {call}")
+        return
+    found = active_loras(pipe)
+    if asked != {lora["name"]: (lora["sha256"], lora["weight"]) for lora in found}:
+        made_with = _named(wanted) if asked else "no LoRA"
+        here = _named(found) if found else "none"
+        advice = ""
+        if {lora["sha256"] for lora in found} == {sha256 for sha256, _ in asked.values()}:
+            names = sorted(asked)
+            advice = f" (pipe.set_adapters({names}, {[asked[name][1] for name in names]}) makes it the same)"
+        warn(f"it was made with {made_with}, and the pipeline has {here}: other weights, so it will differ{advice}")
+
+
+def _named(loras: list[dict[str, Any]]) -> str:
+    """Name LoRAs and how strong they are: ``the LoRA funk at 0.8``."""
+    each = []
+    for lora in loras:
+        weight = lora["weight"]
+        strength = f"{weight:g}" if isinstance(weight, int | float) else "different weights in its layers"
+        each.append(f"{lora['name']} at {strength}")
+    return f"the LoRA{'s' * (len(each) > 1)} {', '.join(each)}"
