@@ -22,7 +22,8 @@ import torch
 import transformers
 from diffusers.utils import is_peft_available
 from huggingface_hub import hf_hub_download, model_info, try_to_load_from_cache
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HTTPError, OfflineModeIsEnabled
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+from huggingface_hub.utils import HFValidationError
 from packaging.version import Version
 
 if TYPE_CHECKING:  # importing it makes transformers talk: see _quiet
@@ -32,6 +33,10 @@ Pipeline: TypeAlias = "StableDiffusionPipeline"
 WEIGHTS = Path(__file__).parent / "weights"  # the embedded models, one folder each
 SETTINGS_FILE = "riffusion_lab.json"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+# What is raised where the Hub does not answer. Its own errors refine those of the library it asks with, which is httpx
+# or httpx2, and OSError, of which its offline mode is one as well
+NO_ANSWER = HfHubHTTPError.__bases__
+KEEP_MEMORY_VARIABLE = "RIFFUSION_LAB_KEEP_MEMORY"  # 0: see `keep_freed_memory`
 # diffusers renamed the keyword: 0.39 knows only the old name, 0.42 warns about it
 _DTYPE = "dtype" if Version(diffusers.__version__) >= Version("0.42") else "torch_dtype"
 # What the libraries say about every model of our kind, and we have decided already
@@ -60,6 +65,7 @@ def load_pipeline(
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
     lora: str | os.PathLike[str] | None = None,
+    local_files_only: bool = False,
 ) -> Pipeline:
     """Load a model, and say in one line what was loaded, where and how exactly it calculates.
 
@@ -74,6 +80,8 @@ def load_pipeline(
         ``float16``, ``bfloat16`` or ``float32``. Default: float16 on CUDA, else float32.
     lora : str or path, optional
         A LoRA (file, folder or Hub name) to load on top. Needs the package ``peft``.
+    local_files_only : bool
+        Read a model of the Hub from what was downloaded before, and do not ask for a newer version.
 
     Returns
     -------
@@ -91,7 +99,7 @@ def load_pipeline(
     -----
     Weights are read from safetensors; older pickles only through torch's weights-only loading,
     which runs no code. No account's token is ever sent. On a CPU with glibc, the process is told to keep
-    freed memory for itself (``keep_freed_memory``).
+    freed memory for itself, unless the environment variable ``RIFFUSION_LAB_KEEP_MEMORY`` is 0 (`keep_freed_memory`).
 
     Taught in: 00, 03
     """
@@ -102,7 +110,7 @@ def load_pipeline(
     if device.type == "cpu":
         keep_freed_memory()
     with _quiet(bars=HUB_ID.fullmatch(source) is not None):
-        pipe = _read(source, dtype).to(device)
+        pipe = _read(source, dtype, local_files_only=local_files_only).to(device)
     if lora is not None:
         pipe.load_lora_weights(lora, token=False)
     pipe.set_progress_bar_config(disable=not sys.stderr.isatty())  # in notebooks each bar would be saved
@@ -116,11 +124,27 @@ def keep_freed_memory() -> None:
     With glibc every large tensor is else mapped anew, page by page, which took a third of the time that a U-Net takes
     on a CPU. Those of more than 32 MB still are, as few of the decoder's: between smaller ones they would leave ever
     more gaps. Elsewhere this does nothing. See mallopt(3).
+
+    It holds for the whole process and cannot be taken back. With the environment variable ``RIFFUSION_LAB_KEEP_MEMORY``
+    set to 0, nothing is done.
     """
-    if platform.libc_ver()[0] == "glibc":
+    if platform.libc_ver()[0] == "glibc" and os.environ.get(KEEP_MEMORY_VARIABLE) != "0":
         c_library = ctypes.CDLL(None)
         c_library.mallopt(-3, 32 * 2**20)  # M_MMAP_THRESHOLD: the most it takes
         c_library.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: give back nothing
+
+
+def is_downloaded(hub_id: str) -> bool:
+    """Tell whether a model of the Hugging Face Hub lies in its cache.
+
+    A folder of the same name in the working directory would be loaded in its place: then the answer is no.
+    """
+    if not HUB_ID.fullmatch(hub_id) or Path(hub_id).exists():
+        return False
+    try:
+        return isinstance(try_to_load_from_cache(hub_id, "model_index.json"), str)
+    except HFValidationError:  # such as "../folder"
+        return False
 
 
 def vocabulary(pipe: Pipeline) -> list[str]:
@@ -204,13 +228,13 @@ def _dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype
     return chosen
 
 
-def _read(source: str, dtype: torch.dtype) -> Pipeline:
+def _read(source: str, dtype: torch.dtype, *, local_files_only: bool) -> Pipeline:
     """Read a stock pipeline; every failure becomes an OSError that names the model."""
     on_hub = HUB_ID.fullmatch(source) is not None
     # the safety checker judges photographs, and the feature extractor serves nothing else
     without = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
     try:
-        where = {"token": False, "local_files_only": on_hub and not _is_online(source)}
+        where = {"token": False, "local_files_only": on_hub and (local_files_only or not _is_online(source))}
         kind = diffusers.StableDiffusionPipeline.load_config(source, **where).get("_class_name")
         if kind != "StableDiffusionPipeline":
             raise OSError(f"it is a {kind}, not a StableDiffusionPipeline")
@@ -232,7 +256,7 @@ def _is_online(hub_id: str) -> bool:
         model_info(hub_id, token=False, timeout=10)
     except HfHubHTTPError:  # an answer, and it is no
         raise
-    except (HTTPError, OfflineModeIsEnabled):
+    except NO_ANSWER:
         return False
     return True
 

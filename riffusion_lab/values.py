@@ -8,6 +8,10 @@ import sys
 import warnings
 from collections.abc import Sequence
 from numbers import Real
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 N_SEEDS = 2**32
 
@@ -69,6 +73,21 @@ def check_number(name: str, value: object, least: float = -math.inf, most: float
         limits = f"{least:g} or more" if math.isinf(most) else f"between {least:.7g} and {most:.7g}"
         raise ValueError(f"{name} must be {limits}, not {scalar!r}")
     return float(scalar)
+
+
+def check_finite(what: str, tensor: Tensor) -> None:
+    """Refuse a calculated tensor with a NaN or an infinity in it, from which a black picture would be made.
+
+    Raises
+    ------
+    FloatingPointError
+        If there is one; the message begins with `what`, which says whose fault that is likely to be.
+    """
+    if bool(tensor.isfinite().all()):
+        return
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    overflow = f"; numbers may be too large for {dtype}: try load_pipeline(..., dtype='float32')"
+    raise FloatingPointError(f"{what}: not all numbers are finite{'' if dtype == 'float32' else overflow}")
 
 
 def warn(message: str) -> None:
