@@ -147,7 +147,7 @@ def scheduler_parameters(kind: type[SchedulerMixin]) -> set[str]:
 
 
 def load_recipe_model(recipe: Recipe) -> Pipeline:
-    """Load the model of a recipe, which may be a stranger's: nothing is downloaded, and no folder of this machine is read.
+    """Load the model of a recipe, which may be a stranger's: nothing is downloaded, and no folder of one's own read.
 
     Returns
     -------
@@ -176,8 +176,8 @@ def weights_hash(pipe: Pipeline) -> str:
 
     Notes
     -----
-    SHA-256 is calculated again only after a change, which checksums of all tensors tell: no counter of torch's sees what
-    is written through ``weight.data``. See `_checksums` for how surely, and the README for how fast.
+    SHA-256 is calculated again only after a change. Checksums of all tensors tell whether there was one, since torch
+    counts no changes made through ``weight.data``: riffling's take 0.02 s on a CPU, a hundredth of a clip.
     """
     hashes = [_module_hash(part) for part in (pipe.text_encoder, pipe.unet, pipe.vae)]
     own, scale = model_settings(pipe), pipe.vae.config.scaling_factor
@@ -199,8 +199,8 @@ def _scheduler_class(scheduler: SchedulerMixin) -> str:
 def _scheduler_config(scheduler: SchedulerMixin) -> dict[str, Any]:
     """All settings, also those that the scheduler's ``__init__`` does not name.
 
-    diffusers hands the settings of one scheduler on to the next (``from_config``), and some read such a setting: DPM++ 2M
-    takes ``sigma_min`` and ``sigma_max`` from its config only.
+    diffusers hands the settings of one scheduler on to the next (``from_config``), and some read such a setting: DPM++
+    2M takes ``sigma_min`` and ``sigma_max`` from its config only.
     """
     known = _known_settings(scheduler) & scheduler.config.keys()
     settings = {name: scheduler.config[name] for name in sorted(known)}
@@ -251,7 +251,7 @@ def _plain_name(name: str) -> str:
 
 
 def _counts(buffer: Tensor) -> bool:
-    """Tell whether a buffer just counts 0, 1, 2 …, as every text encoder's ``position_ids``: recipes never held those."""
+    """Tell whether a buffer just counts 0, 1, 2 …, as a text encoder's ``position_ids`` do: no hash ever held those."""
     return not buffer.is_floating_point() and torch.equal(buffer.flatten().cpu(), torch.arange(buffer.numel()))
 
 

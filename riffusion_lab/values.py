@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import operator
 import sys
+import threading
 import warnings
 from collections.abc import Sequence
 from numbers import Real
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 N_SEEDS = 2**32
+_this_thread = threading.local()
 
 
 def as_scalar(value: object) -> object:
@@ -92,7 +94,14 @@ def check_finite(what: str, tensor: Tensor) -> None:
 
 def warn(message: str) -> None:
     """Warn, and name the line outside this package that led here."""
+    if getattr(_this_thread, "is_silent", False):
+        return
     frame, level = sys._getframe(1), 2
     while frame.f_back and frame.f_globals["__name__"].startswith(f"{__package__}."):
         frame, level = frame.f_back, level + 1
     warnings.warn(message, stacklevel=level)
+
+
+def silence_thread() -> None:
+    """Give no warnings in this thread any more: a thread's warnings end up in any cell of a notebook."""
+    _this_thread.is_silent = True
