@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, LCMScheduler
+from diffusers.pipelines import pipeline_utils
 from torch import nn
 from torch.nn.utils import parametrize
 
-from riffusion_lab import Prompt, interpolate
-from riffusion_lab import models as models_module
+from riffusion_lab import Prompt, interpolate, models
 from riffusion_lab.edit import audio_to_audio, extend, inpaint
 from riffusion_lab.generate import replay, text_to_audio
 from riffusion_lab.recipes import _weighted_sum, make_recipe, scheduler_from_recipe, weights_hash
@@ -441,11 +441,17 @@ def test_a_scheduler_class_of_ones_own_is_not_taken_for_diffusers(pipe):
         replay(clip, pipe)
 
 
+def refuse_to_connect(*_, **__):
+    raise socket.gaierror("this test has no network")
+
+
 @pytest.fixture
 def hub_cache(monkeypatch, tmp_path):
-    """An empty cache of the Hugging Face Hub; no address may be looked up."""
+    """An empty cache of the Hugging Face Hub, which cannot be reached and may not be asked for a model."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: pytest.fail("the network was used"))
+    monkeypatch.setattr(socket, "getaddrinfo", refuse_to_connect)
+    for module in (models, pipeline_utils):
+        monkeypatch.setattr(module, "model_info", lambda *_, **__: pytest.fail("the Hub was asked"))
     return tmp_path / "hub"
 
 
@@ -480,7 +486,7 @@ def test_replay_loads_a_model_that_was_downloaded_before(pipe, folder, hub_cache
 
 
 def test_replay_loads_riffling(pipe, folder, monkeypatch, tmp_path):
-    monkeypatch.setattr(models_module, "WEIGHTS", tmp_path)
+    monkeypatch.setattr(models, "WEIGHTS", tmp_path)
     shutil.copytree(folder, tmp_path / "riffling")
     clip = text_to_audio(pipe, "piano", **SHORT)
     assert np.array_equal(pixels(replay({**clip.recipe, "model": "riffling"})), pixels(clip))
