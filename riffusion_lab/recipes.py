@@ -8,6 +8,7 @@ import json
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from importlib.metadata import version
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -26,6 +27,7 @@ from .values import N_SEEDS
 
 Recipe = dict[str, Any]
 LIBRARIES = ("torch", "diffusers", "transformers")
+PIECE = 2**22  # numbers that are checked at once on a GPU: 16 MB
 LARGEST_SETTING = 100_000  # of a recipe's scheduler: a stranger's number could else ask for any amount of memory
 _WALK = ("num_inference_steps", "duration_s", "loop")
 FOLLOWED = {  # kinds of recipes that hold all that is needed, and the arguments in them
@@ -269,8 +271,8 @@ def _adapters(module: nn.Module) -> str:
 def _checksums(tensors: Sequence[Tensor]) -> list[int]:
     """A number for each tensor that another content of it, of whatever kind, all but surely changes.
 
-    On the CPU it is the CRC-32 of its bytes: a change stays unseen once in 2**32. Elsewhere it is calculated where the
-    tensor is, since reading memory there is much faster than fetching it, and fetched for all tensors at once.
+    On the CPU it is the CRC-32 of its bytes: a change stays unseen once in 2**32. Elsewhere it is a sum, calculated
+    where the tensor is, since reading memory there is much faster than fetching it; all sums are fetched at once.
     """
     on_cpu = {i: zlib.crc32(_units(tensor, torch.uint8).numpy()) for i, tensor in enumerate(tensors) if tensor.is_cpu}
     elsewhere = [i for i in range(len(tensors)) if i not in on_cpu]
@@ -283,10 +285,23 @@ def _checksums(tensors: Sequence[Tensor]) -> list[int]:
 
 
 def _weighted_sum(tensor: Tensor) -> Tensor:
-    """Sum of a tensor's bits, in units of two bytes, each times a pseudorandom odd number that belongs to its place."""
+    """Sum of a tensor's bits, in units of two bytes, each times a random number that belongs to its place.
+
+    A sum without weights would be the same for the same numbers in other places.
+    """
     units = _units(tensor, torch.int16 if tensor.element_size() > 1 else torch.uint8)
-    place = torch.arange(units.numel(), dtype=torch.int32, device=units.device) * -1640531527  # 2**32 / golden ratio
-    return (units * (place ^ (place >> 15) | 1)).sum()
+    weights = _random_weights(units.device)
+    pieces = units.split(PIECE)
+    sums = [(2 * i + 1) * (piece * weights[: len(piece)]).sum() for i, piece in enumerate(pieces)]
+    return torch.stack(sums).sum()
+
+
+@cache
+def _random_weights(device: torch.device) -> Tensor:
+    """Weights of shape (PIECE,) for `_weighted_sum`, always the same; odd, so that every bit counts despite overflow."""
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.randint(2**31, (PIECE,), dtype=torch.int32, generator=generator) | 1
+    return weights.to(device)
 
 
 def _units(tensor: Tensor, dtype: torch.dtype) -> Tensor:

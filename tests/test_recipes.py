@@ -18,7 +18,7 @@ from torch.nn.utils import parametrize
 from riffusion_lab import Prompt, interpolate, models
 from riffusion_lab.edit import audio_to_audio, extend, inpaint
 from riffusion_lab.generate import replay, text_to_audio
-from riffusion_lab.recipes import _weighted_sum, make_recipe, scheduler_from_recipe, weights_hash
+from riffusion_lab.recipes import PIECE, _weighted_sum, make_recipe, scheduler_from_recipe, weights_hash
 from riffusion_lab.values import check_finite
 from tiny import tiny_pipeline
 
@@ -398,6 +398,15 @@ def test_checksums_on_other_devices_see_every_change(dtype):
     changes[-1].view(torch.uint8)[-1, -1] ^= 1  # the smallest there is
     sums = [int(_weighted_sum(changed)) for changed in changes]
     assert len(set(sums)) == len(sums) and int(_weighted_sum(tensor.clone())) == sums[0]
+
+
+def test_checksums_on_other_devices_see_what_moves_from_piece_to_piece():
+    tensor = torch.zeros(2 * PIECE + 5, dtype=torch.float16)
+    sums = []
+    for place in (0, 7, PIECE, PIECE + 7, 2 * PIECE + 3):
+        tensor.zero_()[place] = 1
+        sums.append(int(_weighted_sum(tensor)))
+    assert len(set(sums)) == len(sums)
 
 
 # --- recipes by strangers -------------------------------------------------------------------------------------
