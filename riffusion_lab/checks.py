@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from diffusers import SchedulerMixin
 
+from .denoise import check_scheduler
 from .loops import clip_size
 from .models import Pipeline, model_name, model_settings
 from .notation import notation_remarks
@@ -213,7 +214,8 @@ def check_settings(pipe: Pipeline, steps, duration_s, loop, batch_size, source=N
     ``loop=None``: as that clip, or else the model's own way, where the length allows it.
     """
     steps = model_settings(pipe).num_inference_steps if steps is None else steps
-    steps = check_whole("num_inference_steps", steps, 1, pipe.scheduler.config.num_train_timesteps)
+    most = pipe.scheduler.config.get("num_train_timesteps", 1_000)
+    steps = check_whole("num_inference_steps", steps, 1, most)
     batch_size = check_whole("batch_size", batch_size, 1, math.inf)
     clip_width = clip_size(pipe)[1] * pipe.vae_scale_factor
     if duration_s is None:
@@ -232,13 +234,17 @@ def check_settings(pipe: Pipeline, steps, duration_s, loop, batch_size, source=N
         warn(f"{duration_s:g} s are more than {LONG_S} s: this will take a while")
     wish = source.clip.loop if source else model_settings(pipe).loop
     loop = is_whole and wish if loop is None else loop
+    check_scheduler(pipe, steps, from_clip=source is not None)
     return Settings(steps, n_columns, loop, batch_size, source, callback)
 
 
 def scheduler_remarks(scheduler: SchedulerMixin) -> list[str]:
-    """Remark on a scheduler that ignores how a model with zero terminal SNR adds its noise."""
+    """Remark on a scheduler that adds noise in another way than the model was trained with."""
+    if not hasattr(scheduler, "alphas_cumprod"):
+        better = "take DDIM, Euler, DPM++ 2M or UniPC"
+        return [f"{type(scheduler).__name__} is made for models of another kind than Stable Diffusion: {better}"]
     wanted = scheduler.config.get("rescale_betas_zero_snr")  # diffusers hands on what a scheduler ignores
-    if not wanted or "rescale_betas_zero_snr" in scheduler_parameters(scheduler):
+    if not wanted or "rescale_betas_zero_snr" in scheduler_parameters(type(scheduler)):
         return []
     better = "take DDIM, Euler, DPM++ 2M or UniPC"
     return [f"{type(scheduler).__name__} ignores this model's noise schedule (rescale_betas_zero_snr): {better}"]

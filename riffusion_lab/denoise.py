@@ -19,6 +19,7 @@ from .loops import circular_time, clip_size, sliding_windows
 from .models import Pipeline, execution_device, model_settings
 from .prompts import of_one_length
 from .torch_defaults import torch_defaults
+from .values import check_finite
 
 if TYPE_CHECKING:
     from diffusers import SchedulerMixin
@@ -172,17 +173,23 @@ def from_noise(
     -------
     Tensor [shape=(jobs, 4, 64, columns)]
 
+    Raises
+    ------
+    FloatingPointError
+        If latents are not finite after a step.
+
     Taught in: 03
     """
     noise = torch.cat([job.noise for job in jobs])
     no_words, words = _embeddings(pipe, jobs).chunk(2)
+    generators = [job.generator for job in jobs]
+    _seed_own_noise(pipe.scheduler, generators)
     with ExitStack() as stack:
         close_loop = _prepare_unet(pipe, stack, jobs, loop=loop)
 
         def on_step_end(pipe: Any, step: int, timestep: Tensor, tensors: dict[str, Any]) -> dict[str, Any]:
             close_loop(1 - (step + 1) / pipe.num_timesteps)
-            changed = callback(pipe, step, timestep, tensors) if callback else None
-            return tensors if changed is None else changed
+            return _end_step(pipe, callback, step, timestep, tensors)
 
         return pipe(
             prompt_embeds=words,
@@ -192,10 +199,10 @@ def from_noise(
             width=noise.shape[-1] * pipe.vae_scale_factor,
             num_inference_steps=num_inference_steps,
             guidance_scale=jobs[0].guidance_scale,
-            generator=[job.generator for job in jobs],
+            generator=generators,
             output_type="latent",
             callback_on_step_end=on_step_end,
-            callback_on_step_end_tensor_inputs=getattr(callback, "tensor_inputs", ["latents"]),
+            callback_on_step_end_tensor_inputs=list({"latents", *getattr(callback, "tensor_inputs", [])}),
         ).images
 
 
@@ -238,37 +245,87 @@ def from_clip(
     -------
     Tensor [shape=(jobs, 4, 64, columns)]
 
+    Raises
+    ------
+    FloatingPointError
+        If latents are not finite after a step.
+
     Taught in: 05, 07
     """
-    scheduler, n_jobs = pipe.scheduler, len(jobs)
-    clean, noise = clean.expand(n_jobs, -1, -1, -1), torch.cat([job.noise for job in jobs])
-    scheduler.set_timesteps(num_inference_steps, device=clean.device)
-    begin = first_step(num_inference_steps, strength) * scheduler.order
-    timesteps = scheduler.timesteps[begin:]
-    if hasattr(scheduler, "set_begin_index"):
-        scheduler.set_begin_index(begin)
-    if strength == 1:
-        # inside a mask the clip says what lasts
-        latents = (first_noise(pipe, noise) if mask is None else noise) * scheduler.init_noise_sigma
-    elif len(timesteps) == 0:
-        return clean.clone()
-    else:
-        latents = scheduler.add_noise(clean, noise, timesteps[:1])
+    clean = clean.expand(len(jobs), -1, -1, -1)
+    noise = torch.cat([job.noise for job in jobs])
+    if strength == 1 and mask is None:  # inside a mask the clip says what lasts
+        noise = first_noise(pipe, noise)
     guide = _guide(pipe, jobs, end_words)
-    options = pipe.prepare_extra_step_kwargs([job.generator for job in jobs], 0.0)
     with ExitStack() as stack:
         close_loop = _prepare_unet(pipe, stack, jobs, loop=loop)
-        for step, timestep in enumerate(timesteps):
-            close_loop((len(timesteps) - step) / len(scheduler.timesteps))
-            prediction = guide(scheduler.scale_model_input(latents, timestep), timestep)
-            latents = scheduler.step(prediction, timestep, latents, **options, return_dict=False)[0]
-            if mask is not None:
-                is_last = step == len(timesteps) - 1
-                known = clean if is_last else scheduler.add_noise(clean, noise, timesteps[step + 1 : step + 2])
-                latents = torch.where(mask, latents, known)
-            changed = callback(pipe, step, timestep, {"latents": latents}) if callback else None
-            latents = latents if changed is None else changed["latents"]
-    return latents
+
+        def predict(latents: Tensor, timestep: Tensor, share_left: float) -> Tensor:
+            close_loop(share_left)
+            return guide(latents, timestep)
+
+        return _denoise(
+            pipe,
+            predict,
+            clean,
+            noise,
+            num_inference_steps=num_inference_steps,
+            strength=strength,
+            generators=[job.generator for job in jobs],
+            mask=mask,
+            callback=callback,
+        )
+
+
+def check_scheduler(pipe: Pipeline, num_inference_steps: int, *, from_clip: bool) -> None:
+    """Refuse a scheduler that cannot do what is asked for: let it take all steps once, without the networks.
+
+    Parameters
+    ----------
+    pipe : StableDiffusionPipeline
+        Its scheduler is copied first, and stays as it is.
+    num_inference_steps : int
+    from_clip : bool
+        Whether a clip is to be changed (`from_clip`), or made from noise alone.
+
+    Raises
+    ------
+    ValueError
+        If the scheduler fails, leads from a clip to noise, or to NaN or infinity; the message says which ones do.
+
+    Notes
+    -----
+    The latents are 64 numbers, so this takes a fraction of a millisecond a step.
+    """
+    scheduler, trial = pipe.scheduler, copy.copy(pipe)
+    clean = torch.zeros(1, 1, 8, 8)
+    noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
+    mask = torch.arange(8).expand(8, 8) < 4 if from_clip else None
+    try:
+        for strength in (0.5, 1) if from_clip else (1,):
+            trial.scheduler = copy.deepcopy(begins_in_the_middle(scheduler) if from_clip else scheduler)
+            _denoise(
+                trial,
+                lambda latents, _timestep, _share_left: torch.zeros_like(latents),
+                clean,
+                noise,
+                num_inference_steps=num_inference_steps,
+                strength=strength,
+                generators=[torch.Generator().manual_seed(0)],
+                mask=mask,
+            )
+        if trial.scheduler.timesteps[0] < trial.scheduler.timesteps[-1]:
+            raise ValueError("it leads from a clip to noise")
+    except Exception as error:  # each scheduler fails in its own way
+        name, steps = type(scheduler).__name__, f"{num_inference_steps} step{'s' * (num_inference_steps > 1)}"
+        cannot = f"{name} cannot {'change' if from_clip else 'make'} a clip in {steps}"
+        others = [
+            kind for kind in ("DDIMScheduler", "EulerDiscreteScheduler", "UniPCMultistepScheduler") if kind != name
+        ]
+        advice = (
+            f"take diffusers' {others[0]} or {others[1]}, with from_config and the config of the model's own scheduler"
+        )
+        raise ValueError(f"{cannot} ({type(error).__name__}: {error}): {advice}") from error
 
 
 def first_step(num_inference_steps: int, strength: float) -> int:
@@ -291,6 +348,68 @@ def begins_in_the_middle(scheduler: SchedulerMixin) -> SchedulerMixin:
     if isinstance(scheduler, diffusers.PNDMScheduler):
         return diffusers.DDIMScheduler.from_config(scheduler.config)
     return scheduler
+
+
+def _denoise(
+    pipe: Pipeline,
+    predict: Callable[[Tensor, Tensor, float], Tensor],
+    clean: Tensor,
+    noise: Tensor,
+    *,
+    num_inference_steps: int,
+    strength: float,
+    generators: list[torch.Generator],
+    mask: Tensor | None = None,
+    callback: Callback | None = None,
+) -> Tensor:
+    """Noise latents by `strength`, and let the pipeline's scheduler denoise them.
+
+    `predict` is the network: from latents, timestep, and the share of the steps that is left, to a prediction.
+    """
+    scheduler = pipe.scheduler
+    _seed_own_noise(scheduler, generators)
+    scheduler.set_timesteps(num_inference_steps, device=clean.device)
+    begin = first_step(num_inference_steps, strength) * scheduler.order
+    timesteps = scheduler.timesteps[begin:]
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(begin)
+    if strength == 1:
+        latents = noise * scheduler.init_noise_sigma
+    elif len(timesteps) == 0:
+        return clean.clone()
+    else:
+        latents = scheduler.add_noise(clean, noise, timesteps[:1])
+    options = pipe.prepare_extra_step_kwargs(generators, 0.0)
+    for step, timestep in enumerate(timesteps):
+        share_left = (len(timesteps) - step) / len(scheduler.timesteps)
+        prediction = predict(scheduler.scale_model_input(latents, timestep), timestep, share_left)
+        latents = scheduler.step(prediction, timestep, latents, **options, return_dict=False)[0]
+        if mask is not None:
+            is_last = step == len(timesteps) - 1
+            known = clean if is_last else scheduler.add_noise(clean, noise, timesteps[step + 1 : step + 2])
+            latents = torch.where(mask, latents, known)
+        latents = _end_step(pipe, callback, step, timestep, {"latents": latents})["latents"]
+    return latents
+
+
+def _end_step(
+    pipe: Pipeline, callback: Callback | None, step: int, timestep: Tensor, tensors: dict[str, Any]
+) -> dict[str, Any]:
+    """Check the latents of a step, and let a callback change them."""
+    n_steps = len(pipe.scheduler.timesteps)
+    check_finite(f"{type(pipe.scheduler).__name__}, latents after step {step + 1} of {n_steps}", tensors["latents"])
+    changed = callback(pipe, step, timestep, tensors) if callback else None
+    if changed is None:
+        return tensors
+    if "latents" in changed:
+        check_finite(f"callback_on_step_end, latents of step {step + 1} of {n_steps}", changed["latents"])
+    return changed
+
+
+def _seed_own_noise(scheduler: SchedulerMixin, generators: Sequence[torch.Generator]) -> None:
+    """Give a scheduler that draws its noise without a generator (DPM++ SDE) the seeds of the clips' own."""
+    if getattr(scheduler, "noise_sampler_seed", False) is None:
+        scheduler.noise_sampler_seed = [generator.initial_seed() for generator in generators]
 
 
 def _guide(pipe: Pipeline, jobs: Sequence[Job], end_words: Tensor | None) -> Callable[[Tensor, Tensor], Tensor]:

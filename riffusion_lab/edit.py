@@ -21,7 +21,7 @@ from .checks import (
     remark,
 )
 from .clip import Clip
-from .denoise import Callback, begins_in_the_middle, from_clip, left_as_found
+from .denoise import Callback, begins_in_the_middle, check_scheduler, from_clip, left_as_found
 from .generate import make_job, make_ordered
 from .image import Picture
 from .loops import clip_size, decode, encode
@@ -223,6 +223,7 @@ def extend(
     if memory == 0:
         raise ValueError(f"the clip lasts {clip.duration_s:g} s: to go on from it, it must last at least 0.08 s")
     settings = check_settings(pipe, num_inference_steps, None, False, 1, callback=callback_on_step_end)
+    check_scheduler(pipe, settings.num_inference_steps, from_clip=True)
     remark(pipe, orders)
     facts = {"seconds": seconds, "before": bool(before), "memory_s": memory / COLUMNS_PER_S}
     facts |= orders[0].given("prompt")

@@ -17,13 +17,14 @@ from .image import Picture
 from .loops import decode, encode, latent_columns
 from .lora import check_loras
 from .masks import latent_mask, paste
-from .models import Pipeline, load_pipeline
+from .models import Pipeline
 from .params import PARAMS
 from .prompts import encode_prompt
 from .recipes import (
     FOLLOWED,
     Recipe,
     check_recipe,
+    load_recipe_model,
     make_recipe,
     prompt_from_recipe,
     scheduler_from_recipe,
@@ -112,7 +113,8 @@ def replay(clip_or_recipe: Clip | Recipe, pipe: Pipeline | None = None) -> Clip:
     clip_or_recipe : Clip or dict
         A generated clip (also one opened from a PNG), or its recipe.
     pipe : StableDiffusionPipeline, optional
-        Default: the recipe's model is loaded.
+        Default: the recipe's model, if it is riffling or was downloaded from the Hugging Face Hub before. Any other is
+        for you to load, since a recipe may be a stranger's: ``replay(clip, load_pipeline("owner/name"))``.
 
     Returns
     -------
@@ -121,7 +123,7 @@ def replay(clip_or_recipe: Clip | Recipe, pipe: Pipeline | None = None) -> Clip:
     Raises
     ------
     OSError
-        If the recipe's model cannot be found.
+        If there is no pipeline and the recipe's model is not on this computer: nothing is downloaded.
     TypeError, ValueError
         If there is no recipe, or none that can be followed: one of a clip made from another clip does not hold that.
         Or if the clip was made with a LoRA, and there is no pipeline that has it.
@@ -135,7 +137,7 @@ def replay(clip_or_recipe: Clip | Recipe, pipe: Pipeline | None = None) -> Clip:
     recipe = check_recipe(getattr(clip_or_recipe, "recipe", clip_or_recipe))
     check_loras(recipe, pipe)
     scheduler = scheduler_from_recipe(recipe)
-    pipe = load_pipeline(recipe["model"]) if pipe is None else pipe
+    pipe = load_recipe_model(recipe) if pipe is None else pipe
     if weights_hash(pipe) != recipe["weights_sha256"]:
         warn(f"the clip was made with other weights of {recipe['model']}: it will differ")
     arguments = {name: recipe[name] for name in FOLLOWED[recipe["kind"]]}

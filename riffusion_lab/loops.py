@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from .models import Pipeline, execution_device
+from .values import check_finite
 
 # Latent columns decoded beside a strip and dropped again. riffling's decoder sees 18 columns to
 # either side, so its strips are exact.
@@ -130,6 +131,11 @@ def encode(pipe: Pipeline, picture: Image.Image, *, loop: bool) -> Tensor:
     Returns
     -------
     Tensor [shape=(1, 4, 64, columns)]
+
+    Raises
+    ------
+    FloatingPointError
+        If latents are not finite, as where the encoder overflows in float16.
     """
     scale, n_columns = pipe.vae_scale_factor, latent_columns(pipe, picture.width)
     missing = n_columns * scale - picture.width
@@ -140,6 +146,7 @@ def encode(pipe: Pipeline, picture: Image.Image, *, loop: bool) -> Tensor:
         seen = (columns[:, None] * scale + torch.arange(scale)).flatten()
         encoded = pipe.vae.encode(pixels[..., seen].to(execution_device(pipe), pipe.vae.dtype))
         latents = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents
+        check_finite("the autoencoder's latents", latents)
         return latents * pipe.vae.config.scaling_factor
 
     return _in_strips(pipe.vae.encoder, encode_strip, n_columns, clip_size(pipe)[1], 1, loop)
@@ -162,10 +169,16 @@ def decode(pipe: Pipeline, latents: Tensor, *, loop: bool) -> Image.Image:
     -------
     PIL.Image.Image
         RGB, 8 * columns wide and 512 high.
+
+    Raises
+    ------
+    FloatingPointError
+        If the picture is not finite, as where the decoder overflows in float16.
     """
 
     def decode_strip(columns: Tensor) -> Tensor:
         image = pipe.vae.decode(latents[..., columns] / pipe.vae.config.scaling_factor, return_dict=False)[0]
+        check_finite("the autoencoder's picture", image)
         return torch.from_numpy(np.array(pipe.image_processor.postprocess(image)[0])).mT  # (512, 3, width), bytes
 
     width, scale = clip_size(pipe)[1], pipe.vae_scale_factor

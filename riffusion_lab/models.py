@@ -21,7 +21,8 @@ import diffusers
 import torch
 import transformers
 from huggingface_hub import hf_hub_download, list_repo_files, model_info, snapshot_download, try_to_load_from_cache
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HTTPError, OfflineModeIsEnabled
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+from huggingface_hub.utils import HFValidationError
 
 from .checkpoints import DTYPE, SINGLE_FILES, parts_in_variants, read_single_file
 from .lora import LORA_FILES, PEFT_CONFIG, Lora, LoraSource, file_in_folder, load_loras, lora_weights, named_loras
@@ -35,6 +36,10 @@ WEIGHTS = Path(__file__).parent / "weights"  # the embedded models, one folder e
 SETTINGS_FILE = "riffusion_lab.json"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _ORIGIN = "_riffusion_lab"  # attribute of a U-Net: a `_Origin`
+# What is raised where the Hub does not answer. Its own errors refine those of the library it asks with, which is httpx
+# or httpx2, and OSError, of which its offline mode is one as well
+NO_ANSWER = HfHubHTTPError.__bases__
+KEEP_MEMORY_VARIABLE = "RIFFUSION_LAB_KEEP_MEMORY"  # 0: see `keep_freed_memory`
 # What the libraries say about every model of our kind, and we have decided already
 _NO_NEWS = (
     "Expected types for vae",
@@ -75,6 +80,7 @@ def load_pipeline(
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
     lora: LoraSource | Mapping[LoraSource, float] | None = None,
+    local_files_only: bool = False,
 ) -> Pipeline:
     """Load a model, and say in one line what was loaded, where and how exactly it calculates.
 
@@ -94,6 +100,8 @@ def load_pipeline(
         how strong each is to be, ``{"funk.safetensors": 0.8, "dub.safetensors": -0.3}``; alone it has 1. Needs the
         package ``peft``. In the pipeline it is named after its file: ``pipe.set_adapters("funk", 0.5)`` changes how
         strong it is, ``pipe.unload_lora_weights()`` takes all off and leaves the model as it was, to the bit.
+    local_files_only : bool
+        Read what is on the Hub from what was downloaded before, and do not ask for a newer version.
 
     Returns
     -------
@@ -114,18 +122,19 @@ def load_pipeline(
     -----
     Weights are read from safetensors; older pickles only through torch's weights-only loading,
     which runs no code. The model's settings are read once, here. No account's token is ever sent. On a CPU with glibc,
-    the process is told to keep freed memory for itself (``keep_freed_memory``).
+    the process is told to keep freed memory for itself, unless the environment variable ``RIFFUSION_LAB_KEEP_MEMORY``
+    is 0 (`keep_freed_memory`).
 
     Taught in: 00, 03
     """
     source = _source(model)
     device = _device(device, prefer_cpu=source == str(WEIGHTS / "riffling"))
     dtype = _dtype(dtype, device)
-    loras = _find_loras(lora_weights(lora))
+    loras = _find_loras(lora_weights(lora), local_files_only=local_files_only)
     if device.type == "cpu":
         keep_freed_memory()
     with _quiet(bars=HUB_ID.fullmatch(source) is not None):
-        pipe = _read(source, dtype)
+        pipe = _read(source, dtype, local_files_only=local_files_only)
         model_settings(pipe)  # read now, and kept: the file may change
         load_loras(pipe, loras)
         pipe.to(device)
@@ -141,11 +150,27 @@ def keep_freed_memory() -> None:
     With glibc every large tensor is else mapped anew, page by page, which took a third of the time that a U-Net takes
     on a CPU. Those of more than 32 MB still are, as few of the decoder's: between smaller ones they would leave ever
     more gaps. Elsewhere this does nothing. See mallopt(3).
+
+    It holds for the whole process and cannot be taken back. With the environment variable ``RIFFUSION_LAB_KEEP_MEMORY``
+    set to 0, nothing is done.
     """
-    if platform.libc_ver()[0] == "glibc":
+    if platform.libc_ver()[0] == "glibc" and os.environ.get(KEEP_MEMORY_VARIABLE) != "0":
         c_library = ctypes.CDLL(None)
         c_library.mallopt(-3, 32 * 2**20)  # M_MMAP_THRESHOLD: the most it takes
         c_library.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: give back nothing
+
+
+def is_downloaded(hub_id: str) -> bool:
+    """Tell whether a model of the Hugging Face Hub lies in its cache.
+
+    A folder of the same name in the working directory would be loaded in its place: then the answer is no.
+    """
+    if not HUB_ID.fullmatch(hub_id) or Path(hub_id).exists():
+        return False
+    try:
+        return isinstance(try_to_load_from_cache(hub_id, "model_index.json"), str)
+    except HFValidationError:  # such as "../folder"
+        return False
 
 
 def vocabulary(pipe: Pipeline) -> list[str]:
@@ -230,18 +255,18 @@ def _source(model: str | os.PathLike[str]) -> str:
     raise OSError(f"there is no model {str(model)!r}: give {known}")
 
 
-def _find_loras(weights: Mapping[str, float]) -> list[Lora]:
+def _find_loras(weights: Mapping[str, float], *, local_files_only: bool) -> list[Lora]:
     """Find the files of LoRAs, before anything large is read."""
     files: dict[Path, float] = {}
     for source, weight in weights.items():
-        path = _lora_file(source).resolve()
+        path = _lora_file(source, local_files_only=local_files_only).resolve()
         if path in files:
             raise ValueError(f"the LoRA {path.name!r} is given twice: give it once, with the sum of both weights")
         files[path] = weight
     return named_loras(files)
 
 
-def _lora_file(source: str) -> Path:
+def _lora_file(source: str, *, local_files_only: bool) -> Path:
     """Find a LoRA's weight file: a file, one in a folder, or one on the Hub."""
     path = Path(source)
     if source and path.is_file():
@@ -251,7 +276,7 @@ def _lora_file(source: str) -> Path:
     if not HUB_ID.fullmatch(source) or path.suffix in LORA_FILES:
         raise OSError(f"there is no LoRA {source!r}: give a .safetensors file, its folder, or a name on the Hub")
     try:
-        if not _is_online(source):
+        if local_files_only or not _is_online(source):
             folder = Path(snapshot_download(source, local_files_only=True))
             return folder / file_in_folder(os.listdir(folder), source)
         names = list_repo_files(source, token=False)
@@ -259,7 +284,7 @@ def _lora_file(source: str) -> Path:
         if PEFT_CONFIG in names:
             hf_hub_download(source, PEFT_CONFIG, token=False)
         return Path(hf_hub_download(source, file, token=False))
-    except (HTTPError, OSError) as error:
+    except NO_ANSWER as error:
         raise OSError(f"cannot find the LoRA {source!r} (is this its name, and are you online?): {error}") from error
 
 
@@ -286,13 +311,13 @@ def _dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype
     return chosen
 
 
-def _read(source: str, dtype: torch.dtype) -> Pipeline:
+def _read(source: str, dtype: torch.dtype, *, local_files_only: bool) -> Pipeline:
     """Read a stock pipeline; every failure becomes an OSError that names the model, in one line."""
     on_hub = HUB_ID.fullmatch(source) is not None
     try:
         if Path(source).is_file():
             return read_single_file(Path(source), dtype)
-        return _read_folder(source, dtype, on_hub=on_hub)
+        return _read_folder(source, dtype, on_hub=on_hub, local_files_only=local_files_only)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError, pickle.UnpicklingError) as error:
         shown = source if on_hub else Path(source).name
         question = "is it a whole folder in diffusers' layout?"
@@ -304,11 +329,11 @@ def _read(source: str, dtype: torch.dtype) -> Pipeline:
         raise OSError(f"cannot load the model {shown!r} ({question}): {reason}") from error
 
 
-def _read_folder(source: str, dtype: torch.dtype, *, on_hub: bool) -> Pipeline:
+def _read_folder(source: str, dtype: torch.dtype, *, on_hub: bool, local_files_only: bool) -> Pipeline:
     """Read a pipeline in diffusers' layout, from a folder or the Hub."""
     # the safety checker judges photographs, and the feature extractor serves nothing else
     without = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-    where = {"token": False, "local_files_only": on_hub and not _is_online(source)}
+    where = {"token": False, "local_files_only": on_hub and (local_files_only or not _is_online(source))}
     kind = diffusers.StableDiffusionPipeline.load_config(source, **where).get("_class_name")
     if kind != "StableDiffusionPipeline":
         raise OSError(f"it is a {kind}, not a StableDiffusionPipeline")
@@ -331,7 +356,7 @@ def _is_online(hub_id: str) -> bool:
         model_info(hub_id, token=False, timeout=10)
     except HfHubHTTPError:  # an answer, and it is no
         raise
-    except (HTTPError, OfflineModeIsEnabled):
+    except NO_ANSWER:
         return False
     return True
 

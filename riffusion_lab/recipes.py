@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-from collections.abc import Mapping
+import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from importlib.metadata import version
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -14,15 +16,20 @@ from weakref import WeakKeyDictionary
 import diffusers
 import torch
 from diffusers import SchedulerMixin
+from diffusers.utils import DummyObject
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from . import __version__
 from .lora import lora_facts
-from .models import Pipeline, execution_device, model_name, model_settings
+from .models import Pipeline, execution_device, is_downloaded, load_pipeline, model_name, model_settings
 from .prompts import Prompt
 from .values import N_SEEDS
 
 Recipe = dict[str, Any]
 LIBRARIES = ("torch", "diffusers", "transformers")
+PIECE = 2**22  # numbers that are checked at once on a GPU: 16 MB
+LARGEST_SETTING = 100_000  # of a recipe's scheduler: a stranger's number could else ask for any amount of memory
 _WALK = ("num_inference_steps", "duration_s", "loop")
 FOLLOWED = {  # kinds of recipes that hold all that is needed, and the arguments in them
     "text_to_audio": ("prompt", "negative_prompt", "seed", "guidance_scale", *_WALK),
@@ -51,7 +58,7 @@ def make_recipe(pipe: Pipeline, kind: str, **arguments: Any) -> Recipe:
     return {
         "kind": kind,
         **arguments,
-        "scheduler": {"class": type(pipe.scheduler).__name__, "config": _scheduler_config(pipe.scheduler)},
+        "scheduler": {"class": _scheduler_class(pipe.scheduler), "config": _scheduler_config(pipe.scheduler)},
         "model": model_name(pipe),
         "weights_sha256": weights_hash(pipe),
         "versions": {"riffusion_lab": __version__} | {name: version(name) for name in LIBRARIES},
@@ -108,7 +115,7 @@ def prompt_from_recipe(given: Mapping[str, Any]) -> Prompt:
 
 
 def scheduler_from_recipe(recipe: Recipe) -> SchedulerMixin:
-    """Build the scheduler of a recipe anew.
+    """Build the scheduler of a recipe, which may be a stranger's.
 
     Raises
     ------
@@ -116,24 +123,65 @@ def scheduler_from_recipe(recipe: Recipe) -> SchedulerMixin:
         If diffusers has no such scheduler, or it does not take these settings.
     """
     named = recipe["scheduler"]
-    kind = getattr(diffusers, str(named.get("class")), None) if isinstance(named, Mapping) else None
-    if not (isinstance(kind, type) and issubclass(kind, SchedulerMixin)):
-        raise ValueError(f"scheduler {named!r} of the recipe is none of diffusers {diffusers.__version__}")
+    if not isinstance(named, Mapping) or not isinstance(named.get("config"), Mapping):
+        raise ValueError(f"scheduler {named!r:.200} of the recipe is none: it takes a class and a config")
+    name, config = named.get("class"), dict(named["config"])
+    kind = getattr(diffusers, str(name), None)
+    is_missing_library = isinstance(kind, DummyObject)  # stands for a class, and says what it needs
+    if not is_missing_library and not _is_scheduler(kind):
+        raise ValueError(f"scheduler {name!r} of the recipe is none of diffusers {diffusers.__version__}")
+    large = [value for value in config.values() if isinstance(value, int) and abs(value) > LARGEST_SETTING]
+    if large:
+        raise ValueError(f"scheduler {name} of the recipe has a setting above {LARGEST_SETTING:,}: {large[0]:,}")
+    own = {setting: config.pop(setting) for setting in scheduler_parameters(kind) & config.keys()}
     try:
-        return kind(**named["config"])
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"scheduler {named!r} of the recipe cannot be built: {error}") from error
+        scheduler = kind(**own)
+    except Exception as error:  # each scheduler refuses settings in its own way
+        raise ValueError(f"scheduler {name} of the recipe cannot be built: {error}") from error
+    unknown = sorted(config.keys() - _known_settings(scheduler))
+    if unknown:
+        raise ValueError(f"scheduler {name} of the recipe cannot be built: it has no setting {', '.join(unknown)}")
+    scheduler.register_to_config(**config)
+    return scheduler
 
 
-def scheduler_parameters(scheduler: SchedulerMixin) -> set[str]:
-    """Names of the settings that a scheduler heeds; its config may hold others, handed on from elsewhere."""
-    return set(inspect.signature(type(scheduler).__init__).parameters) - {"self"}
+def scheduler_parameters(kind: type[SchedulerMixin]) -> set[str]:
+    """Names of the settings that a scheduler class takes; a scheduler's config may hold others."""
+    return set(inspect.signature(kind.__init__).parameters) - {"self"}
+
+
+def load_recipe_model(recipe: Recipe) -> Pipeline:
+    """Load the model of a recipe, which may be a stranger's: nothing is downloaded, and no folder of one's own read.
+
+    Returns
+    -------
+    StableDiffusionPipeline
+        riffling, or a model of the Hugging Face Hub that was downloaded before.
+
+    Raises
+    ------
+    OSError
+        If it is another model; the message says how to replay with it.
+    """
+    model = recipe["model"]
+    if model == "riffling":
+        return load_pipeline()
+    if isinstance(model, str) and is_downloaded(model):
+        return load_pipeline(model, local_files_only=True)
+    advice = "load it yourself, if you trust it, and hand it over: replay(clip, load_pipeline(...))"
+    raise OSError(f"the recipe's model {model!r} is not on this computer, and replay downloads nothing: {advice}")
 
 
 def weights_hash(pipe: Pipeline) -> str:
     """SHA-256 (hexadecimal) of the weights of text encoder, U-Net and autoencoder, read as float32.
 
-    And of the model's settings that clips depend on, but no recipe holds.
+    And of adapters (LoRA), buffers, and the model's settings that clips depend on, but no recipe holds. A compiled
+    network has the hash of the network itself.
+
+    Notes
+    -----
+    SHA-256 is calculated again only after a change. Checksums of all tensors tell whether there was one, since torch
+    counts no changes made through ``weight.data``: riffling's take 0.02 s on a CPU, a hundredth of a clip.
     """
     hashes = [_module_hash(part) for part in (pipe.text_encoder, pipe.unet, pipe.vae)]
     own, scale = model_settings(pipe), pipe.vae.config.scaling_factor
@@ -141,21 +189,123 @@ def weights_hash(pipe: Pipeline) -> str:
     return hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
+def _is_scheduler(kind: object) -> bool:
+    return isinstance(kind, type) and issubclass(kind, SchedulerMixin) and hasattr(kind, "step")
+
+
+def _scheduler_class(scheduler: SchedulerMixin) -> str:
+    """Name of the class; with its module where it is not the one that diffusers has under this name."""
+    kind = type(scheduler)
+    is_diffusers_own = getattr(diffusers, kind.__name__, None) is kind
+    return kind.__name__ if is_diffusers_own else f"{kind.__module__}.{kind.__qualname__}"
+
+
 def _scheduler_config(scheduler: SchedulerMixin) -> dict[str, Any]:
-    config = json.loads(scheduler.to_json_string())
-    return {name: config[name] for name in sorted(scheduler_parameters(scheduler) & config.keys())}
+    """All settings, also those that the scheduler's ``__init__`` does not name.
+
+    diffusers hands the settings of one scheduler on to the next (``from_config``), and some read such a setting: DPM++
+    2M takes ``sigma_min`` and ``sigma_max`` from its config only.
+    """
+    known = _known_settings(scheduler) & scheduler.config.keys()
+    settings = {name: scheduler.config[name] for name in sorted(known)}
+    return json.loads(json.dumps(settings, default=lambda array: array.tolist()))
 
 
-_known_hashes: WeakKeyDictionary[torch.nn.Module, tuple[list[tuple[int, int]], str]] = WeakKeyDictionary()
+def _known_settings(scheduler: SchedulerMixin) -> set[str]:
+    """Names of the settings that a scheduler, or one that could take its place, is built with."""
+    kinds = [type(scheduler), *scheduler.compatibles]
+    return set().union(*map(scheduler_parameters, kinds))
 
 
-def _module_hash(module: torch.nn.Module) -> str:
-    """SHA-256 of names and values of the parameters; calculated again only after they changed."""
-    state = [(tensor.data_ptr(), tensor._version) for tensor in module.parameters()]
+_known_hashes: WeakKeyDictionary[nn.Module, tuple[object, str]] = WeakKeyDictionary()
+
+
+def _module_hash(module: nn.Module) -> str:
+    """SHA-256 of names and values of all tensors; calculated again only after a change."""
+    tensors, adapters = _named_tensors(module), _adapters(module)
+    checksums = _checksums([tensor for _, tensor in tensors])
+    state = ([(name, tensor.dtype) for name, tensor in tensors], checksums, adapters)
     if module not in _known_hashes or _known_hashes[module][0] != state:
         digest = hashlib.sha256()
-        for name, tensor in sorted(module.named_parameters()):
+        for name, tensor in tensors:
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().float().flatten().numpy())
+        digest.update(adapters.encode())
         _known_hashes[module] = (state, digest.hexdigest())
     return _known_hashes[module][1]
+
+
+def _named_tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
+    """Parameters by name, then buffers and what parametrizations make of parameters."""
+    parameters = [(_plain_name(name), tensor) for name, tensor in module.named_parameters()]
+    others = [(_plain_name(name), tensor) for name, tensor in module.named_buffers() if not _counts(tensor)]
+    for name, part in module.named_modules():
+        if is_parametrized(part):
+            others += [(_plain_name(f"{name}.{made}"), getattr(part, made)) for made in part.parametrizations]
+    return sorted(parameters, key=_first) + sorted(others, key=_first)
+
+
+def _first(pair: tuple[str, Tensor]) -> str:
+    return pair[0]
+
+
+def _plain_name(name: str) -> str:
+    """Name of a tensor or module without what ``torch.compile`` adds to it."""
+    return name.replace("_orig_mod.", "")
+
+
+def _counts(buffer: Tensor) -> bool:
+    """Tell whether a buffer just counts 0, 1, 2 …, as a text encoder's ``position_ids`` do: no hash ever held those."""
+    return not buffer.is_floating_point() and torch.equal(buffer.flatten().cpu(), torch.arange(buffer.numel()))
+
+
+def _adapters(module: nn.Module) -> str:
+    """Say which adapters of peft act in which layer of a network, and how strongly; empty without any."""
+    found = []
+    for name, layer in module.named_modules():
+        scaling = getattr(layer, "scaling", None)
+        if isinstance(scaling, dict):  # peft.tuners.lora.LoraLayer, and others like it
+            acting = {adapter: scaling.get(adapter) for adapter in layer.active_adapters}
+            found.append(f"{_plain_name(name)} {acting} {layer.disable_adapters} {layer.merged_adapters}")
+    return "\n".join(found)
+
+
+def _checksums(tensors: Sequence[Tensor]) -> list[int]:
+    """A number for each tensor that another content of it, of whatever kind, all but surely changes.
+
+    On the CPU it is the CRC-32 of its bytes: a change stays unseen once in 2**32. Elsewhere it is a sum, calculated
+    where the tensor is, since reading memory there is much faster than fetching it; all sums are fetched at once.
+    """
+    on_cpu = {i: zlib.crc32(_units(tensor, torch.uint8).numpy()) for i, tensor in enumerate(tensors) if tensor.is_cpu}
+    elsewhere = [i for i in range(len(tensors)) if i not in on_cpu]
+    if not elsewhere:
+        return list(on_cpu.values())
+    device = tensors[elsewhere[0]].device
+    sums = torch.stack([_weighted_sum(tensors[i]).to(device) for i in elsewhere]).tolist()
+    found = on_cpu | dict(zip(elsewhere, sums, strict=True))
+    return [found[i] for i in range(len(tensors))]
+
+
+def _weighted_sum(tensor: Tensor) -> Tensor:
+    """Sum of a tensor's bits, in units of two bytes, each times a random number that belongs to its place.
+
+    A sum without weights would be the same for the same numbers in other places.
+    """
+    units = _units(tensor, torch.int16 if tensor.element_size() > 1 else torch.uint8)
+    weights = _random_weights(units.device)
+    pieces = units.split(PIECE)
+    sums = [(2 * i + 1) * (piece * weights[: len(piece)]).sum() for i, piece in enumerate(pieces)]
+    return torch.stack(sums).sum()
+
+
+@cache
+def _random_weights(device: torch.device) -> Tensor:
+    """Weights of shape (PIECE,) for `_weighted_sum`, always the same; odd, so that overflow hides no bit."""
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.randint(2**31, (PIECE,), dtype=torch.int32, generator=generator) | 1
+    return weights.to(device)
+
+
+def _units(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """The bits of a tensor, in one dimension, read as whole numbers."""
+    return tensor.detach().flatten().view(dtype)

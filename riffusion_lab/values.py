@@ -5,11 +5,17 @@ from __future__ import annotations
 import math
 import operator
 import sys
+import threading
 import warnings
 from collections.abc import Sequence
 from numbers import Real
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 N_SEEDS = 2**32
+_this_thread = threading.local()
 
 
 def as_scalar(value: object) -> object:
@@ -71,9 +77,31 @@ def check_number(name: str, value: object, least: float = -math.inf, most: float
     return float(scalar)
 
 
+def check_finite(what: str, tensor: Tensor) -> None:
+    """Refuse a calculated tensor with a NaN or an infinity in it, from which a black picture would be made.
+
+    Raises
+    ------
+    FloatingPointError
+        If there is one; the message begins with `what`, which says whose fault that is likely to be.
+    """
+    if bool(tensor.isfinite().all()):
+        return
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    overflow = f"; numbers may be too large for {dtype}: try load_pipeline(..., dtype='float32')"
+    raise FloatingPointError(f"{what}: not all numbers are finite{'' if dtype == 'float32' else overflow}")
+
+
 def warn(message: str) -> None:
     """Warn, and name the line outside this package that led here."""
+    if getattr(_this_thread, "is_silent", False):
+        return
     frame, level = sys._getframe(1), 2
     while frame.f_back and frame.f_globals["__name__"].startswith(f"{__package__}."):
         frame, level = frame.f_back, level + 1
     warnings.warn(message, stacklevel=level)
+
+
+def silence_thread() -> None:
+    """Give no warnings in this thread any more: a thread's warnings end up in any cell of a notebook."""
+    _this_thread.is_silent = True

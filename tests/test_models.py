@@ -4,7 +4,9 @@ import copy
 import json
 import os
 import pickle
+import platform
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -261,12 +263,24 @@ def test_hub_name_offline(monkeypatch, tmp_path):
         load_pipeline("someone/something")
 
 
+def test_hub_name_without_a_network(monkeypatch, tmp_path):
+    """What the Hub's library raises then is an error of httpx or of httpx2, as its version wants."""
+
+    def refuse(*_, **__):
+        raise socket.gaierror("this test has no network")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(OSError, match=r"cannot load the model 'someone/something' \(.*are you online\?\)"):
+        load_pipeline("someone/something")
+
+
 def test_the_hub_is_asked_without_a_token(monkeypatch):
     asked = {}
 
     def no(name, **options):
         asked.update(options, name=name)
-        raise OSError("the Hub says no")
+        raise RuntimeError("the Hub says no")
 
     monkeypatch.setattr(models, "model_info", no)
     with pytest.raises(OSError, match="the Hub says no"):
@@ -285,3 +299,33 @@ def test_bad_device(folder, device, monkeypatch):
 def test_bad_dtype(folder, dtype):
     with pytest.raises(ValueError, match="dtype must be 'float16', 'bfloat16' or 'float32'"):
         load_pipeline(folder, device="cpu", dtype=dtype)
+
+
+# Prints how many of 200 MB the process keeps when tensors of 20 MB each were made and dropped again.
+KEEP_OR_GIVE_BACK = """
+from pathlib import Path
+import torch
+from riffusion_lab.models import keep_freed_memory
+
+def used():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+keep_freed_memory()
+before = used()
+tensors = [torch.ones(5 * 2**20) for _ in range(10)]
+del tensors
+print((used() - before) // 2**20)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told to keep memory")
+@pytest.mark.parametrize(("value", "keeps"), [(None, True), ("1", True), ("0", False)])
+def test_freed_memory_is_kept_unless_a_variable_says_no(value, keeps):
+    environment = {name: text for name, text in os.environ.items() if name != models.KEEP_MEMORY_VARIABLE}
+    if value is not None:
+        environment[models.KEEP_MEMORY_VARIABLE] = value
+    root = Path(models.__file__).parents[1]
+    command = [sys.executable, "-c", KEEP_OR_GIVE_BACK]
+    run = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=True)
+    kept_mb = int(run.stdout)
+    assert kept_mb > 150 if keeps else kept_mb < 50

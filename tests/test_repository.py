@@ -3,10 +3,12 @@
 import ast
 import fnmatch
 import importlib.metadata
+import json
 import os
 import re
 import shutil
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -338,3 +340,102 @@ def test_core_is_independent():
     outer = tuple(f"riffusion_lab.{part}" for part in OUTER)
     wrong = {path.name: [name for name in imported(path) if name.startswith(outer)] for path in core}
     assert {name: modules for name, modules in wrong.items() if modules} == {}
+
+
+def third_party(names: set[str]) -> set[str]:
+    """Return the top-level names that neither Python nor this package brings."""
+    return {name.partition(".")[0] for name in names} - sys.stdlib_module_names - {"riffusion_lab"}
+
+
+def notebook_imports() -> set[str]:
+    """Return the names of the modules that the notebooks' cells import."""
+    names = set()
+    for path in our_files(".ipynb"):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        for cell in cells:
+            if cell["cell_type"] == "code":
+                names |= set(re.findall(r"^\s*(?:import|from) ([\w.]+)", "".join(cell["source"]), flags=re.MULTILINE))
+    return names
+
+
+def declared(texts: list[str]) -> set[str]:
+    return {canonicalize_name(Requirement(text).name) for text in texts}
+
+
+def test_every_import_is_declared_and_everything_declared_is_imported():
+    """Notebook 01 alone needs librosa; extras stand for programs (lab, test) and for training."""
+    distributions = importlib.metadata.packages_distributions()
+    modules = set().union(*map(imported, PACKAGE.rglob("*.py")))
+    assert {"torch", "numpy", "diffusers"} <= third_party(modules)
+    found = {canonicalize_name(distributions[name][0]) for name in third_party(modules)}
+    dependencies = declared(PYPROJECT["project"]["dependencies"])
+    optional = declared(EXTRAS["train"])
+    assert found - dependencies - optional == set(), "imported, but not declared"
+    by_notebooks = {canonicalize_name(distributions[name][0]) for name in third_party(notebook_imports())}
+    assert dependencies - found == {"librosa"} and "librosa" in by_notebooks, "declared, but not imported"
+    assert optional <= found
+    assert by_notebooks <= dependencies, "imported by a notebook, but not declared"
+
+
+def private_names(path: Path) -> set[str]:
+    """Return the names with an underscore that a module imports from libraries."""
+    names = {name for name in imported(path) if third_party({name})}
+    return {name for name in names if any(part.startswith("_") for part in name.split("."))}
+
+
+def test_only_public_names_of_libraries_are_imported():
+    assert {path.name: found for path in PACKAGE.rglob("*.py") if (found := private_names(path))} == {}
+
+
+def test_private_names_are_found(tmp_path, monkeypatch):
+    monkeypatch.setitem(globals(), "ROOT", tmp_path)
+    module = tmp_path / "riffusion_lab" / "a.py"
+    module.parent.mkdir()
+    for line in ("from torch import _dynamo", "import torch._dynamo", "from torch._dynamo import x"):
+        module.write_text(line)
+        assert private_names(module), line
+    module.write_text("from . import __version__, _x\nfrom torch import nn")
+    assert not private_names(module)
+
+
+# Prints what a process can be changed in for good, before and after all modules of the package are imported.
+LOOK_AT_THE_PROCESS = """
+import json, logging, os, pkgutil, sys, warnings
+from importlib import import_module
+
+import diffusers, matplotlib.pyplot, numpy, torch, transformers
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+import anywidget, ipywidgets, librosa, scipy.signal, torchaudio
+import fluidsynth
+
+def look():
+    return {
+        "warnings": repr(warnings.filters),
+        "environment": dict(os.environ),
+        "matplotlib": repr(matplotlib.rcParams),
+        "logging": repr([logging.root.level, logging.root.handlers, logging.root.filters]),
+        "talkers": repr([diffusers.utils.logging.get_verbosity(), transformers.utils.logging.get_verbosity()]),
+        "filters": repr({name: logging.getLogger(name).filters for name in ("diffusers", "transformers", "torch")}),
+        "torch": repr([torch.get_default_dtype(), torch.get_num_threads(), torch.is_grad_enabled()]),
+        "cuda": repr([torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.benchmark]),
+        "random": repr([torch.get_rng_state().sum(), numpy.random.get_state()[1].sum()]),
+        "numpy": repr(numpy.geterr()),
+        "path": sys.path,
+    }
+
+before = look()
+import riffusion_lab
+for module in pkgutil.walk_packages(riffusion_lab.__path__, "riffusion_lab."):
+    if not module.name.endswith("__main__"):
+        import_module(module.name)
+after = look()
+print(json.dumps([name for name in before if before[name] != after[name]]))
+"""
+
+
+def test_importing_changes_nothing_of_the_process():
+    pytest.importorskip("fluidsynth", reason="training imports it", exc_type=ImportError)
+    run = subprocess.run(
+        [sys.executable, "-c", LOOK_AT_THE_PROCESS], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert json.loads(run.stdout.splitlines()[-1]) == []

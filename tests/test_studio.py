@@ -329,10 +329,12 @@ def test_clip_that_cannot_be_saved_is_heard(pipe, tmp_path):
 def test_remarks_are_shown_in_the_panel_only(pipe, tmp_path):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
+        filters = list(warnings.filters)
         with build(pipe, tmp_path, prompt="pianos, 100 bpm (slow:-1)", negative_prompt="jaz") as panel:
             panel.guidance_scale.value = 1
             make(panel)
             text = said(panel)
+        assert warnings.filters == filters  # which hold for the whole process
     assert [warning for warning in caught if warning.category is UserWarning] == []
     assert "'(slow:-1)' is a negative weight in other tools" in text
     assert "pianos (nearest: piano)" in text and "jaz (nearest: jazz)" in text and "105 bpm" in text

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import html
 import sys
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
@@ -30,7 +29,7 @@ from ..loops import clip_size
 from ..models import Pipeline, model_settings, vocabulary
 from ..params import COLUMNS_PER_S
 from ..prompts import Prompt
-from ..values import N_SEEDS
+from ..values import N_SEEDS, silence_thread
 from .mask_painter import MaskPainter
 from .pictures import picture_image, png_bytes
 from .player import Player, file_stem
@@ -104,9 +103,7 @@ class Studio(widgets.VBox):
         words: bool = False,
     ) -> None:
         self._cancelled, self._lock, self._job = Event(), RLock(), None
-        self._worker = ThreadPoolExecutor(1, "riffusion_lab studio", torch.set_grad_enabled, (False,))
-        # the panel says itself what it warns of: a thread's warnings end up in any cell
-        warnings.filterwarnings("ignore", category=UserWarning, module=r"concurrent\.futures\.thread$")
+        self._worker = ThreadPoolExecutor(1, "riffusion_lab studio", _begin_thread)
         self.pipe, self.painter, self.folder, self.history = pipe, painter, Path(folder), []
         sources = {"clip": source} if isinstance(source, Clip) else dict(source or {})
         self._sources = {name: for_model(clip) for name, clip in sources.items()}
@@ -253,6 +250,12 @@ class Studio(widgets.VBox):
 
     def __repr__(self) -> str:
         return f"Studio({self.prompt.value!r}, seed={self.seed.value})"
+
+
+def _begin_thread() -> None:
+    """Prepare the thread that makes clips: the panel shows the remarks itself."""
+    torch.set_grad_enabled(False)  # of this thread
+    silence_thread()
 
 
 def _clips_in(folder: Path) -> Iterator[tuple[str, Clip]]:
