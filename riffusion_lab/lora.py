@@ -24,7 +24,7 @@ from diffusers.utils import (
 from torch import Tensor, nn
 
 from .checkpoints import Shape, is_lora, tensor_shapes
-from .values import check_number, warn
+from .values import check_number, in_one_line, warn
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -133,8 +133,7 @@ def load_loras(pipe: StableDiffusionPipeline, loras: list[Lora]) -> None:
         try:
             _load(pipe, lora)
         except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-            reason = " ".join(str(error).split())
-            raise OSError(f"cannot load the LoRA {lora.path.name!r}: {reason}") from error
+            raise OSError(f"cannot load the LoRA {lora.path.name!r}: {in_one_line(error)}") from error
     if loras:
         pipe.set_adapters([lora.name for lora in loras], [lora.weight for lora in loras])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import operator
 import sys
+import textwrap
 import warnings
 from collections.abc import Sequence
 from numbers import Real
@@ -69,6 +70,11 @@ def check_number(name: str, value: object, least: float = -math.inf, most: float
         limits = f"{least:g} or more" if math.isinf(most) else f"between {least:.7g} and {most:.7g}"
         raise ValueError(f"{name} must be {limits}, not {scalar!r}")
     return float(scalar)
+
+
+def in_one_line(error: Exception) -> str:
+    """Give what an error says in one line, without what goes on for more than 300 characters."""
+    return textwrap.shorten(str(error), width=300, placeholder=" …") or type(error).__name__
 
 
 def warn(message: str) -> None:
