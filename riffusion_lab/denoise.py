@@ -277,6 +277,7 @@ def from_clip(
         )
 
 
+@torch_defaults()
 def check_scheduler(pipe: Pipeline, num_inference_steps: int, *, from_clip: bool) -> None:
     """Refuse a scheduler that cannot do what is asked for: let it take all steps once, without the networks.
 

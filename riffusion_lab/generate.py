@@ -15,7 +15,6 @@ from .clip import Clip
 from .denoise import Callback, Job, begins_in_the_middle, draw_noise, first_step, from_clip, from_noise, left_as_found
 from .image import Picture
 from .loops import decode, encode, latent_columns
-from .lora import check_loras
 from .masks import latent_mask, paste
 from .models import Pipeline
 from .params import PARAMS
@@ -29,10 +28,9 @@ from .recipes import (
     prompt_from_recipe,
     scheduler_from_recipe,
     seed_from_recipe,
-    weights_hash,
+    warn_of_other_weights,
 )
 from .torch_defaults import torch_defaults
-from .values import warn
 
 
 def text_to_audio(
@@ -135,11 +133,9 @@ def replay(clip_or_recipe: Clip | Recipe, pipe: Pipeline | None = None) -> Clip:
     from .interpolation import interpolate  # which builds on this module
 
     recipe = check_recipe(getattr(clip_or_recipe, "recipe", clip_or_recipe))
-    check_loras(recipe, pipe)
     scheduler = scheduler_from_recipe(recipe)
     pipe = load_recipe_model(recipe) if pipe is None else pipe
-    if weights_hash(pipe) != recipe["weights_sha256"]:
-        warn(f"the clip was made with other weights of {recipe['model']}: it will differ")
+    warn_of_other_weights(recipe, pipe, "the clip was made")
     arguments = {name: recipe[name] for name in FOLLOWED[recipe["kind"]]}
     with left_as_found(pipe):
         pipe.scheduler = scheduler

@@ -24,7 +24,7 @@ from diffusers.utils import (
 from torch import Tensor, nn
 
 from .checkpoints import Shape, is_lora, tensor_shapes
-from .values import check_number, warn
+from .values import check_number, in_one_line
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -133,8 +133,7 @@ def load_loras(pipe: StableDiffusionPipeline, loras: list[Lora]) -> None:
         try:
             _load(pipe, lora)
         except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-            reason = " ".join(str(error).split())
-            raise OSError(f"cannot load the LoRA {lora.path.name!r}: {reason}") from error
+            raise OSError(f"cannot load the LoRA {lora.path.name!r}: {in_one_line(error)}") from error
     if loras:
         pipe.set_adapters([lora.name for lora in loras], [lora.weight for lora in loras])
 
@@ -305,42 +304,51 @@ def _one_number(weights: dict[str, float]) -> float | dict[str, float]:
     return different.pop() if len(different) == 1 else weights
 
 
-def check_loras(recipe: Mapping[str, Any], pipe: StableDiffusionPipeline | None) -> None:
-    """Compare the LoRAs of a recipe with those of the pipeline that is to follow it, and warn where they differ.
-
-    Parameters
-    ----------
-    recipe : dict
-    pipe : StableDiffusionPipeline, optional
-        None: the recipe's model is to be loaded, without LoRAs.
+def recipe_loras(recipe: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Give the LoRAs of a recipe, as `active_loras` gives those of a pipeline.
 
     Raises
     ------
     ValueError
-        If the recipe's entry cannot be understood, or it names LoRAs and there is no pipeline.
+        If they cannot be understood.
     """
-    wanted = recipe.get("loras", [])
+    loras = recipe.get("loras", [])
     try:
-        asked = {lora["name"]: (lora["sha256"], lora["weight"]) for lora in wanted}
+        return sorted(({key: lora[key] for key in ("name", "sha256", "weight")} for lora in loras), key=_name)
     except (TypeError, KeyError) as error:
-        raise ValueError(f"the recipe's loras cannot be understood: {wanted!r:.80}") from error
-    if pipe is None:
-        if asked:
-            call = f"replay(clip, load_pipeline({recipe['model']!r}, lora={{file: weight}}))"
-            raise ValueError(f"this clip was made with {_named(wanted)}, which the recipe does not hold: call {call}")
-        return
-    found = active_loras(pipe)
-    if asked != {lora["name"]: (lora["sha256"], lora["weight"]) for lora in found}:
-        made_with = _named(wanted) if asked else "no LoRA"
-        here = _named(found) if found else "none"
-        advice = ""
-        if {lora["sha256"] for lora in found} == {sha256 for sha256, _ in asked.values()}:
-            names = sorted(asked)
-            advice = f" (pipe.set_adapters({names}, {[asked[name][1] for name in names]}) makes it the same)"
-        warn(f"it was made with {made_with}, and the pipeline has {here}: other weights, so it will differ{advice}")
+        raise ValueError(f"the recipe's loras cannot be understood: {loras!r:.80}") from error
 
 
-def _named(loras: list[dict[str, Any]]) -> str:
+def other_loras(recipe: Mapping[str, Any], pipe: StableDiffusionPipeline) -> str | None:
+    """Compare the LoRAs of a recipe with those of the pipeline that is to follow it.
+
+    Returns
+    -------
+    str or None
+        Both, and what would make them the same, to go on from "the clip was made"; None if they are the same.
+
+    Raises
+    ------
+    ValueError
+        If those of the recipe cannot be understood.
+    """
+    wanted, found = recipe_loras(recipe), active_loras(pipe)
+    if wanted == found:
+        return None
+    advice = ""
+    if sorted(lora["sha256"] for lora in wanted) == sorted(lora["sha256"] for lora in found):
+        names, weights = [lora["name"] for lora in wanted], [lora["weight"] for lora in wanted]
+        advice = f" (pipe.set_adapters({names}, {weights}) makes it the same)"
+    made_with = named_with_weights(wanted) if wanted else "no LoRA"
+    here = named_with_weights(found) if found else "none"
+    return f"with {made_with}, and the pipeline has {here}: it will differ{advice}"
+
+
+def _name(lora: Mapping[str, Any]) -> str:
+    return lora["name"]
+
+
+def named_with_weights(loras: list[dict[str, Any]]) -> str:
     """Name LoRAs and how strong they are: ``the LoRA funk at 0.8``."""
     each = []
     for lora in loras:

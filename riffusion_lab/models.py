@@ -27,6 +27,7 @@ from huggingface_hub.utils import HFValidationError
 from .checkpoints import DTYPE, SINGLE_FILES, parts_in_variants, read_single_file
 from .lora import LORA_FILES, PEFT_CONFIG, Lora, LoraSource, file_in_folder, load_loras, lora_weights, named_loras
 from .torch_defaults import torch_defaults
+from .values import in_one_line
 
 if TYPE_CHECKING:  # importing it makes transformers talk: see _quiet
     from diffusers import StableDiffusionPipeline
@@ -220,8 +221,13 @@ def _source_of(pipe: Pipeline) -> str:
     """Tell where a pipeline was read from: a path or a name on the Hub; empty where nobody knows."""
     if pipe.name_or_path:
         return str(pipe.name_or_path)
-    folder = pipe.unet.config.get("_name_or_path")  # of a part, which the pipeline of its parts was not read with
-    return str(Path(folder).parent) if folder else ""
+    part = pipe.unet.config.get("_name_or_path")  # where diffusers read the U-Net, for a pipeline that is made of parts
+    if not part:
+        return ""
+    folder = Path(part).parent
+    if folder.parent.name == "snapshots":  # of the Hub's cache: models--OWNER--NAME/snapshots/COMMIT
+        return folder.parents[1].name.removeprefix("models--").replace("--", "/", 1)
+    return str(folder)
 
 
 def _read_settings(pipe: Pipeline) -> ModelSettings:
@@ -325,8 +331,7 @@ def _read(source: str, dtype: torch.dtype, *, local_files_only: bool) -> Pipelin
             question = "is this its name, and are you online?"
         elif Path(source).is_file():
             question = "is it a whole Stable Diffusion 1.x?"
-        reason = " ".join(str(error).split())
-        raise OSError(f"cannot load the model {shown!r} ({question}): {reason}") from error
+        raise OSError(f"cannot load the model {shown!r} ({question}): {in_one_line(error)}") from error
 
 
 def _read_folder(source: str, dtype: torch.dtype, *, on_hub: bool, local_files_only: bool) -> Pipeline:

@@ -21,10 +21,11 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from . import __version__
-from .lora import lora_facts
+from .lora import lora_facts, named_with_weights, other_loras, recipe_loras
 from .models import Pipeline, execution_device, is_downloaded, load_pipeline, model_name, model_settings
 from .prompts import Prompt
-from .values import N_SEEDS
+from .torch_defaults import torch_defaults
+from .values import N_SEEDS, warn
 
 Recipe = dict[str, Any]
 LIBRARIES = ("torch", "diffusers", "transformers")
@@ -162,8 +163,14 @@ def load_recipe_model(recipe: Recipe) -> Pipeline:
     ------
     OSError
         If it is another model; the message says how to replay with it.
+    ValueError
+        If the clip was made with LoRAs.
     """
-    model = recipe["model"]
+    model, loras = recipe["model"], recipe_loras(recipe)
+    if loras:
+        call = f"replay(clip, load_pipeline({model!r}, lora={{file: weight}}))"
+        made_with = named_with_weights(loras)
+        raise ValueError(f"this clip was made with {made_with}, which the recipe does not hold: call {call}")
     if model == "riffling":
         return load_pipeline()
     if isinstance(model, str) and is_downloaded(model):
@@ -172,6 +179,16 @@ def load_recipe_model(recipe: Recipe) -> Pipeline:
     raise OSError(f"the recipe's model {model!r} is not on this computer, and replay downloads nothing: {advice}")
 
 
+def warn_of_other_weights(recipe: Recipe, pipe: Pipeline, made: str) -> None:
+    """Warn if a pipeline has other weights, or other LoRAs, than the one of a recipe; `made` begins the warning."""
+    difference = other_loras(recipe, pipe)
+    if difference is None and weights_hash(pipe) != recipe["weights_sha256"]:
+        difference = f"with other weights of {recipe['model']}: it will differ"
+    if difference is not None:
+        warn(f"{made} {difference}")
+
+
+@torch_defaults()
 def weights_hash(pipe: Pipeline) -> str:
     """SHA-256 (hexadecimal) of the weights of text encoder, U-Net and autoencoder, read as float32.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import operator
 import sys
+import textwrap
 import threading
 import warnings
 from collections.abc import Sequence
@@ -90,6 +91,11 @@ def check_finite(what: str, tensor: Tensor) -> None:
     dtype = str(tensor.dtype).removeprefix("torch.")
     overflow = f"; numbers may be too large for {dtype}: try load_pipeline(..., dtype='float32')"
     raise FloatingPointError(f"{what}: not all numbers are finite{'' if dtype == 'float32' else overflow}")
+
+
+def in_one_line(error: Exception) -> str:
+    """Give what an error says in one line, without what goes on for more than 300 characters."""
+    return textwrap.shorten(str(error), width=300, placeholder=" …") or type(error).__name__
 
 
 def warn(message: str) -> None:

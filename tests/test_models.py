@@ -139,6 +139,12 @@ def test_however_a_pipeline_is_made_it_keeps_its_models_settings(folder, make):
     assert model_settings(pipe).vocabulary == tuple(SETTINGS["vocabulary"]) and model_name(pipe) == "small"
 
 
+def test_parts_from_the_hubs_cache_have_its_name(folder, tmp_path):
+    snapshot = tmp_path / "models--someone--some--thing" / "snapshots" / "0123abc"
+    shutil.copytree(folder, snapshot)
+    assert model_name(without_name(read_by_diffusers(snapshot))) == "someone/some--thing"
+
+
 def test_a_file_that_changes_later_changes_nothing(own_folder):
     loaded, read = load_pipeline(own_folder, device="cpu"), read_by_diffusers(own_folder)
     assert model_settings(read).num_inference_steps == 3

@@ -177,7 +177,7 @@ def test_slerp_needs_no_float64_where_the_noise_lies():
 
 
 class NoFloat64(TorchDispatchMode):
-    """Refuse float64, but on the CPU while the noise of two clips is mixed."""
+    """Refuse every float64."""
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         made = function(*args, **(kwargs or {}))

@@ -23,11 +23,11 @@ from ..edit import for_model
 from ..generate import make_clips
 from ..interpolation import check_point, step_task
 from ..join import CROSSFADE_S, crossfade
-from ..lora import check_loras, lora_facts
+from ..lora import lora_facts
 from ..models import Pipeline, model_name
 from ..params import PARAMS
 from ..prompts import Prompt
-from ..recipes import prompt_from_recipe, weights_hash
+from ..recipes import prompt_from_recipe, warn_of_other_weights, weights_hash
 from ..values import N_SEEDS, check_number, check_whole, warn
 
 LONGEST_QUEUE = 8  # prompts that wait
@@ -506,9 +506,7 @@ def replay_session(recipe: Mapping[str, Any], pipe: Pipeline, *, seed_clip: Clip
     source = None if seed_clip is None else Source(for_model(seed_clip))
     if (source.given() if source else {}).get("source_sha256") != recipe.get("source_sha256"):
         raise ValueError("the session's seed clip and seed_clip are not the same: give the one that the session had")
-    check_loras(recipe, pipe)
-    if weights_hash(pipe) != recipe["weights_sha256"]:
-        warn(f"the session was played with other weights of {recipe['model']}: it will differ")
+    warn_of_other_weights(recipe, pipe, "the session was played")
     settings = check_settings(pipe, recipe["num_inference_steps"], None, True, 1, source)
     points = [(_point_from_recipe(heard), heard["times"]) for heard in recipe["heard"]]
     return (clip for point, times in points for clip in [make_point(pipe, point, settings)] * times)
