@@ -341,7 +341,7 @@ def other_loras(recipe: Mapping[str, Any], pipe: StableDiffusionPipeline) -> str
         advice = f" (pipe.set_adapters({names}, {weights}) makes it the same)"
     made_with = named_with_weights(wanted) if wanted else "no LoRA"
     here = named_with_weights(found) if found else "none"
-    return f"with {made_with}, and the pipeline has {here}: it will differ{advice}"
+    return f"with {made_with}, and the pipeline has {here}: other weights, it will differ{advice}"
 
 
 def _name(lora: Mapping[str, Any]) -> str:

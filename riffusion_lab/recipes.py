@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import math
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from importlib.metadata import version
@@ -15,6 +16,7 @@ from weakref import WeakKeyDictionary
 
 import diffusers
 import torch
+from accelerate.utils import align_module_device, has_offloaded_params
 from diffusers import SchedulerMixin
 from diffusers.utils import DummyObject
 from torch import Tensor, nn
@@ -192,8 +194,8 @@ def warn_of_other_weights(recipe: Recipe, pipe: Pipeline, made: str) -> None:
 def weights_hash(pipe: Pipeline) -> str:
     """SHA-256 (hexadecimal) of the weights of text encoder, U-Net and autoencoder, read as float32.
 
-    And of adapters (LoRA), buffers, and the model's settings that clips depend on, but no recipe holds. A compiled
-    network has the hash of the network itself.
+    And of adapters (LoRA), FreeU, buffers, and the model's settings that clips depend on, but no recipe holds. A
+    compiled network has the hash of the network itself.
 
     Notes
     -----
@@ -223,9 +225,14 @@ def _scheduler_config(scheduler: SchedulerMixin) -> dict[str, Any]:
     diffusers hands the settings of one scheduler on to the next (``from_config``), and some read such a setting: DPM++
     2M takes ``sigma_min`` and ``sigma_max`` from its config only.
     """
-    known = _known_settings(scheduler) & scheduler.config.keys()
-    settings = {name: scheduler.config[name] for name in sorted(known)}
+    known = sorted(_known_settings(scheduler) & scheduler.config.keys())
+    settings = {name: scheduler.config[name] for name in known if not _is_infinite(scheduler.config[name])}
     return json.loads(json.dumps(settings, default=lambda array: array.tolist()))
+
+
+def _is_infinite(value: object) -> bool:
+    """Tell whether a setting is infinite: JSON has no such number, and it is the default wherever there is one."""
+    return isinstance(value, float) and math.isinf(value)
 
 
 def _known_settings(scheduler: SchedulerMixin) -> set[str]:
@@ -239,27 +246,38 @@ _known_hashes: WeakKeyDictionary[nn.Module, tuple[object, str]] = WeakKeyDiction
 
 def _module_hash(module: nn.Module) -> str:
     """SHA-256 of names and values of all tensors; calculated again only after a change."""
-    tensors, adapters = _named_tensors(module), _adapters(module)
+    tensors, switches = _named_tensors(module), _switches(module)
     checksums = _checksums([tensor for _, tensor in tensors])
-    state = ([(name, tensor.dtype) for name, tensor in tensors], checksums, adapters)
+    state = ([(name, tensor.dtype) for name, tensor in tensors], checksums, switches)
     if module not in _known_hashes or _known_hashes[module][0] != state:
         digest = hashlib.sha256()
         for name, tensor in tensors:
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().float().flatten().numpy())
-        digest.update(adapters.encode())
+        digest.update(switches.encode())
         _known_hashes[module] = (state, digest.hexdigest())
     return _known_hashes[module][1]
 
 
 def _named_tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
     """Parameters by name, then buffers and what parametrizations make of parameters."""
-    parameters = [(_plain_name(name), tensor) for name, tensor in module.named_parameters()]
+    parameters = [(_plain_name(name), tensor) for name, tensor in _named_parameters(module)]
     others = [(_plain_name(name), tensor) for name, tensor in module.named_buffers() if not _counts(tensor)]
     for name, part in module.named_modules():
         if is_parametrized(part):
             others += [(_plain_name(f"{name}.{made}"), getattr(part, made)) for made in part.parametrizations]
     return sorted(parameters, key=_first) + sorted(others, key=_first)
+
+
+def _named_parameters(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """All parameters; those that accelerate has put elsewhere until their layer is called are fetched to the CPU."""
+    if not any(parameter.is_meta for parameter in module.parameters()):
+        yield from module.named_parameters()
+        return
+    for name, layer in module.named_modules():
+        where = torch.device("cpu") if has_offloaded_params(layer) else None
+        with align_module_device(layer, where):
+            yield from layer.named_parameters(name, recurse=False)
 
 
 def _first(pair: tuple[str, Tensor]) -> str:
@@ -276,14 +294,17 @@ def _counts(buffer: Tensor) -> bool:
     return not buffer.is_floating_point() and torch.equal(buffer.flatten().cpu(), torch.arange(buffer.numel()))
 
 
-def _adapters(module: nn.Module) -> str:
-    """Say which adapters of peft act in which layer of a network, and how strongly; empty without any."""
+def _switches(module: nn.Module) -> str:
+    """Say what else acts in a network: which adapters of peft, and how strongly, and FreeU; empty without any."""
     found = []
     for name, layer in module.named_modules():
         scaling = getattr(layer, "scaling", None)
         if isinstance(scaling, dict):  # peft.tuners.lora.LoraLayer, and others like it
             acting = {adapter: scaling.get(adapter) for adapter in layer.active_adapters}
             found.append(f"{_plain_name(name)} {acting} {layer.disable_adapters} {layer.merged_adapters}")
+        free_u = [getattr(layer, factor, None) for factor in ("b1", "b2", "s1", "s2")]
+        if None not in free_u:  # see UNet2DConditionModel.enable_freeu
+            found.append(f"{_plain_name(name)} {free_u}")
     return "\n".join(found)
 
 
@@ -317,7 +338,7 @@ def _weighted_sum(tensor: Tensor) -> Tensor:
 
 @cache
 def _random_weights(device: torch.device) -> Tensor:
-    """Weights of shape (PIECE,) for `_weighted_sum`, always the same; odd, so that overflow hides no bit."""
+    """Weights of shape (PIECE,) for `_weighted_sum`, always the same; odd, so that an overflow loses no bit."""
     generator = torch.Generator().manual_seed(0)
     weights = torch.randint(2**31, (PIECE,), dtype=torch.int32, generator=generator) | 1
     return weights.to(device)

@@ -416,8 +416,8 @@ def test_replay_says_what_differs(folder, funky):
     funky.set_adapters("funk", 0.7)
     assert not same
     assert said == (
-        "the clip was made with the LoRA funk at 0.7, and the pipeline has the LoRA funk at 0.2: it will differ "
-        "(pipe.set_adapters(['funk'], [0.7]) makes it the same)"
+        "the clip was made with the LoRA funk at 0.7, and the pipeline has the LoRA funk at 0.2: other weights, it "
+        "will differ (pipe.set_adapters(['funk'], [0.7]) makes it the same)"
     )
     assert replayed(clip, funky) == (True, [])
     same, said = replayed(clip, load_pipeline(folder, device="cpu"))

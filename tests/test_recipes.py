@@ -85,7 +85,7 @@ def test_replay_is_the_same_clip_for_every_scheduler(pipe, name, settings):
     """Over JSON, as from a PNG. Latents are compared, too: they are finer than pixels, which are rounded."""
     mine = configured(pipe, name, settings)
     clip = text_to_audio(mine, "piano", seed=3, **SHORT)
-    recipe = json.loads(json.dumps(clip.recipe))
+    recipe = json.loads(json.dumps(clip.recipe, allow_nan=False))
     assert settings.keys() <= recipe["scheduler"]["config"].keys()
     assert np.array_equal(pixels(replay(recipe, pipe)), pixels(clip))
     rebuilt = with_scheduler(pipe, scheduler_from_recipe(recipe))
@@ -330,8 +330,12 @@ def parametrize_weight(pipe):
     parametrize.register_parametrization(pipe.unet.conv_in, "weight", Double())
 
 
+def enable_free_u(pipe):
+    pipe.enable_freeu(s1=0.9, s2=0.2, b1=1.2, b2=1.4)
+
+
 CHANGES = [write, write_through_data, scale_through_data, shuffle_through_data, replace_data, add_buffer]
-CHANGES += [count_otherwise, parametrize_weight]
+CHANGES += [count_otherwise, parametrize_weight, enable_free_u]
 
 
 @pytest.mark.parametrize("change", CHANGES)

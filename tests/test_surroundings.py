@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import torch
+from accelerate import cpu_offload
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from conftest import RATE, tone
@@ -15,6 +16,7 @@ from riffusion_lab import Clip, Prompt, audio_to_audio, extend, interpolate, loa
 from riffusion_lab import text_to_audio as make
 from riffusion_lab.interpolation import slerp
 from riffusion_lab.phase import PhaseStream, _filters
+from riffusion_lab.recipes import weights_hash
 from riffusion_lab.spectrogram import mel_filterbank, mel_from_waveform
 from riffusion_lab.torch_defaults import torch_defaults
 
@@ -128,16 +130,21 @@ def clips(pipe) -> list[np.ndarray]:
     return [np.asarray(each.image) for each in made]
 
 
-@pytest.mark.parametrize("how", ["model", "leaf_level", "block_level"])
+@pytest.mark.parametrize("how", ["model", "layer", "leaf_level", "block_level"])
 def test_an_offloaded_pipeline_makes_the_same_clips(folder, plain_clips, how):
     """Weights wait on the CPU; the device to compute on is the CPU as well, but only the hooks say so."""
     pipe = load_pipeline(folder, device="cpu")
     if how == "model":
         pipe.enable_model_cpu_offload(device="cpu")
+    elif how == "layer":  # as enable_sequential_cpu_offload, which asks for a GPU
+        for part in (pipe.unet, pipe.vae, pipe.text_encoder):
+            cpu_offload(part, torch.device("cpu"))
+        assert next(pipe.unet.parameters()).is_meta
     else:
         groups = {"num_blocks_per_group": 1} if how == "block_level" else {}
         pipe.enable_group_offload(onload_device=torch.device("cpu"), offload_type=how, **groups)
     assert all(np.array_equal(a, b) for a, b in zip(plain_clips, clips(pipe), strict=True))
+    assert weights_hash(pipe) == weights_hash(load_pipeline(folder, device="cpu"))
 
 
 def test_an_offloaded_pipeline_is_asked_for_its_execution_device(folder, plain_clips, monkeypatch):
