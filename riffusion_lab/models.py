@@ -238,12 +238,11 @@ def _source(model: str | os.PathLike[str]) -> str:
 
 def _find_loras(weights: Mapping[str, float]) -> list[Lora]:
     """Find the files of LoRAs, before anything large is read."""
-    files: dict[Path, float] = {}
-    for source, weight in weights.items():
-        path = _lora_file(source).resolve()
-        if path in files:
+    files = {_lora_file(source): weight for source, weight in weights.items()}
+    paths = list(files)
+    for i, path in enumerate(paths):
+        if any(path.samefile(other) for other in paths[:i]):
             raise ValueError(f"the LoRA {path.name!r} is given twice: give it once, with the sum of both weights")
-        files[path] = weight
     return named_loras(files)
 
 
@@ -251,9 +250,9 @@ def _lora_file(source: str) -> Path:
     """Find a LoRA's weight file: a file, one in a folder, or one on the Hub."""
     path = Path(source)
     if source and path.is_file():
-        return path
+        return path.absolute()
     if source and path.is_dir():
-        return path / file_in_folder(os.listdir(path), path.name)
+        return path.absolute() / file_in_folder(os.listdir(path), path.absolute().name)
     if not HUB_ID.fullmatch(source) or path.suffix in LORA_FILES:
         raise OSError(f"there is no LoRA {source!r}: give a .safetensors file, its folder, or a name on the Hub")
     try:

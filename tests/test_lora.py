@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import warnings
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -190,12 +191,15 @@ def test_without_peft(folder, funk, monkeypatch):
         load_pipeline(folder, lora=funk)
 
 
-def test_a_lora_on_the_hub(folder, funk, monkeypatch):
+def test_a_lora_on_the_hub(folder, funk, tmp_path, monkeypatch):
     asked = []
+    blob = shutil.copy(funk, tmp_path / "0123abc")  # in the Hub's cache files are links to such ones
 
     def download(name, file, *, token):
         asked.append((name, file, token))
-        return str(funk)
+        link = tmp_path / file
+        link.symlink_to(blob)
+        return str(link)
 
     monkeypatch.setattr(models, "_is_online", lambda _: True)
     monkeypatch.setattr(
@@ -358,6 +362,14 @@ def test_a_lora_for_another_model_is_refused_in_one_line(folder, funk, tmp_path,
     assert len(str(refusal.value).splitlines()) == 1
 
 
+def test_pefts_form_without_its_configuration(folder, funk, tmp_path):
+    path = Path(shutil.copy(funk, tmp_path / "funk.safetensors"))
+    in_pefts_form(path)
+    (tmp_path / "adapter_config.json").unlink()
+    with pytest.raises(OSError, match="but adapter_config.json, which says how strong it is, does not stand beside"):
+        load_pipeline(folder, device="cpu", lora=path)
+
+
 def test_torn_file(folder, tmp_path):
     (tmp_path / "funk.safetensors").write_bytes(b"nothing")
     with pytest.raises(OSError, match="cannot load the LoRA 'funk.safetensors': funk.safetensors is torn"):
@@ -422,9 +434,21 @@ def test_replay_says_what_differs(folder, funky):
     assert replayed(clip, funky) == (True, [])
     same, said = replayed(clip, load_pipeline(folder, device="cpu"))
     assert not same
-    assert any("made with the LoRA funk at 0.7, and the pipeline has none" in text for text in said)
+    assert any("made with the LoRA funk at 0.7, and the pipeline has no LoRA" in text for text in said)
     plain = text_to_audio(load_pipeline(folder, device="cpu"), "piano", num_inference_steps=2)
     assert any("made with no LoRA, and the pipeline has the LoRA funk at 0.7" in s for s in replayed(plain, funky)[1])
+
+
+def test_a_lora_of_another_name_is_the_same(folder, funky, funk, tmp_path):
+    clip = text_to_audio(funky, "piano", num_inference_steps=2)
+    renamed = shutil.copy(funk, tmp_path / "boogie.safetensors")
+    # what a recipe holds of the weights themselves is another matter
+    check = partial(lora.check_loras, clip.recipe)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check(load_pipeline(folder, device="cpu", lora={renamed: 0.7}))
+    with pytest.warns(UserWarning, match=r"set_adapters\(\['boogie'\], \[0.7\]\)"):
+        check(load_pipeline(folder, device="cpu", lora={renamed: 0.1}))
 
 
 def test_replay_without_a_pipe_asks_for_the_lora(funky):
