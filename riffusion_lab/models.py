@@ -355,7 +355,12 @@ def _quiet(*, bars: bool) -> Iterator[None]:
     def is_news(record: logging.LogRecord) -> bool:
         return not any(text in record.getMessage() for text in _NO_NEWS)
 
-    modules = "diffusers.pipelines.pipeline_utils", "diffusers.models.modeling_utils", "transformers.utils.import_utils"
+    modules = (
+        "diffusers.loaders.single_file_utils",
+        "diffusers.models.modeling_utils",
+        "diffusers.pipelines.pipeline_utils",
+        "transformers.utils.import_utils",
+    )
     with ExitStack() as stack, warnings.catch_warnings():
         for talker in map(logging.getLogger, modules):
             talker.addFilter(is_news)

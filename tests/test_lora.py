@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from riffusion_lab import load_pipeline, lora, models, replay, text_to_audio
 from riffusion_lab.lora import active_loras
 from riffusion_lab.recipes import weights_hash
+from riffusion_lab.widgets.session import Session, replay_session
 from tiny import save_tiny_pipeline, tiny_pipeline
 
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
@@ -73,14 +74,14 @@ def scales(pipe: StableDiffusionPipeline, name: str) -> set[float]:
 
 
 @pytest.mark.parametrize("parts", [{"unet": True}, {"text_encoder": True, "unet": False}, {"text_encoder": True}])
-def test_a_lora_sounds_as_it_was_trained(folder, tmp_path, parts, capfd):
+def test_a_lora_sounds_as_it_was_trained(folder, tmp_path, parts, news, capfd):
     trained = train(**parts)
     path = save(trained, tmp_path / "funk.safetensors")
     capfd.readouterr()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         pipe = load_pipeline(folder, device="cpu", lora=path)
-    assert capfd.readouterr() == ("small with LoRA funk at 1 on cpu in float32\n", "")
+    assert capfd.readouterr() == ("small with LoRA funk at 1 on cpu in float32\n", "") and news == []
     assert scales(pipe, "funk") == {2.0}  # alpha through rank
     models.model_settings(trained)
     trained.unet._riffusion_lab = pipe.unet._riffusion_lab
@@ -149,15 +150,14 @@ def test_the_same_lora_twice(folder, funk):
         (["ファンク.safetensors"], ["ファンク"]),
     ],
 )
-def test_names_come_from_files(folder, funk, tmp_path, files, names, capfd):
+def test_names_come_from_files(folder, funk, tmp_path, files, names, news):
     for file in files:
         (tmp_path / file).parent.mkdir(exist_ok=True)
         shutil.copy(funk, tmp_path / file)
-    capfd.readouterr()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         pipe = load_pipeline(folder, device="cpu", lora={tmp_path / file: 0.5 for file in files})
-    assert pipe.get_active_adapters() == names and capfd.readouterr().err == ""
+    assert pipe.get_active_adapters() == names and news == []
     assert all(scales(pipe, name) == {1.0} for name in names)
 
 
@@ -303,14 +303,13 @@ def as_pickle(path: Path) -> None:
         ("funk.bin", as_pickle, True),
     ],
 )
-def test_every_form_is_the_same_lora(folder, tmp_path, name, rewrite, text_encoder, capfd):
+def test_every_form_is_the_same_lora(folder, tmp_path, name, rewrite, text_encoder, news):
     path = save(train(text_encoder=text_encoder), tmp_path / "plain.safetensors")
     expected = pixels(load_pipeline(folder, device="cpu", lora=path))
     rewrite(path)
     path = path.rename(tmp_path / name)
-    capfd.readouterr()
     pipe = load_pipeline(folder, device="cpu", lora=path)
-    assert capfd.readouterr().err == ""
+    assert news == []
     # only the scale is multiplied at another place
     assert np.abs(pixels(pipe) - expected).max() <= 1
 
@@ -464,3 +463,13 @@ def test_a_recipe_whose_loras_cannot_be_understood(funky, loras):
     recipe = text_to_audio(funky, "piano", num_inference_steps=1).recipe
     with pytest.raises(ValueError, match="the recipe's loras cannot be understood"):
         replay({**recipe, "loras": loras}, funky)
+
+
+def test_a_sessions_recipe_holds_them_too(folder, funk):
+    pipe = load_pipeline(folder, device="cpu", lora={funk: 0.7})
+    recipe = Session(pipe, "piano", num_inference_steps=1).recipe
+    assert recipe["loras"] == active_loras(pipe)
+    replay_session(recipe, pipe)
+    pipe.set_adapters("funk", 0.1)
+    with pytest.warns(UserWarning, match="made with the LoRA funk at 0.7, and the pipeline has the LoRA funk at 0.1"):
+        replay_session(recipe, pipe)
