@@ -36,6 +36,7 @@ LORA_FILES = (".safetensors", ".bin", ".pt", ".ckpt")
 USUAL_NAMES = ("pytorch_lora_weights", "adapter_model")
 PEFT_CONFIG = "adapter_config.json"
 _PEFT_PREFIX = "base_model.model."
+_STARTS = tuple(f"{part}." for part in PARTS)  # of the names of matrices, as diffusers writes them
 # What of a peft configuration says how strong a LoRA is, and where
 _PEFT_SETTINGS = ("r", "lora_alpha", "target_modules", "rank_pattern", "alpha_pattern", "use_rslora")
 
@@ -147,24 +148,23 @@ def _load(pipe: StableDiffusionPipeline, lora: Lora) -> None:
     state_dict, network_alphas, metadata = pipe.lora_state_dict(str(lora.path), return_lora_metadata=True)
     if network_alphas:
         state_dict = _with_alphas(state_dict, network_alphas)
-    if not hasattr(pipe.text_encoder, "text_model"):  # the name of a module that transformers 5.6 did away with
-        state_dict = {name.replace("text_encoder.text_model.", "text_encoder."): w for name, w in state_dict.items()}
-    if not any(name.startswith(tuple(f"{part}." for part in PARTS)) for name in state_dict):
+    # transformers 5.6 did away with the module text_model
+    state_dict = {re.sub(r"\btext_model\.", "", name): weight for name, weight in state_dict.items()}
+    if any(name.startswith(_PEFT_PREFIX) for name in state_dict):
+        metadata = _peft_settings(lora.path)
+    if not any(name.startswith(_STARTS) for name in state_dict):
         state_dict = _with_parts(pipe, state_dict)
-        metadata = _peft_settings(lora.path) or metadata
-    by_part = {
-        part: {name: value for name, value in state_dict.items() if name.startswith(f"{part}.")} for part in PARTS
-    }
-    n_foreign = len(state_dict) - sum(map(len, by_part.values()))
-    if n_foreign:
-        foreign = next(name for name in state_dict if not name.startswith(tuple(f"{part}." for part in PARTS)))
-        raise OSError(f"this model has no place for {n_foreign} of its {len(state_dict)} matrices, such as {foreign}")
-    for part, weights in by_part.items():
-        _check_fit(part, getattr(pipe, part), weights)
+    foreign = [name for name in state_dict if not name.startswith(_STARTS)]
+    if foreign:
+        raise OSError(
+            f"this model has no place for {len(foreign)} of its {len(state_dict)} matrices, such as {foreign[0]}"
+        )
     options = {"network_alphas": None, "adapter_name": lora.name, "metadata": metadata, "_pipeline": pipe}
-    if by_part["unet"]:
+    changes_unet = _check_fit(pipe, "unet", state_dict)
+    changes_text_encoder = _check_fit(pipe, "text_encoder", state_dict)
+    if changes_unet:
         pipe.load_lora_into_unet(state_dict, unet=pipe.unet, **options)
-    if by_part["text_encoder"]:
+    if changes_text_encoder:
         pipe.load_lora_into_text_encoder(state_dict, text_encoder=pipe.text_encoder, **options)
 
 
@@ -188,37 +188,39 @@ def _with_parts(pipe: StableDiffusionPipeline, state_dict: Mapping[str, Tensor])
     named = {}
     for name, weight in state_dict.items():
         name = name.removeprefix(_PEFT_PREFIX)
-        layer = _layer_name(convert_unet_state_dict_to_peft({name: weight}))
-        part = next((part for part in PARTS if layer in layers[part]), None)
+        (peft_name,) = convert_unet_state_dict_to_peft({name: weight})
+        part = next((part for part in PARTS if _layer_name(peft_name) in layers[part]), None)
         named[f"{part}.{name}" if part else name] = weight
     return named
 
 
-def _peft_settings(path: Path) -> dict[str, Any] | None:
+def _peft_settings(path: Path) -> dict[str, Any]:
     """Read how strong a LoRA is from the configuration that peft writes beside it; in diffusers' form."""
     file = path.with_name(PEFT_CONFIG)
     if not file.is_file():
-        return None
+        raise OSError(f"peft has written it, but {PEFT_CONFIG}, which says how strong it is, does not stand beside it")
     content = json.loads(file.read_text(encoding="utf-8"))
     settings = {"rank_pattern": {}, "alpha_pattern": {}}
     settings |= {name: content[name] for name in _PEFT_SETTINGS if content.get(name)}
     return {f"{part}.{name}": value for part in PARTS for name, value in settings.items()}
 
 
-def _check_fit(part_name: str, part: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Refuse a LoRA whose matrices do not fit the layers of a part of the model."""
-    plain = {name.removeprefix(f"{part_name}."): weight for name, weight in weights.items()}
-    if part_name == "unet":
+def _check_fit(pipe: StableDiffusionPipeline, part: str, state_dict: Mapping[str, Tensor]) -> bool:
+    """Tell whether a LoRA changes a part of the model; refuse it if its matrices do not fit the part's layers."""
+    start = f"{part}."
+    plain = {name.removeprefix(start): weight for name, weight in state_dict.items() if name.startswith(start)}
+    if not plain:
+        return False
+    if part == "unet":
         plain = convert_unet_state_dict_to_peft(plain)
-    elif plain:
+    else:
         plain = convert_state_dict_to_peft(convert_state_dict_to_diffusers(plain))
-        plain = {name.removeprefix("text_model."): weight for name, weight in plain.items()}
-    layers = dict(part.named_modules())
+    layers = dict(getattr(pipe, part).named_modules())
     names = dict.fromkeys(map(_layer_name, plain))
     absent = [name for name in names if name not in layers]
     if absent:
         how_many = f"{'all' if len(absent) == len(names) else len(absent)} of its {len(names)} layers"
-        raise OSError(f"the {part_name} lacks {how_many}, such as {absent[0]}: it was made for another kind of model")
+        raise OSError(f"the {part} lacks {how_many}, such as {absent[0]}: it was made for another kind of model")
     for name in names:
         layer = layers[name]
         full = tuple(getattr(layer, "base_layer", layer).weight.shape)
@@ -226,11 +228,11 @@ def _check_fit(part_name: str, part: nn.Module, weights: Mapping[str, Tensor]) -
         if (a[1:], b[0], a[0]) != (full[1:], full[0], b[1]):
             made_for = f"{a[1]} numbers in and {b[0]} out, the model's {full[1]} and {full[0]}"
             raise OSError(f"its layer {name} has {made_for}: it was made for another base model")
+    return True
 
 
-def _layer_name(name: Any) -> str:
+def _layer_name(name: str) -> str:
     """Name the layer that a matrix of peft's form belongs to."""
-    name = name if isinstance(name, str) else next(iter(name))
     return re.sub(r"\.lora[_.].*", "", name)
 
 
@@ -267,7 +269,8 @@ def active_loras(pipe: StableDiffusionPipeline) -> list[dict[str, Any]]:
             for key, value in sorted(matrices):
                 digest.update(key.replace(f".{name}", "", 1).encode())
                 digest.update(value.detach().cpu().float().flatten().numpy())
-            weights.setdefault(name, {})[layer_name] = float(f"{layer.scaling[name] / scale:.7g}")
+            weight = layer.scaling[name] / scale if scale else 0.0
+            weights.setdefault(name, {})[layer_name] = float(f"{weight:.7g}")
     return [
         {"name": name, "sha256": digests[name].hexdigest(), "weight": _one_number(weights[name])}
         for name in sorted(digests)
@@ -294,7 +297,9 @@ def _adapter_layers(pipe: StableDiffusionPipeline) -> Iterator[tuple[str, nn.Mod
 
 
 def _own_scale(layer: Any, name: str) -> float:
-    """Scale that a LoRA has in a layer at weight 1: alpha through rank, or its root."""
+    """Scale that a LoRA has in a layer at weight 1: alpha through rank, or its root; 1 for other adapters."""
+    if not hasattr(layer, "lora_alpha"):
+        return 1.0
     rank = layer.r[name]
     return layer.lora_alpha[name] / (rank**0.5 if layer.use_rslora.get(name) else rank)
 
@@ -314,7 +319,7 @@ def recipe_loras(recipe: Mapping[str, Any]) -> list[dict[str, Any]]:
     """
     loras = recipe.get("loras", [])
     try:
-        return sorted(({key: lora[key] for key in ("name", "sha256", "weight")} for lora in loras), key=_name)
+        return [{key: lora[key] for key in ("name", "sha256", "weight")} for lora in loras]
     except (TypeError, KeyError) as error:
         raise ValueError(f"the recipe's loras cannot be understood: {loras!r:.80}") from error
 
@@ -333,23 +338,22 @@ def other_loras(recipe: Mapping[str, Any], pipe: StableDiffusionPipeline) -> str
         If those of the recipe cannot be understood.
     """
     wanted, found = recipe_loras(recipe), active_loras(pipe)
-    if wanted == found:
+    strengths = {lora["sha256"]: lora["weight"] for lora in wanted}  # the same ones may have other names here
+    if strengths == {lora["sha256"]: lora["weight"] for lora in found}:
         return None
     advice = ""
-    if sorted(lora["sha256"] for lora in wanted) == sorted(lora["sha256"] for lora in found):
-        names, weights = [lora["name"] for lora in wanted], [lora["weight"] for lora in wanted]
+    is_plain = all(isinstance(weight, int | float) for weight in strengths.values())
+    if is_plain and strengths.keys() == {lora["sha256"] for lora in found}:
+        names, weights = [lora["name"] for lora in found], [strengths[lora["sha256"]] for lora in found]
         advice = f" (pipe.set_adapters({names}, {weights}) makes it the same)"
-    made_with = named_with_weights(wanted) if wanted else "no LoRA"
-    here = named_with_weights(found) if found else "none"
+    made_with, here = named_with_weights(wanted), named_with_weights(found)
     return f"with {made_with}, and the pipeline has {here}: other weights, it will differ{advice}"
-
-
-def _name(lora: Mapping[str, Any]) -> str:
-    return lora["name"]
 
 
 def named_with_weights(loras: list[dict[str, Any]]) -> str:
     """Name LoRAs and how strong they are: ``the LoRA funk at 0.8``."""
+    if not loras:
+        return "no LoRA"
     each = []
     for lora in loras:
         weight = lora["weight"]

@@ -265,8 +265,8 @@ def _find_loras(weights: Mapping[str, float], *, local_files_only: bool) -> list
     """Find the files of LoRAs, before anything large is read."""
     files: dict[Path, float] = {}
     for source, weight in weights.items():
-        path = _lora_file(source, local_files_only=local_files_only).resolve()
-        if path in files:
+        path = _lora_file(source, local_files_only=local_files_only)
+        if any(path.samefile(other) for other in files):
             raise ValueError(f"the LoRA {path.name!r} is given twice: give it once, with the sum of both weights")
         files[path] = weight
     return named_loras(files)
@@ -276,9 +276,9 @@ def _lora_file(source: str, *, local_files_only: bool) -> Path:
     """Find a LoRA's weight file: a file, one in a folder, or one on the Hub."""
     path = Path(source)
     if source and path.is_file():
-        return path
+        return path.absolute()
     if source and path.is_dir():
-        return path / file_in_folder(os.listdir(path), path.name)
+        return path.absolute() / file_in_folder(os.listdir(path), path.absolute().name)
     if not HUB_ID.fullmatch(source) or path.suffix in LORA_FILES:
         raise OSError(f"there is no LoRA {source!r}: give a .safetensors file, its folder, or a name on the Hub")
     try:
@@ -381,7 +381,12 @@ def _quiet(*, bars: bool) -> Iterator[None]:
     def is_news(record: logging.LogRecord) -> bool:
         return not any(text in record.getMessage() for text in _NO_NEWS)
 
-    modules = "diffusers.pipelines.pipeline_utils", "diffusers.models.modeling_utils", "transformers.utils.import_utils"
+    modules = (
+        "diffusers.loaders.single_file_utils",
+        "diffusers.models.modeling_utils",
+        "diffusers.pipelines.pipeline_utils",
+        "transformers.utils.import_utils",
+    )
     with ExitStack() as stack, warnings.catch_warnings():
         for talker in map(logging.getLogger, modules):
             talker.addFilter(is_news)

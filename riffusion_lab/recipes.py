@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from importlib.metadata import version
+from itertools import pairwise
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -261,7 +262,8 @@ def _module_hash(module: nn.Module) -> str:
 
 def _named_tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
     """Parameters by name, then buffers and what parametrizations make of parameters."""
-    parameters = [(_plain_name(name), tensor) for name, tensor in _named_parameters(module)]
+    numbers = _adapter_numbers(module)
+    parameters = [(_plain_name(name, numbers), tensor) for name, tensor in _named_parameters(module)]
     others = [(_plain_name(name), tensor) for name, tensor in module.named_buffers() if not _counts(tensor)]
     for name, part in module.named_modules():
         if is_parametrized(part):
@@ -284,9 +286,20 @@ def _first(pair: tuple[str, Tensor]) -> str:
     return pair[0]
 
 
-def _plain_name(name: str) -> str:
-    """Name of a tensor or module without what ``torch.compile`` adds to it."""
-    return name.replace("_orig_mod.", "")
+def _adapter_numbers(module: nn.Module) -> dict[str, str]:
+    """Number the adapters of peft in a network: what they are called changes nothing."""
+    return {adapter: str(i) for i, adapter in enumerate(sorted(getattr(module, "peft_config", {})))}
+
+
+def _plain_name(name: str, numbers: Mapping[str, str] | None = None) -> str:
+    """Name of a tensor or module without what ``torch.compile`` adds to it; a LoRA in it has its number for its name."""
+    name = name.replace("_orig_mod.", "")
+    if not numbers:
+        return name
+    parts = name.split(".")
+    return ".".join(
+        numbers.get(part, part) if before.startswith("lora_") else part for before, part in pairwise(["", *parts])
+    )
 
 
 def _counts(buffer: Tensor) -> bool:
@@ -297,11 +310,13 @@ def _counts(buffer: Tensor) -> bool:
 def _switches(module: nn.Module) -> str:
     """Say what else acts in a network: which adapters of peft, and how strongly, and FreeU; empty without any."""
     found = []
+    numbers = _adapter_numbers(module)
     for name, layer in module.named_modules():
         scaling = getattr(layer, "scaling", None)
         if isinstance(scaling, dict):  # peft.tuners.lora.LoraLayer, and others like it
-            acting = {adapter: scaling.get(adapter) for adapter in layer.active_adapters}
-            found.append(f"{_plain_name(name)} {acting} {layer.disable_adapters} {layer.merged_adapters}")
+            acting = {numbers.get(adapter, adapter): scaling.get(adapter) for adapter in sorted(layer.active_adapters)}
+            merged = [numbers.get(adapter, adapter) for adapter in layer.merged_adapters]
+            found.append(f"{_plain_name(name)} {acting} {layer.disable_adapters} {merged}")
         free_u = [getattr(layer, factor, None) for factor in ("b1", "b2", "s1", "s2")]
         if None not in free_u:  # see UNet2DConditionModel.enable_freeu
             found.append(f"{_plain_name(name)} {free_u}")

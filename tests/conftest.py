@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import warnings
 
@@ -84,6 +85,20 @@ def pipe(loaded):
     before = state(loaded)
     yield loaded
     assert state(loaded) == before
+
+
+@pytest.fixture
+def news():
+    """What diffusers and transformers log; their handlers write to another stderr than the one that pytest captures."""
+    messages = []
+    handler = logging.Handler()
+    handler.emit = lambda record: messages.append(record.getMessage())
+    loggers = [logging.getLogger(name) for name in ("diffusers", "transformers")]
+    for logger in loggers:
+        logger.addHandler(handler)
+    yield messages
+    for logger in loggers:
+        logger.removeHandler(handler)
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import warnings
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from riffusion_lab import load_pipeline, lora, models, replay, text_to_audio
 from riffusion_lab.lora import active_loras
 from riffusion_lab.recipes import weights_hash
+from riffusion_lab.widgets.session import Session, replay_session
 from tiny import save_tiny_pipeline, tiny_pipeline
 
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
@@ -72,14 +74,14 @@ def scales(pipe: StableDiffusionPipeline, name: str) -> set[float]:
 
 
 @pytest.mark.parametrize("parts", [{"unet": True}, {"text_encoder": True, "unet": False}, {"text_encoder": True}])
-def test_a_lora_sounds_as_it_was_trained(folder, tmp_path, parts, capfd):
+def test_a_lora_sounds_as_it_was_trained(folder, tmp_path, parts, news, capfd):
     trained = train(**parts)
     path = save(trained, tmp_path / "funk.safetensors")
     capfd.readouterr()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         pipe = load_pipeline(folder, device="cpu", lora=path)
-    assert capfd.readouterr() == ("small with LoRA funk at 1 on cpu in float32\n", "")
+    assert capfd.readouterr() == ("small with LoRA funk at 1 on cpu in float32\n", "") and news == []
     assert scales(pipe, "funk") == {2.0}  # alpha through rank
     models.model_settings(trained)
     trained.unet._riffusion_lab = pipe.unet._riffusion_lab
@@ -148,15 +150,14 @@ def test_the_same_lora_twice(folder, funk):
         (["ファンク.safetensors"], ["ファンク"]),
     ],
 )
-def test_names_come_from_files(folder, funk, tmp_path, files, names, capfd):
+def test_names_come_from_files(folder, funk, tmp_path, files, names, news):
     for file in files:
         (tmp_path / file).parent.mkdir(exist_ok=True)
         shutil.copy(funk, tmp_path / file)
-    capfd.readouterr()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         pipe = load_pipeline(folder, device="cpu", lora={tmp_path / file: 0.5 for file in files})
-    assert pipe.get_active_adapters() == names and capfd.readouterr().err == ""
+    assert pipe.get_active_adapters() == names and news == []
     assert all(scales(pipe, name) == {1.0} for name in names)
 
 
@@ -190,12 +191,15 @@ def test_without_peft(folder, funk, monkeypatch):
         load_pipeline(folder, lora=funk)
 
 
-def test_a_lora_on_the_hub(folder, funk, monkeypatch):
+def test_a_lora_on_the_hub(folder, funk, tmp_path, monkeypatch):
     asked = []
+    blob = shutil.copy(funk, tmp_path / "0123abc")  # in the Hub's cache files are links to such ones
 
     def download(name, file, *, token):
         asked.append((name, file, token))
-        return str(funk)
+        link = tmp_path / file
+        link.symlink_to(blob)
+        return str(link)
 
     monkeypatch.setattr(models, "_is_online", lambda _: True)
     monkeypatch.setattr(
@@ -299,14 +303,13 @@ def as_pickle(path: Path) -> None:
         ("funk.bin", as_pickle, True),
     ],
 )
-def test_every_form_is_the_same_lora(folder, tmp_path, name, rewrite, text_encoder, capfd):
+def test_every_form_is_the_same_lora(folder, tmp_path, name, rewrite, text_encoder, news):
     path = save(train(text_encoder=text_encoder), tmp_path / "plain.safetensors")
     expected = pixels(load_pipeline(folder, device="cpu", lora=path))
     rewrite(path)
     path = path.rename(tmp_path / name)
-    capfd.readouterr()
     pipe = load_pipeline(folder, device="cpu", lora=path)
-    assert capfd.readouterr().err == ""
+    assert news == []
     # only the scale is multiplied at another place
     assert np.abs(pixels(pipe) - expected).max() <= 1
 
@@ -356,6 +359,14 @@ def test_a_lora_for_another_model_is_refused_in_one_line(folder, funk, tmp_path,
     with pytest.raises(OSError, match=f"cannot load the LoRA 'other.safetensors': {said}") as refusal:
         load_pipeline(folder, device="cpu", lora=path)
     assert len(str(refusal.value).splitlines()) == 1
+
+
+def test_pefts_form_without_its_configuration(folder, funk, tmp_path):
+    path = Path(shutil.copy(funk, tmp_path / "funk.safetensors"))
+    in_pefts_form(path)
+    (tmp_path / "adapter_config.json").unlink()
+    with pytest.raises(OSError, match="but adapter_config.json, which says how strong it is, does not stand beside"):
+        load_pipeline(folder, device="cpu", lora=path)
 
 
 def test_torn_file(folder, tmp_path):
@@ -422,9 +433,21 @@ def test_replay_says_what_differs(folder, funky):
     assert replayed(clip, funky) == (True, [])
     same, said = replayed(clip, load_pipeline(folder, device="cpu"))
     assert not same
-    assert any("made with the LoRA funk at 0.7, and the pipeline has none" in text for text in said)
+    assert any("made with the LoRA funk at 0.7, and the pipeline has no LoRA" in text for text in said)
     plain = text_to_audio(load_pipeline(folder, device="cpu"), "piano", num_inference_steps=2)
     assert any("made with no LoRA, and the pipeline has the LoRA funk at 0.7" in s for s in replayed(plain, funky)[1])
+
+
+def test_a_lora_of_another_name_is_the_same(folder, funky, funk, tmp_path):
+    clip = text_to_audio(funky, "piano", num_inference_steps=2)
+    renamed = shutil.copy(funk, tmp_path / "boogie.safetensors")
+    # what a recipe holds of the weights themselves is another matter
+    check = partial(lora.check_loras, clip.recipe)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check(load_pipeline(folder, device="cpu", lora={renamed: 0.7}))
+    with pytest.warns(UserWarning, match=r"set_adapters\(\['boogie'\], \[0.7\]\)"):
+        check(load_pipeline(folder, device="cpu", lora={renamed: 0.1}))
 
 
 def test_replay_without_a_pipe_asks_for_the_lora(funky):
@@ -440,3 +463,13 @@ def test_a_recipe_whose_loras_cannot_be_understood(funky, loras):
     recipe = text_to_audio(funky, "piano", num_inference_steps=1).recipe
     with pytest.raises(ValueError, match="the recipe's loras cannot be understood"):
         replay({**recipe, "loras": loras}, funky)
+
+
+def test_a_sessions_recipe_holds_them_too(folder, funk):
+    pipe = load_pipeline(folder, device="cpu", lora={funk: 0.7})
+    recipe = Session(pipe, "piano", num_inference_steps=1).recipe
+    assert recipe["loras"] == active_loras(pipe)
+    replay_session(recipe, pipe)
+    pipe.set_adapters("funk", 0.1)
+    with pytest.warns(UserWarning, match="made with the LoRA funk at 0.7, and the pipeline has the LoRA funk at 0.1"):
+        replay_session(recipe, pipe)
