@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 CIRCULAR_SHARE = 0.334  # of the steps, the last ones: a third
 ROUNDING = 1e-7  # relative: a strength that was a float32 is up to 6e-8 of itself off, a float64 far less
+RECOMMENDED = ("DDIMScheduler", "EulerDiscreteScheduler", "UniPCMultistepScheduler")  # work for every Stable Diffusion
 _TURN = RLock()
 
 Callback = Callable[[Pipeline, int, Tensor, dict[str, Any]], dict[str, Any] | None]
@@ -318,14 +319,10 @@ def check_scheduler(pipe: Pipeline, num_inference_steps: int, *, from_clip: bool
         if trial.scheduler.timesteps[0] < trial.scheduler.timesteps[-1]:
             raise ValueError("it leads from a clip to noise")
     except Exception as error:  # each scheduler fails in its own way
-        name, steps = type(scheduler).__name__, f"{num_inference_steps} step{'s' * (num_inference_steps > 1)}"
-        cannot = f"{name} cannot {'change' if from_clip else 'make'} a clip in {steps}"
-        others = [
-            kind for kind in ("DDIMScheduler", "EulerDiscreteScheduler", "UniPCMultistepScheduler") if kind != name
-        ]
-        advice = (
-            f"take diffusers' {others[0]} or {others[1]}, with from_config and the config of the model's own scheduler"
-        )
+        name, done = type(scheduler).__name__, "change" if from_clip else "make"
+        cannot = f"{name} cannot {done} a clip with num_inference_steps={num_inference_steps}"
+        first, second, *_ = [other for other in RECOMMENDED if other != name]
+        advice = f"take diffusers' {first} or {second}, by from_config with the config of the model's own scheduler"
         raise ValueError(f"{cannot} ({type(error).__name__}: {error}): {advice}") from error
 
 
