@@ -292,7 +292,7 @@ def _adapter_numbers(module: nn.Module) -> dict[str, str]:
 
 
 def _plain_name(name: str, numbers: Mapping[str, str] | None = None) -> str:
-    """Name of a tensor or module without what ``torch.compile`` adds to it; a LoRA in it has its number for its name."""
+    """Name of a tensor or module without what ``torch.compile`` adds to it, and with numbers for LoRAs."""
     name = name.replace("_orig_mod.", "")
     if not numbers:
         return name
