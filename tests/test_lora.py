@@ -466,5 +466,5 @@ def test_a_sessions_recipe_holds_them_too(folder, funk):
     assert recipe["loras"] == active_loras(pipe)
     replay_session(recipe, pipe)
     pipe.set_adapters("funk", 0.1)
-    with pytest.warns(UserWarning, match="made with the LoRA funk at 0.7, and the pipeline has the LoRA funk at 0.1"):
+    with pytest.warns(UserWarning, match="played with the LoRA funk at 0.7, and the pipeline has the LoRA funk at 0.1"):
         replay_session(recipe, pipe)
