@@ -35,7 +35,11 @@ _WEIGHTS = re.compile(
 # Names in a single file: the first layer of the U-Net, what it reads of the words, and where the other parts begin
 _FIRST_LAYER = "model.diffusion_model.input_blocks.0.0.weight"
 _ATTENTION_TO_WORDS = re.compile(r"model\.diffusion_model\..*\.attn2\.to_k\.weight")
-_PARTS = {"U-Net": "model.diffusion_model.", "autoencoder": "first_stage_model.", "text encoder": "cond_stage_model."}
+_PARTS = {
+    "U-Net": "model.diffusion_model.",
+    "autoencoder": "first_stage_model.",
+    "text encoder": "cond_stage_model.transformer.text_model.",
+}
 _FAMILIES = {1024: "Stable Diffusion 2", 2048: "Stable Diffusion XL", 1280: "the refiner of Stable Diffusion XL"}
 _PARAMETERIZATION_V = re.compile(r"""^\s*parameterization:\s*["']?v["']?\s*$""", re.MULTILINE)
 

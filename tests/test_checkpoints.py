@@ -202,6 +202,7 @@ def without(weights, start):
         (lambda w: with_channels(w, 9), "its U-Net takes 9 channels, as for inpainting, not 4"),
         (lambda w: with_channels(w, 8), "its U-Net takes 8 channels, as for editing by instructions, not 4"),
         (lambda w: without(w, "cond_stage_model."), "it lacks the text encoder"),
+        (lambda w: rename(w, ".transformer.text_model.", ".model."), "it lacks the text encoder"),
         (lambda w: without(w, "first_stage_model."), "it lacks the autoencoder"),
         (
             lambda w: without(w, "model.diffusion_model.out.2."),
