@@ -88,39 +88,41 @@ def is_lora(names: Collection[str]) -> bool:
     return any(re.search(r"lora_|\.lora|_lora\.|lokr_|hada_", name) for name in names)
 
 
-def parts_in_variants(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
-    """Load those parts of a model that a folder in diffusers' layout has as a variant only, such as ``fp16``.
+def load_parts(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
+    """Load U-Net, autoencoder and text encoder from a folder in diffusers' layout, each whole.
 
-    diffusers itself looks for files without a variant, or for one variant in all parts.
+    diffusers' pipelines look for files without a variant, or for one variant (such as ``fp16``) in all parts, and fill
+    what a file lacks with random numbers.
 
     Parameters
     ----------
     folder : Path
     dtype : torch.dtype
-        Of several variants the one in this dtype is taken, else the most exact one.
+        Where a part is there in variants only, the one in this dtype is taken, else the most exact one.
 
     Returns
     -------
     dict of str to module
-        For ``from_pretrained``, which loads the other parts itself.
+        For the pipeline's ``from_pretrained``, which loads the rest.
 
     Raises
     ------
     OSError
-        If a part has several variants, none of which names a dtype.
+        If a part lacks weights, or has several variants, none of which names a dtype.
     """
     index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     loaded = {}
     for part in ("unet", "vae", "text_encoder"):
-        variant = _only_variant(folder / part, dtype)
-        if variant is None:
-            continue
         library, class_name = index[part]
         if library not in ("diffusers", "transformers"):
             raise OSError(f"its {part} is of {library!r}, not of diffusers or transformers")
         kind = getattr(import_module(library), class_name)
         options = {DTYPE if library == "diffusers" else "dtype": dtype, "local_files_only": True}
-        loaded[part] = kind.from_pretrained(folder, subfolder=part, variant=variant, **options)
+        variant = _only_variant(folder / part, dtype)
+        loaded[part], info = kind.from_pretrained(folder / part, variant=variant, output_loading_info=True, **options)
+        missing = sorted(info["missing_keys"])
+        if missing:
+            raise OSError(f"its {part} lacks {len(missing)} weights, such as {missing[0]}")
     return loaded
 
 

@@ -24,7 +24,7 @@ from huggingface_hub import hf_hub_download, list_repo_files, model_info, snapsh
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 from huggingface_hub.utils import HFValidationError
 
-from .checkpoints import DTYPE, SINGLE_FILES, parts_in_variants, read_single_file
+from .checkpoints import DTYPE, SINGLE_FILES, load_parts, read_single_file
 from .lora import LORA_FILES, PEFT_CONFIG, Lora, LoraSource, file_in_folder, load_loras, lora_weights, named_loras
 from .torch_defaults import torch_defaults
 from .values import in_one_line
@@ -346,7 +346,7 @@ def _read_folder(source: str, dtype: torch.dtype, *, on_hub: bool, local_files_o
     if on_hub:
         _fetch_settings(source, **where)
     else:
-        parts = parts_in_variants(Path(source), dtype)
+        parts = load_parts(Path(source), dtype)
     pipe = diffusers.StableDiffusionPipeline.from_pretrained(source, **where, **without, **parts, **{DTYPE: dtype})
     if len(pipe.tokenizer) < 256:  # without its files transformers makes one that knows not even the bytes
         raise OSError("its tokenizer has no vocabulary")

@@ -341,3 +341,30 @@ def test_a_variant_sounds_as_the_whole(folder, own_folder):
     ]
     assert np.array_equal(*(np.asarray(clip.image) for clip in clips))
     assert clips[0].recipe == clips[1].recipe
+
+
+@pytest.mark.parametrize(
+    ("part", "name"),
+    [("unet", "conv_in.weight"), ("vae", "decoder.layers.0.bias"), ("text_encoder", "final_layer_norm.weight")],
+)
+def test_a_part_that_lacks_weights_is_refused(own_folder, part, name):
+    """diffusers and transformers would draw them at random."""
+    (file,) = (own_folder / part).glob("*.safetensors")
+    weights = load_file(file)
+    (lost,) = [key for key in weights if key.endswith(name)]
+    save_file({key: weight for key, weight in weights.items() if key != lost}, file, {"format": "pt"})
+    with pytest.raises(OSError, match=rf"'small'.*its {part} lacks 1 weights, such as .*{name}"):
+        load_pipeline(own_folder, device="cpu")
+
+
+def test_an_autoencoder_with_the_names_of_2022_is_whole(original, tmp_path):
+    """As in Riffusion v1: its attention calls its matrices query, key, value and proj_attn."""
+    original.save_pretrained(tmp_path / "old")
+    (file,) = (tmp_path / "old" / "vae").glob("*.safetensors")
+    old = {"to_q.": "query.", "to_k.": "key.", "to_v.": "value.", "to_out.0.": "proj_attn."}
+    weights = load_file(file)
+    for new_name, old_name in old.items():
+        weights = {name.replace(new_name, old_name): weight for name, weight in weights.items()}
+    assert any("proj_attn" in name for name in weights)
+    save_file(weights, file, {"format": "pt"})
+    assert same_weights(load_pipeline(tmp_path / "old", device="cpu"), original)
