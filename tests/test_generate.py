@@ -511,7 +511,7 @@ def test_nothing_to_replay(pipe):
     with pytest.raises(ValueError, match="only clips made with a seed"):
         replay(drawn, pipe)
     with pytest.raises(ValueError, match="no recipe, for it was not generated"):
-        replay(Clip.from_image(drawn.image), pipe)
+        replay(Clip.from_audio(np.zeros(4410, np.float32), 44_100), pipe)
     with pytest.raises(TypeError, match="a recipe is a dict"):
         replay("slow piano", pipe)
 
