@@ -497,7 +497,7 @@ def torn(recipe, **changes):
         ({"scheduler": {"class": "os.system", "config": {}}}, "is none of diffusers"),
         ({"scheduler": {"class": "UNet2DConditionModel", "config": {}}}, "is none of diffusers"),
         ({"scheduler": {"class": "DDIMScheduler", "config": {"soup": 1}}}, "cannot be built"),
-        ({"scheduler": "DDIMScheduler"}, "is none of diffusers"),
+        ({"scheduler": "DDIMScheduler"}, "of the recipe is none: it takes a class and a config"),
         ({"num_inference_steps": -1}, "num_inference_steps must be between 1"),
     ],
 )

@@ -502,6 +502,15 @@ def test_replay_loads_a_model_that_was_downloaded_before(pipe, folder, hub_cache
     assert np.array_equal(pixels(again), pixels(clip)) and again.recipe["model"] == "someone/something"
 
 
+def test_a_folder_does_not_take_the_place_of_a_downloaded_model(pipe, folder, hub_cache, tmp_path, monkeypatch):
+    put_into_cache(hub_cache, folder)
+    (tmp_path / "someone" / "something").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    recipe = {**text_to_audio(pipe, "piano", **SHORT).recipe, "model": "someone/something"}
+    with pytest.raises(OSError, match="is neither riffling nor downloaded from the Hub yet"):
+        replay(recipe)
+
+
 def test_replay_loads_riffling(pipe, folder, monkeypatch, tmp_path):
     monkeypatch.setattr(models, "WEIGHTS", tmp_path)
     shutil.copytree(folder, tmp_path / "riffling")
