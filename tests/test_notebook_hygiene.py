@@ -205,7 +205,7 @@ importlib.metadata.version = versions.__getitem__
 importlib.metadata.distributions = lambda: [types.SimpleNamespace(metadata={"Name": name}) for name in present]
 def run(command, **options):
     print(json.dumps(command))
-    print(json.dumps(open(command[-2]).read().splitlines()))
+    print(json.dumps(open(command[command.index("-c") + 1]).read().splitlines()))
     versions.update(after)
     return subprocess.CompletedProcess(command, pip_fails, stdout="No space left on device")
 subprocess.run = run
@@ -233,7 +233,7 @@ def test_set_up_cell_installs_where_notebooks_are_hosted(tmp_path, site):
     """Pip is called once, with the versions that are there as constraints; what is not there is not asked for."""
     command, constraints, error = run_set_up(tmp_path, site=site)
     assert command[1:5] == ["-m", "pip", "install", "-q"]
-    assert command[-1] == frame.archive_address()
+    assert command[-2:] == [frame.archive_address(), "peft>=0.20"]
     kept = ["torch", "torchvision", "numpy", "ipykernel", "ipywidgets", "ipython"]
     assert constraints == [f"{name}==2.1+cu1" for name in kept]
     assert error == "None"

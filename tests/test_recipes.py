@@ -22,7 +22,10 @@ from riffusion_lab.recipes import PIECE, _weighted_sum, make_recipe, scheduler_f
 from riffusion_lab.values import check_finite
 from tiny import tiny_pipeline
 
-pytestmark = pytest.mark.usefixtures("no_surprising_warnings")
+pytestmark = [
+    pytest.mark.usefixtures("no_surprising_warnings"),
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),  # of diffusers' schedulers
+]
 
 SHORT = {"num_inference_steps": 4, "duration_s": 0.08, "loop": False, "guidance_scale": 1}
 NOISE_LEVELS = {"sigma_min": 0.05, "sigma_max": 40.0}
