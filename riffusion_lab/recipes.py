@@ -6,12 +6,12 @@ import hashlib
 import inspect
 import json
 import math
+import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from importlib.metadata import version
-from itertools import pairwise
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -262,8 +262,10 @@ def _module_hash(module: nn.Module) -> str:
 
 def _named_tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
     """Parameters by name, then buffers and what parametrizations make of parameters."""
-    numbers = _adapter_numbers(module)
-    parameters = [(_plain_name(name, numbers), tensor) for name, tensor in _named_parameters(module)]
+    numbers = _lora_numbers(module)
+    parameters = [
+        (_plain_name(name, numbers), tensor) for name, tensor in _named_parameters(module) if _acts(name, numbers)
+    ]
     others = [(_plain_name(name), tensor) for name, tensor in module.named_buffers() if not _counts(tensor)]
     for name, part in module.named_modules():
         if is_parametrized(part):
@@ -286,20 +288,30 @@ def _first(pair: tuple[str, Tensor]) -> str:
     return pair[0]
 
 
-def _adapter_numbers(module: nn.Module) -> dict[str, str]:
-    """Number the adapters of peft in a network: what they are called changes nothing."""
-    return {adapter: str(i) for i, adapter in enumerate(sorted(getattr(module, "peft_config", {})))}
+def _lora_numbers(module: nn.Module) -> dict[str, str]:
+    """Number the LoRAs that act in a network: what they are called changes nothing, nor what is switched off."""
+    acting = set()
+    for layer in module.modules():
+        if _is_lora_layer(layer) and not layer.disable_adapters:
+            acting.update(layer.active_adapters)
+    return {lora: str(number) for number, lora in enumerate(sorted(acting))}
+
+
+def _is_lora_layer(layer: nn.Module) -> bool:
+    """Tell whether peft has put its layer around one of the network's own (``peft.tuners.lora.LoraLayer``)."""
+    return isinstance(getattr(layer, "scaling", None), dict)
+
+
+def _acts(name: str, numbers: Mapping[str, str]) -> bool:
+    """Tell whether a parameter is the network's own, or that of a LoRA which acts."""
+    lora = re.search(r"\.lora_\w+\.(\w+)", name)
+    return lora is None or lora[1] in numbers
 
 
 def _plain_name(name: str, numbers: Mapping[str, str] | None = None) -> str:
-    """Name of a tensor or module without what ``torch.compile`` adds to it, and with numbers for LoRAs."""
-    name = name.replace("_orig_mod.", "")
-    if not numbers:
-        return name
-    parts = name.split(".")
-    return ".".join(
-        numbers.get(part, part) if before.startswith("lora_") else part for before, part in pairwise(["", *parts])
-    )
+    """Name of a tensor or module without what ``torch.compile`` and peft add to it, and with numbers for LoRAs."""
+    name = name.replace("_orig_mod.", "").replace(".base_layer.", ".")
+    return re.sub(r"(\.lora_\w+\.)(\w+)", lambda found: found[1] + (numbers or {}).get(found[2], found[2]), name)
 
 
 def _counts(buffer: Tensor) -> bool:
@@ -310,13 +322,12 @@ def _counts(buffer: Tensor) -> bool:
 def _switches(module: nn.Module) -> str:
     """Say what else acts in a network: which adapters of peft, and how strongly, and FreeU; empty without any."""
     found = []
-    numbers = _adapter_numbers(module)
+    numbers = _lora_numbers(module)
     for name, layer in module.named_modules():
-        scaling = getattr(layer, "scaling", None)
-        if isinstance(scaling, dict):  # peft.tuners.lora.LoraLayer, and others like it
-            acting = {numbers.get(adapter, adapter): scaling.get(adapter) for adapter in sorted(layer.active_adapters)}
-            merged = [numbers.get(adapter, adapter) for adapter in layer.merged_adapters]
-            found.append(f"{_plain_name(name)} {acting} {layer.disable_adapters} {merged}")
+        if _is_lora_layer(layer) and not layer.disable_adapters:
+            acting = {numbers[lora]: layer.scaling.get(lora) for lora in sorted(layer.active_adapters)}
+            merged = [numbers.get(lora, lora) for lora in layer.merged_adapters]
+            found.append(f"{_plain_name(name)} {acting} {merged}")
         free_u = [getattr(layer, factor, None) for factor in ("b1", "b2", "s1", "s2")]
         if None not in free_u:  # see UNet2DConditionModel.enable_freeu
             found.append(f"{_plain_name(name)} {free_u}")

@@ -445,6 +445,19 @@ def test_a_lora_of_another_name_is_the_same(folder, funky, funk, tmp_path):
     assert not same and "set_adapters(['boogie'], [0.7])" in said
 
 
+def test_a_lora_that_is_switched_off_is_none(folder, funky):
+    plain_pipe = load_pipeline(folder, device="cpu")
+    plain = text_to_audio(plain_pipe, "piano", num_inference_steps=2)
+    with_lora = weights_hash(funky)
+    funky.disable_lora()
+    try:
+        assert weights_hash(funky) == weights_hash(plain_pipe) != with_lora
+        assert replayed(plain, funky) == (True, [])
+    finally:
+        funky.enable_lora()
+    assert weights_hash(funky) == with_lora
+
+
 def test_replay_without_a_pipe_asks_for_the_lora(funky):
     clip = text_to_audio(funky, "piano", num_inference_steps=1)
     with pytest.raises(
