@@ -48,19 +48,19 @@ class build:
 
 @pytest.fixture
 def gate(monkeypatch, pipe):
-    """Holds up every step of denoising until `gate.open` is set; then it may raise `gate.error`."""
+    """Holds up every step of denoising at the U-Net until `gate.open` is set; then it may raise `gate.error`."""
     gate = SimpleNamespace(reached=threading.Event(), open=threading.Event(), n_steps=0, error=None)
-    take_step = type(pipe.scheduler).step
+    predict = type(pipe.unet).forward
 
-    def step(*given, **options):
+    def forward(*given, **options):
         gate.n_steps += 1
         gate.reached.set()
         assert gate.open.wait(WITHIN_S)
         if gate.error:
             raise gate.error
-        return take_step(*given, **options)
+        return predict(*given, **options)
 
-    monkeypatch.setattr(type(pipe.scheduler), "step", step)
+    monkeypatch.setattr(type(pipe.unet), "forward", forward)
     yield gate
     gate.open.set()
 
