@@ -25,7 +25,7 @@ from tiny import tiny_pipeline
 
 pytestmark = [
     pytest.mark.usefixtures("no_surprising_warnings"),
-    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),  # of diffusers' schedulers
+    pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning"),  # of diffusers' schedulers
 ]
 
 SHORT = {"num_inference_steps": 4, "duration_s": 0.08, "loop": False, "guidance_scale": 1}
