@@ -11,10 +11,9 @@ import numpy as np
 
 from .resampling import resample
 from .samples import as_waveform, check_rate, load_sound, mix_channels, pick_channel
-from .soundfiles import BLOCK, FORMATS, encode_audio, encode_for, encode_mp3, read_audio
+from .soundfiles import FORMATS, encode_audio, encode_for, encode_mp3, read_audio
 
 __all__ = [
-    "BLOCK",
     "FORMATS",
     "as_waveform",
     "check_rate",

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 # ISO 11172-3 and 13818-3: kbit/s by (MPEG 1 or not, layer), for the index 1 to 14 of a frame's header
 BITRATES = {
@@ -17,7 +16,9 @@ BITRATES = {
 }
 RATES = {0: (11_025, 12_000, 8_000), 2: (22_050, 24_000, 16_000), 3: (44_100, 48_000, 32_000)}  # MPEG 2.5, 2 and 1
 MP3_RATES = tuple(sorted(rate for rates in RATES.values() for rate in rates))  # Hz
-INDEX_MARK = re.compile(rb"Xing|Info|VBRI")
+XING_MARKS = (b"Xing", b"Info")
+ID3V1_SIZE = 128  # bytes, at the end of a file
+VBRI_POSITION = 36  # in its frame, whatever the version
 INDEX_BITRATE = 5  # of the frame that holds an index: 64 kbit/s (40 in MPEG 2), so that it has room
 
 
@@ -34,7 +35,7 @@ class Frame:
         """Whether it is an MP3 in the narrow sense, which may have an index."""
         return self.kind[1] == 3
 
-    @property
+    @cached_property
     def index_position(self) -> int:
         """Where an index stands in a frame of layer III: behind the side information."""
         version, _, _, is_mono = self.kind
@@ -43,26 +44,26 @@ class Frame:
         return 4 + (9 if is_mono else 17)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Part:
     """Frames of one kind, one behind the other."""
 
     first: Frame
-    spans: list[tuple[int, int]] = field(default_factory=list)  # first byte and byte behind the last, without a gap
-    sizes: list[int] = field(default_factory=list)  # of each frame, in bytes
+    n_frames: int = 0
+    spans: list[list[int]] = field(default_factory=list)  # first byte and byte behind the last, without a gap
 
     @property
     def n_samples(self) -> int:
         """Samples per channel."""
-        return len(self.sizes) * self.first.n_samples
+        return self.n_frames * self.first.n_samples
 
     def add(self, position: int, size: int) -> None:
         """Add a frame."""
-        self.sizes.append(size)
+        self.n_frames += 1
         if self.spans and self.spans[-1][1] == position:
-            self.spans[-1] = (self.spans[-1][0], position + size)
+            self.spans[-1][1] = position + size
         else:
-            self.spans.append((position, position + size))
+            self.spans.append([position, position + size])
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ class Frames:
     @property
     def n_frames(self) -> int:
         """Frames of sound."""
-        return sum(len(part.sizes) for part in self.parts)
+        return sum(part.n_frames for part in self.parts)
 
     @property
     def missing(self) -> str | None:
@@ -104,12 +105,25 @@ def _frame(header: bytes) -> Frame | None:
     return Frame(kind, n_samples // 8 * bits_per_s // rate + is_padded, n_samples)
 
 
+def has_right_index(data: bytes) -> bool:
+    """Whether the file begins with an index that counts its bytes to the end: it is whole, and one sound."""
+    start = _behind_tag(data, 0)
+    frame = _frame(data[start : start + 4])
+    if frame is None or start + frame.size > len(data):
+        return False
+    xing = start + frame.index_position
+    if not data.startswith(XING_MARKS, xing) or data[xing + 7] & 3 != 3:  # 3: it has both counts
+        return False
+    n_bytes = int.from_bytes(data[xing + 12 : xing + 16], "big")
+    end = len(data) - ID3V1_SIZE if data.startswith(b"TAG", len(data) - ID3V1_SIZE) else len(data)
+    return start + n_bytes == end
+
+
 def read_frames(data: bytes) -> Frames | None:
     """Walk the frames of an MP3 file, over tags and indices; None if there are none that say their size."""
     parts: list[Part] = []
     n_declared, is_cut = 0, False
     position, previous = 0, None
-    marks = [match.start() for match in INDEX_MARK.finditer(data)][::-1]  # the next one last
     while position < len(data) - 3:
         frame = _frame(data[position : position + 4])
         if frame is None or (frame.kind != previous and not _goes_on(data, position)):
@@ -119,10 +133,7 @@ def read_frames(data: bytes) -> Frames | None:
             is_cut = True
             break
         previous = frame.kind
-        while marks and marks[-1] < position:
-            marks.pop()
-        may_be_index = marks and marks[-1] < position + frame.size
-        n_indexed = _declared_frames(data, position, frame) if may_be_index else None
+        n_indexed = _declared_frames(data, position, frame)
         if n_indexed is None:
             if not parts or parts[-1].first.kind != frame.kind:
                 parts.append(Part(frame))
@@ -143,7 +154,7 @@ def with_index(data: bytes, part: Part) -> bytes:
     sound = b"".join(data[first:behind] for first, behind in part.spans)
     index = bytearray(frame.size)
     index[:4] = header
-    counts = len(part.sizes).to_bytes(4, "big") + (len(sound) + frame.size).to_bytes(4, "big")
+    counts = part.n_frames.to_bytes(4, "big") + (len(sound) + frame.size).to_bytes(4, "big")
     fields = b"Xing" + (3).to_bytes(4, "big") + counts  # 3: the number of frames and the number of bytes
     index[frame.index_position : frame.index_position + len(fields)] = fields
     return bytes(index) + sound
@@ -151,26 +162,34 @@ def with_index(data: bytes, part: Part) -> bytes:
 
 def _declared_frames(data: bytes, position: int, frame: Frame) -> int | None:
     """Number of frames that an index speaks of, 0 where it leaves that out; None if this frame is no index."""
-    at = position + frame.index_position
-    if data[at : at + 4] in (b"Xing", b"Info"):
-        has_count = data[at + 7] & 1
-        return int.from_bytes(data[at + 8 : at + 12], "big") if has_count else 0
-    if data[position + 36 : position + 40] == b"VBRI":
-        return int.from_bytes(data[position + 50 : position + 54], "big")
+    xing = position + frame.index_position
+    if data.startswith(XING_MARKS, xing):
+        has_count = data[xing + 7] & 1
+        return int.from_bytes(data[xing + 8 : xing + 12], "big") if has_count else 0
+    vbri = position + VBRI_POSITION
+    if data.startswith(b"VBRI", vbri):
+        return int.from_bytes(data[vbri + 14 : vbri + 18], "big")
     return None
 
 
 def _next_frame(data: bytes, position: int) -> int:
     """Position of the next frame that another one follows; the end of the data if there is none."""
-    if data[position : position + 3] == b"ID3":
-        size = 0
-        for byte in data[position + 6 : position + 10]:
-            size = size << 7 | byte & 0x7F
-        return position + 10 + size
+    if data.startswith(b"ID3", position):
+        return _behind_tag(data, position)
     position = data.find(b"\xff", position + 1)
     while position >= 0 and not _goes_on(data, position):
         position = data.find(b"\xff", position + 1)
     return position if position >= 0 else len(data)
+
+
+def _behind_tag(data: bytes, position: int) -> int:
+    """Position behind an ID3v2 tag; the same position where there is none."""
+    if not data.startswith(b"ID3", position):
+        return position
+    size = 0
+    for byte in data[position + 6 : position + 10]:
+        size = size << 7 | byte & 0x7F
+    return position + 10 + size
 
 
 def _goes_on(data: bytes, position: int) -> bool:

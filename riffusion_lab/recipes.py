@@ -2,37 +2,27 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import json
 import math
-import re
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
-from functools import cache
 from importlib.metadata import version
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import diffusers
-import torch
-from accelerate.utils import align_module_device, has_offloaded_params
 from diffusers import SchedulerMixin
 from diffusers.utils import DummyObject
-from torch import Tensor, nn
-from torch.nn.utils.parametrize import is_parametrized
 
 from . import __version__
+from .hashing import weights_hash
 from .lora import lora_facts, named_with_weights, other_loras, recipe_loras
-from .models import Pipeline, execution_device, is_downloaded, load_pipeline, model_name, model_settings
+from .models import Pipeline, execution_device, is_downloaded, load_pipeline, model_name
 from .prompts import Prompt
-from .torch_defaults import torch_defaults
 from .values import N_SEEDS, warn
 
 Recipe = dict[str, Any]
 LIBRARIES = ("torch", "diffusers", "transformers")
-PIECE = 2**22  # numbers that are checked at once on a GPU: 16 MB
 LARGEST_SETTING = 100_000  # of a recipe's scheduler: a stranger's number could else ask for any amount of memory
 _WALK = ("num_inference_steps", "duration_s", "loop")
 FOLLOWED = {  # kinds of recipes that hold all that is needed, and the arguments in them
@@ -191,24 +181,6 @@ def warn_of_other_weights(recipe: Recipe, pipe: Pipeline, made: str) -> None:
         warn(f"{made} {difference}")
 
 
-@torch_defaults()
-def weights_hash(pipe: Pipeline) -> str:
-    """SHA-256 (hexadecimal) of the weights of text encoder, U-Net and autoencoder, read as float32.
-
-    And of adapters (LoRA), FreeU, buffers, and the model's settings that clips depend on, but no recipe holds. A
-    compiled network has the hash of the network itself.
-
-    Notes
-    -----
-    SHA-256 is calculated again only after a change. Checksums of all tensors tell whether there was one, since torch
-    counts no changes made through ``weight.data``. On a CPU riffling's take a hundredth of the time that a clip takes.
-    """
-    hashes = [_module_hash(part) for part in (pipe.text_encoder, pipe.unet, pipe.vae)]
-    own, scale = model_settings(pipe), pipe.vae.config.scaling_factor
-    hashes.append(f"{own.steady_noise_gain} {own.pag_applied_layers} {scale}")
-    return hashlib.sha256("".join(hashes).encode()).hexdigest()
-
-
 def _is_scheduler(kind: object) -> bool:
     return isinstance(kind, type) and issubclass(kind, SchedulerMixin) and hasattr(kind, "step")
 
@@ -240,136 +212,3 @@ def _known_settings(scheduler: SchedulerMixin) -> set[str]:
     """Names of the settings that a scheduler, or one that could take its place, is built with."""
     kinds = [type(scheduler), *scheduler.compatibles]
     return set().union(*map(scheduler_parameters, kinds))
-
-
-_known_hashes: WeakKeyDictionary[nn.Module, tuple[object, str]] = WeakKeyDictionary()
-
-
-def _module_hash(module: nn.Module) -> str:
-    """SHA-256 of names and values of all tensors; calculated again only after a change."""
-    tensors, switches = _named_tensors(module), _switches(module)
-    checksums = _checksums([tensor for _, tensor in tensors])
-    state = ([(name, tensor.dtype) for name, tensor in tensors], checksums, switches)
-    if module not in _known_hashes or _known_hashes[module][0] != state:
-        digest = hashlib.sha256()
-        for name, tensor in tensors:
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().float().flatten().numpy())
-        digest.update(switches.encode())
-        _known_hashes[module] = (state, digest.hexdigest())
-    return _known_hashes[module][1]
-
-
-def _named_tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
-    """Parameters by name, then buffers and what parametrizations make of parameters."""
-    numbers = _lora_numbers(module)
-    parameters = [
-        (_plain_name(name, numbers), tensor) for name, tensor in _named_parameters(module) if _acts(name, numbers)
-    ]
-    others = [(_plain_name(name), tensor) for name, tensor in module.named_buffers() if not _counts(tensor)]
-    for name, part in module.named_modules():
-        if is_parametrized(part):
-            others += [(_plain_name(f"{name}.{made}"), getattr(part, made)) for made in part.parametrizations]
-    return sorted(parameters, key=_first) + sorted(others, key=_first)
-
-
-def _named_parameters(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """All parameters; those that accelerate has put elsewhere until their layer is called are fetched to the CPU."""
-    if not any(parameter.is_meta for parameter in module.parameters()):
-        yield from module.named_parameters()
-        return
-    for name, layer in module.named_modules():
-        where = torch.device("cpu") if has_offloaded_params(layer) else None
-        with align_module_device(layer, where):
-            yield from layer.named_parameters(name, recurse=False)
-
-
-def _first(pair: tuple[str, Tensor]) -> str:
-    return pair[0]
-
-
-def _lora_numbers(module: nn.Module) -> dict[str, str]:
-    """Number the LoRAs that act in a network: what they are called changes nothing, nor what is switched off."""
-    acting = set()
-    for layer in module.modules():
-        if _is_lora_layer(layer) and not layer.disable_adapters:
-            acting.update(layer.active_adapters)
-    return {lora: str(number) for number, lora in enumerate(sorted(acting))}
-
-
-def _is_lora_layer(layer: nn.Module) -> bool:
-    """Tell whether peft has put its layer around one of the network's own (``peft.tuners.lora.LoraLayer``)."""
-    return isinstance(getattr(layer, "scaling", None), dict)
-
-
-def _acts(name: str, numbers: Mapping[str, str]) -> bool:
-    """Tell whether a parameter is the network's own, or that of a LoRA which acts."""
-    lora = re.search(r"\.lora_\w+\.(\w+)", name)
-    return lora is None or lora[1] in numbers
-
-
-def _plain_name(name: str, numbers: Mapping[str, str] | None = None) -> str:
-    """Name of a tensor or module without what ``torch.compile`` and peft add to it, and with numbers for LoRAs."""
-    name = name.replace("_orig_mod.", "").replace(".base_layer.", ".")
-    return re.sub(r"(\.lora_\w+\.)(\w+)", lambda found: found[1] + (numbers or {}).get(found[2], found[2]), name)
-
-
-def _counts(buffer: Tensor) -> bool:
-    """Tell whether a buffer just counts 0, 1, 2 …, as a text encoder's ``position_ids`` do: no hash ever held those."""
-    return buffer.dtype == torch.int64 and torch.equal(buffer.flatten().cpu(), torch.arange(buffer.numel()))
-
-
-def _switches(module: nn.Module) -> str:
-    """Say what else acts in a network: which adapters of peft, and how strongly, and FreeU; empty without any."""
-    found = []
-    numbers = _lora_numbers(module)
-    for name, layer in module.named_modules():
-        if _is_lora_layer(layer) and not layer.disable_adapters:
-            acting = {numbers[lora]: layer.scaling.get(lora) for lora in sorted(layer.active_adapters)}
-            merged = [numbers.get(lora, lora) for lora in layer.merged_adapters]
-            found.append(f"{_plain_name(name)} {acting} {merged}")
-        free_u = [getattr(layer, factor, None) for factor in ("b1", "b2", "s1", "s2")]
-        if None not in free_u:  # see UNet2DConditionModel.enable_freeu
-            found.append(f"{_plain_name(name)} {free_u}")
-    return "\n".join(found)
-
-
-def _checksums(tensors: Sequence[Tensor]) -> list[int]:
-    """A number for each tensor that another content of it, of whatever kind, all but surely changes.
-
-    On the CPU it is the CRC-32 of its bytes: a change stays unseen once in 2**32. Elsewhere it is a sum, calculated
-    where the tensor is, since reading memory there is much faster than fetching it; all sums are fetched at once.
-    """
-    on_cpu = {i: zlib.crc32(_units(tensor, torch.uint8).numpy()) for i, tensor in enumerate(tensors) if tensor.is_cpu}
-    elsewhere = [i for i in range(len(tensors)) if i not in on_cpu]
-    if not elsewhere:
-        return list(on_cpu.values())
-    device = tensors[elsewhere[0]].device
-    sums = torch.stack([_weighted_sum(tensors[i]).to(device) for i in elsewhere]).tolist()
-    found = on_cpu | dict(zip(elsewhere, sums, strict=True))
-    return [found[i] for i in range(len(tensors))]
-
-
-def _weighted_sum(tensor: Tensor) -> Tensor:
-    """Sum of a tensor's bits, in units of two bytes, each times a random number that belongs to its place.
-
-    A sum without weights would be the same for the same numbers in other places.
-    """
-    units = _units(tensor, torch.int16 if tensor.element_size() > 1 else torch.uint8)
-    weights = _random_weights(units.device)
-    pieces = units.split(PIECE)
-    sums = [(2 * i + 1) * (piece * weights[: len(piece)]).sum() for i, piece in enumerate(pieces)]
-    return torch.stack(sums).sum()
-
-
-@cache
-def _random_weights(device: torch.device) -> Tensor:
-    """Weights of shape (PIECE,) for `_weighted_sum`, always the same; odd, so that an overflow loses no bit."""
-    generator = torch.Generator().manual_seed(0)
-    weights = torch.randint(2**31, (PIECE,), dtype=torch.int32, generator=generator) | 1
-    return weights.to(device)
-
-
-def _units(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """The bits of a tensor, in one dimension, read as whole numbers."""
-    return tensor.detach().flatten().view(dtype)

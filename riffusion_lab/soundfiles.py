@@ -26,7 +26,9 @@ from .resampling import resample
 from .values import warn
 
 FORMATS = {".wav": "WAV", ".flac": "FLAC", ".ogg": "OGG", ".mp3": "MP3", ".aiff": "AIFF", ".caf": "CAF"}
-BLOCK = 65_536  # samples; libsndfile overflows its stack on long Ogg Vorbis writes
+WRITE_BLOCK = 65_536  # samples; libsndfile overflows its stack on long Ogg Vorbis writes
+READ_BLOCK = 1_048_576  # samples
+SMALL_READ_BLOCK = 4_096  # samples; of a block with a fault in it, libsndfile gives nothing
 PIECE = 67_108_864  # samples of all channels that get memory at once: 256 MiB, a quarter of an hour of stereo
 BUFFER = 262_144  # bytes
 # Bytes of title and comment together: of more, libsndfile writes a file that it cannot read, or loses them.
@@ -154,8 +156,7 @@ def _decode_with_soundfile(file: BinaryIO) -> _Decoded:
             if decoded.waveform.shape[1] == 0 and whole is file:
                 raise _NotRead("no samples")
             return decoded
-    file.seek(0)
-    return _decode_mp3(file.read())
+    return _decode_mp3(file)
 
 
 def _plain_path(file: BinaryIO) -> str | BinaryIO:
@@ -178,27 +179,34 @@ def _decode_ogg(file: BinaryIO) -> _Decoded:
     return replace(decoded, missing=streams.missing, is_certain=True) if streams.missing else decoded
 
 
-def _decode_mp3(data: bytes) -> _Decoded:
+def _decode_mp3(file: BinaryIO) -> _Decoded:
     """Read an MP3 whole: libsndfile believes its index, and guesses from the first frame where there is none."""
-    frames = mp3.read_frames(data)
-    if frames is None:  # they do not say their size
-        return _decode_bytes(data)
-    if len(frames.parts) == 1 and _libsndfile_sees_all(data, frames):
-        decoded = _decode_bytes(data)
-    elif all(part.first.is_layer_3 for part in frames.parts):
-        decoded = _join([_decode_bytes(mp3.with_index(data, part)) for part in frames.parts])
-    else:
-        raise _NotRead("its length is not known")  # the other layers have no index
-    return replace(decoded, missing=frames.missing, is_certain=True) if frames.missing else decoded
+    file.seek(0)
+    data = file.read()
+    file.seek(0)
+    with _Straight(_plain_path(file)) as sound:
+        if mp3.has_right_index(data):
+            return _read_blocks(sound)
+        frames = mp3.read_frames(data)
+        if frames is None or _sees_all(sound, frames):  # None: they do not say their size
+            decoded = _read_blocks(sound)
+        elif all(part.first.is_layer_3 for part in frames.parts):
+            decoded = _join([_decode_bytes(mp3.with_index(data, part)) for part in frames.parts])
+        else:
+            raise _NotRead("its length is not known")  # the other layers have no index
+    missing = frames.missing if frames else None
+    return replace(decoded, missing=missing, is_certain=True) if missing else decoded
 
 
-def _libsndfile_sees_all(data: bytes, frames: mp3.Frames) -> bool:
+def _sees_all(sound: soundfile.SoundFile, frames: mp3.Frames) -> bool:
+    """Whether libsndfile expects all frames of an MP3."""
+    if len(frames.parts) > 1:
+        return False
     part = frames.parts[0]
     least = part.n_samples
     if frames.n_declared is not None and frames.n_declared >= frames.n_frames:
         least -= 3 * part.first.n_samples  # what the encoder put before and behind the sound is cut away
-    with soundfile.SoundFile(io.BytesIO(data)) as sound:
-        return sound.frames >= least
+    return sound.frames >= least
 
 
 def _decode_bytes(data: bytes) -> _Decoded:
@@ -228,8 +236,8 @@ def _read_blocks(sound: soundfile.SoundFile) -> _Decoded:
     n_samples, missing, is_full = 0, None, True
     while is_full:
         expected = min(sound.frames - n_samples, PIECE // sound.channels)
-        piece = np.empty((max(BLOCK, expected), sound.channels), np.float32)
-        n_read, missing = _fill(piece, sound, is_first=not pieces)
+        piece = np.empty((max(WRITE_BLOCK, expected), sound.channels), np.float32)
+        n_read, missing = _fill(piece, sound, start=n_samples)
         pieces.append(piece[:n_read])
         n_samples += n_read
         _check_size(n_samples * sound.channels)
@@ -242,14 +250,21 @@ def _read_blocks(sound: soundfile.SoundFile) -> _Decoded:
     return _Decoded(samples.T, sound.samplerate, missing, is_certain=missing is None)
 
 
-def _fill(piece: np.ndarray, sound: soundfile.SoundFile, *, is_first: bool) -> tuple[int, str | None]:
-    """Read samples until an array is full or the sound ends: how many, and what stopped it too early."""
-    n_read = 0
+def _fill(piece: np.ndarray, sound: soundfile.SoundFile, start: int) -> tuple[int, str | None]:
+    """Read samples from `start` on until an array is full or the sound ends: how many, and what stopped it too early.
+
+    Where the sound stands is counted, since ``sound.tell`` would seek.
+    """
+    n_read, block_size = 0, READ_BLOCK
     while n_read < len(piece):
         try:
-            block = sound.read(out=piece[n_read : n_read + BLOCK])
+            block = sound.read(out=piece[n_read : n_read + block_size])
         except soundfile.LibsndfileError as error:
-            if is_first and n_read == 0:
+            if block_size > SMALL_READ_BLOCK:  # what lies before the fault is still to be had
+                block_size = SMALL_READ_BLOCK
+                sound.seek(start + n_read)
+                continue
+            if start + n_read == 0:
                 raise
             return n_read, _reason(error)
         if len(block) == 0:
@@ -378,8 +393,8 @@ def encode_audio(
                 sound.title = title
             if comment and file_format != "MP3":
                 sound.comment = comment
-            for start in range(0, waveform.shape[1], BLOCK):
-                sound.write(waveform[:, start : start + BLOCK].T)
+            for start in range(0, waveform.shape[1], WRITE_BLOCK):
+                sound.write(waveform[:, start : start + WRITE_BLOCK].T)
     except soundfile.LibsndfileError as error:
         kind = f"{len(waveform)} channel(s) at {sample_rate} Hz"
         raise ValueError(f"{file_format} cannot hold {kind} ({_reason(error)}): give another format or rate") from error

@@ -19,10 +19,10 @@ from riffusion_lab.clip import Clip
 from riffusion_lab.denoise import first_noise, perturbed_attention
 from riffusion_lab.edit import audio_to_audio, inpaint
 from riffusion_lab.generate import replay, text_to_audio
+from riffusion_lab.hashing import weights_hash
 from riffusion_lab.loops import circular_time, decode, sliding_windows, windows
 from riffusion_lab.models import load_pipeline
 from riffusion_lab.prompts import encode_prompt
-from riffusion_lab.recipes import weights_hash
 from tiny import save_stable_diffusion, state, tiny_pipeline
 
 pytestmark = pytest.mark.usefixtures("no_surprising_warnings")

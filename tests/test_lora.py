@@ -15,8 +15,8 @@ from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
 from riffusion_lab import load_pipeline, lora, models, replay, text_to_audio
+from riffusion_lab.hashing import weights_hash
 from riffusion_lab.lora import active_loras
-from riffusion_lab.recipes import weights_hash
 from riffusion_lab.widgets.session import Session, replay_session
 from tiny import save_tiny_pipeline, tiny_pipeline
 

@@ -11,8 +11,8 @@ import torch
 
 import riffusion_lab
 from riffusion_lab import extend, load_pipeline, text_to_audio, vocabulary
+from riffusion_lab.hashing import weights_hash
 from riffusion_lab.prompts import encode_prompt
-from riffusion_lab.recipes import weights_hash
 from riffusion_lab.training.evaluation import CLASSES, class_scores, default_settings
 from riffusion_lab.training.vocabulary import EFFECT_NAMES, INSTRUMENTS, STYLE_NAMES
 

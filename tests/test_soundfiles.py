@@ -229,6 +229,15 @@ def test_a_torn_file_is_noticed_without_ffmpeg(tmp_path, monkeypatch, file_forma
     check_torn(tmp_path, encoded(file_format), 0.6)
 
 
+@pytest.mark.parametrize("share", [0.25, 0.6, 0.9])
+def test_of_a_torn_flac_all_that_is_whole_is_kept(tmp_path, monkeypatch, share):
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    data = encoded("FLAC")
+    with pytest.warns(UserWarning, match="is torn"):
+        left_s = seconds(tmp_path, data[: round(len(data) * share)], "a.flac", torn="keep")
+    assert left_s == pytest.approx(share * 3, abs=0.2)  # two frames of 4,096 samples
+
+
 def test_an_ogg_without_its_last_page_is_torn(tmp_path):
     data = encoded("OGG")
     check_torn(tmp_path, data, data.rindex(b"OggS") / len(data))

@@ -14,9 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from conftest import RATE, tone
 from riffusion_lab import Clip, Prompt, audio_to_audio, extend, interpolate, load_pipeline, replay, stitch
 from riffusion_lab import text_to_audio as make
+from riffusion_lab.hashing import weights_hash
 from riffusion_lab.interpolation import slerp
 from riffusion_lab.phase import PhaseStream, _filters
-from riffusion_lab.recipes import weights_hash
 from riffusion_lab.spectrogram import mel_filterbank, mel_from_waveform
 from riffusion_lab.torch_defaults import torch_defaults
 

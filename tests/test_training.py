@@ -14,8 +14,8 @@ from PIL import Image
 
 from external import require
 from riffusion_lab import load_pipeline
+from riffusion_lab.hashing import weights_hash
 from riffusion_lab.image import pixels_from_mel
-from riffusion_lab.recipes import weights_hash
 from riffusion_lab.spectrogram import mel_from_waveform
 from riffusion_lab.training import autoencoder, dataset, denoiser, evaluation, text
 from riffusion_lab.training.__main__ import main

@@ -16,7 +16,7 @@ from diffusers import (
 )
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from riffusion_lab.recipes import weights_hash
+from riffusion_lab.hashing import weights_hash
 
 SETTINGS = {
     "num_inference_steps": 3,

@@ -31,9 +31,9 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from ..generate import text_to_audio
+from ..hashing import weights_hash
 from ..models import model_settings
 from ..params import COLUMNS_PER_S
-from ..recipes import weights_hash
 from .autoencoder import fidelity, there_and_back
 from .captions import caption
 from .dataset import Dataset

@@ -16,18 +16,19 @@ import numpy as np
 import soundfile
 import torch
 
-from ..audio import BLOCK, FORMATS
 from ..checks import Settings, Source, check_settings, remarks
 from ..clip import Clip
 from ..edit import for_model
 from ..generate import make_clips
+from ..hashing import weights_hash
 from ..interpolation import check_point, step_task
 from ..join import CROSSFADE_S, crossfade
 from ..lora import lora_facts
 from ..models import Pipeline, model_name
 from ..params import PARAMS
 from ..prompts import Prompt
-from ..recipes import prompt_from_recipe, warn_of_other_weights, weights_hash
+from ..recipes import prompt_from_recipe, warn_of_other_weights
+from ..soundfiles import FORMATS, WRITE_BLOCK
 from ..values import N_SEEDS, check_number, check_whole, warn
 
 LONGEST_QUEUE = 8  # prompts that wait
@@ -420,8 +421,8 @@ class Take:
         if self.before not in (None, clip):
             sound = crossfade(self.before.waveform, sound, round(CROSSFADE_S * clip.sample_rate))
         self.before = clip
-        for start in range(0, sound.shape[1], BLOCK):
-            self._write(sound[:, start : start + BLOCK])
+        for start in range(0, sound.shape[1], WRITE_BLOCK):
+            self._write(sound[:, start : start + WRITE_BLOCK])
 
     def _write(self, sound: np.ndarray) -> None:
         """Write samples of shape (channels, samples)."""

@@ -1,0 +1,202 @@
+"""A hash of a pipeline's weights that notices every change of them, and costs next to nothing when there was none."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from accelerate.utils import align_module_device, has_offloaded_params
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
+
+from .models import Pipeline, model_settings
+from .torch_defaults import torch_defaults
+
+CPU_PIECE = 2**14  # units of 8 bytes that are summed at once: they and their weights fit into a core's cache
+PIECE = 2**22  # units that are summed at once on a GPU: 16 MB
+FREE_U_FACTORS = ("b1", "b2", "s1", "s2")  # see UNet2DConditionModel.enable_freeu
+Layers = list[tuple[str, nn.Module]]
+
+_known_hashes: WeakKeyDictionary[nn.Module, tuple[object, str]] = WeakKeyDictionary()
+
+
+@torch_defaults()
+def weights_hash(pipe: Pipeline) -> str:
+    """SHA-256 (hexadecimal) of the weights of text encoder, U-Net and autoencoder, read as float32.
+
+    And of adapters (LoRA), FreeU, buffers, and the model's settings that clips depend on, but no recipe holds. A
+    compiled network has the hash of the network itself.
+
+    Notes
+    -----
+    SHA-256 is calculated again only after a change. Checksums of all tensors tell whether there was one, since torch
+    counts no changes made through ``weight.data``.
+    """
+    hashes = [_module_hash(part) for part in (pipe.text_encoder, pipe.unet, pipe.vae)]
+    own, scale = model_settings(pipe), pipe.vae.config.scaling_factor
+    hashes.append(f"{own.steady_noise_gain} {own.pag_applied_layers} {scale}")
+    return hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+
+def _module_hash(module: nn.Module) -> str:
+    """SHA-256 of names and values of all tensors; calculated again only after a change."""
+    layers = list(module.named_modules())
+    lora_numbers = _lora_numbers(layers)
+    tensors = _named_tensors(layers, lora_numbers)
+    switches = _switches(layers, lora_numbers)
+    names = [(name, tensor.dtype) for name, tensor in tensors]
+    state = (names, _checksums([tensor for _, tensor in tensors]), switches)
+    if module not in _known_hashes or _known_hashes[module][0] != state:
+        digest = hashlib.sha256()
+        for name, tensor in tensors:
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().float().flatten().numpy())
+        digest.update(switches.encode())
+        _known_hashes[module] = (state, digest.hexdigest())
+    return _known_hashes[module][1]
+
+
+def _named_tensors(layers: Layers, lora_numbers: Mapping[str, str]) -> list[tuple[str, Tensor]]:
+    """Parameters by name, then buffers and what parametrizations make of parameters."""
+    parameters: dict[str, Tensor] = {}
+    others: dict[str, Tensor] = {}
+    seen: set[Tensor] = set()  # a tensor that two layers share counts once
+    for layer_name, layer in layers:
+        for name, tensor in _own_parameters(layer):
+            full_name = _join(layer_name, name)
+            if tensor not in seen and _acts(full_name, lora_numbers):
+                parameters[_plain_name(full_name, lora_numbers)] = tensor
+            seen.add(tensor)
+        for name, tensor in layer.named_buffers(recurse=False):
+            if tensor not in seen and not _is_range(tensor):
+                others[_plain_name(_join(layer_name, name))] = tensor
+            seen.add(tensor)
+        if is_parametrized(layer):
+            others |= {_plain_name(_join(layer_name, name)): getattr(layer, name) for name in layer.parametrizations}
+    return sorted(parameters.items()) + sorted(others.items())
+
+
+def _own_parameters(layer: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """A layer's own parameters; those that accelerate has put elsewhere until it is called are fetched to the CPU."""
+    if not has_offloaded_params(layer):
+        yield from layer.named_parameters(recurse=False)
+        return
+    with align_module_device(layer, torch.device("cpu")):
+        yield from layer.named_parameters(recurse=False)
+
+
+def _join(layer_name: str, name: str) -> str:
+    return f"{layer_name}.{name}" if layer_name else name
+
+
+def _lora_numbers(layers: Layers) -> dict[str, str]:
+    """Number the LoRAs that act in a network: what they are called changes nothing, nor what is switched off."""
+    acting = set()
+    for _, layer in layers:
+        if _is_lora_layer(layer) and not layer.disable_adapters:
+            acting.update(layer.active_adapters)
+    return {lora: str(number) for number, lora in enumerate(sorted(acting))}
+
+
+def _is_lora_layer(layer: nn.Module) -> bool:
+    """Tell whether peft has put its layer around one of the network's own (``peft.tuners.lora.LoraLayer``)."""
+    return isinstance(vars(layer).get("scaling"), dict)
+
+
+def _acts(name: str, lora_numbers: Mapping[str, str]) -> bool:
+    """Tell whether a parameter is the network's own, or that of a LoRA which acts."""
+    lora = re.search(r"\.lora_\w+\.(\w+)", name)
+    return lora is None or lora[1] in lora_numbers
+
+
+def _plain_name(name: str, lora_numbers: Mapping[str, str] | None = None) -> str:
+    """Name of a tensor or module without what ``torch.compile`` and peft add to it, and with numbers for LoRAs."""
+    numbers = lora_numbers or {}
+    name = name.replace("_orig_mod.", "").replace(".base_layer.", ".")
+    return re.sub(r"(\.lora_\w+\.)(\w+)", lambda found: found[1] + numbers.get(found[2], found[2]), name)
+
+
+def _is_range(buffer: Tensor) -> bool:
+    """Tell whether a buffer just counts 0, 1, 2 …, as a text encoder's ``position_ids`` do: no hash ever held those."""
+    return buffer.dtype == torch.int64 and torch.equal(buffer.flatten().cpu(), torch.arange(buffer.numel()))
+
+
+def _switches(layers: Layers, lora_numbers: Mapping[str, str]) -> str:
+    """Say what else acts in a network: which adapters of peft, and how strongly, and FreeU; empty without any."""
+    found = []
+    for name, layer in layers:
+        if _is_lora_layer(layer) and not layer.disable_adapters:
+            acting = {lora_numbers[lora]: layer.scaling.get(lora) for lora in sorted(layer.active_adapters)}
+            merged = [lora_numbers.get(lora, lora) for lora in layer.merged_adapters]
+            found.append(f"{_plain_name(name)} {acting} {merged}")
+        free_u = [vars(layer).get(factor) for factor in FREE_U_FACTORS]
+        if None not in free_u:
+            found.append(f"{_plain_name(name)} {free_u}")
+    return "\n".join(found)
+
+
+def _checksums(tensors: Sequence[Tensor]) -> list[object]:
+    """A number for each tensor that every change in one place of it changes, and others but once in 2**32.
+
+    It is calculated where the tensor is, since reading memory there is much faster than fetching it; the numbers from
+    other devices are fetched at once.
+    """
+    found: dict[int, object] = {i: _checksum_on_cpu(tensor) for i, tensor in enumerate(tensors) if tensor.is_cpu}
+    elsewhere = [i for i in range(len(tensors)) if i not in found]
+    if elsewhere:
+        device = tensors[elsewhere[0]].device
+        sums = torch.stack([_weighted_sum(tensors[i]).to(device) for i in elsewhere]).tolist()
+        found |= dict(zip(elsewhere, sums, strict=True))
+    return [found[i] for i in range(len(tensors))]
+
+
+def _checksum_on_cpu(tensor: Tensor) -> tuple[int, bytes]:
+    """Sum of a tensor's bits as `_weighted_sum`, in units of eight bytes, and the bytes left over.
+
+    NumPy's product of whole numbers needs no memory in between: it is three times as fast as CRC-32.
+    """
+    data = _units(tensor, torch.uint8).numpy()
+    n_units = len(data) // 8
+    units = data[: 8 * n_units].view(np.int64)
+    weights = _random_weights_on_cpu()
+    total = 0
+    for i, start in enumerate(range(0, n_units, CPU_PIECE)):
+        piece = units[start : start + CPU_PIECE]
+        total += (2 * i + 1) * int(np.dot(piece, weights[: len(piece)]))
+    return total % 2**64, data[8 * n_units :].tobytes()
+
+
+def _weighted_sum(tensor: Tensor) -> Tensor:
+    """Sum of a tensor's bits, in units of two bytes, each times a random number that belongs to its place.
+
+    A sum without weights would be the same for the same numbers in other places.
+    """
+    units = _units(tensor, torch.int16 if tensor.element_size() > 1 else torch.uint8)
+    weights = _random_weights(units.device)
+    pieces = units.split(PIECE)
+    sums = [(2 * i + 1) * (piece * weights[: len(piece)]).sum() for i, piece in enumerate(pieces)]
+    return torch.stack(sums).sum()
+
+
+@cache
+def _random_weights_on_cpu() -> np.ndarray:
+    """Weights of shape (CPU_PIECE,) for `_checksum_on_cpu`; odd, so that an overflow loses no bit."""
+    return np.random.default_rng(0).integers(2**62, size=CPU_PIECE, dtype=np.int64) | 1
+
+
+@cache
+def _random_weights(device: torch.device) -> Tensor:
+    """Weights of shape (PIECE,) for `_weighted_sum`, always the same; odd, so that an overflow loses no bit."""
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.randint(2**31, (PIECE,), dtype=torch.int32, generator=generator) | 1
+    return weights.to(device)
+
+
+def _units(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """The bits of a tensor, in one dimension, read as whole numbers."""
+    return tensor.detach().flatten().view(dtype)
