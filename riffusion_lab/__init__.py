@@ -13,12 +13,13 @@ __version__ = "0.2.0.dev0"
 _NAMES_OF = {
     "clip": ["Clip"],
     "edit": ["audio_to_audio", "extend", "inpaint"],
-    "generate": ["replay", "text_to_audio"],
+    "generate": ["text_to_audio"],
     "interpolation": ["interpolate", "walk"],
     "join": ["stitch"],
     "models": ["load_pipeline", "vocabulary"],
     "params": ["SpectrogramParams"],
     "prompts": ["Prompt"],
+    "replaying": ["replay"],
 }
 _MODULE_OF = {name: module for module, names in _NAMES_OF.items() for name in names}
 __all__ = [*_MODULE_OF, "__version__"]  # noqa: PLE0604 - names of the table above

@@ -1,39 +1,60 @@
-"""From a clip to another one: restyled, partly made anew, or longer."""
+"""From a clip to another one: restyled, inpainted, or longer."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Unpack, overload
 
 import numpy as np
 import torch
 from PIL import Image
 
-from .checks import (
-    LONGEST_S,
-    Order,
-    Settings,
-    Source,
-    check_prompt,
-    check_settings,
-    is_list,
-    line_up,
-    one_or_list,
-    remark,
-)
 from .clip import Clip
-from .denoise import Callback, begins_in_the_middle, check_scheduler, from_clip, left_as_found
-from .generate import make_job, make_ordered
+from .generate import generate_clips
 from .image import Picture
-from .loops import clip_size, decode, encode
+from .latents import decode, encode
 from .masks import as_mask
 from .models import Pipeline
 from .params import COLUMNS_PER_S, PARAMS
+from .prompts import check_prompt
 from .recipes import make_recipe
+from .requests import (
+    LONGEST_S,
+    CommonOptions,
+    Options,
+    Point,
+    as_model_clip,
+    broadcast_arguments,
+    check_model_clip,
+    check_options,
+    clip_width,
+    encode_point,
+    is_list,
+    noise_generator,
+    one_or_list,
+    source_facts,
+    warn_of_hints,
+)
+from .sampling import Callback, check_scheduler, from_clip, img2img_scheduler, isolated_pipeline
 from .values import check_number
 
-GRID = 8  # columns of the picture in one of the latents
+FEWEST_NEW = 64  # columns that a window of `extend` adds, at least
 
 
+@overload
+def audio_to_audio(
+    pipe: Pipeline,
+    clip: Clip,
+    prompt: str,
+    *,
+    strength: float = 0.55,
+    end_prompt: str | None = None,
+    negative_prompt: str | None = None,
+    seed: int | None = None,
+    generator: torch.Generator | None = None,
+    **options: Unpack[CommonOptions],
+) -> Clip: ...
+@overload
 def audio_to_audio(
     pipe: Pipeline,
     clip: Clip,
@@ -41,7 +62,19 @@ def audio_to_audio(
     *,
     strength: float = 0.55,
     end_prompt: str | None = None,
-    negative_prompt: str | Sequence[str] | None = None,
+    negative_prompt: str | Sequence[str | None] | None = None,
+    seed: int | Sequence[int] | None = None,
+    generator: torch.Generator | Sequence[torch.Generator] | None = None,
+    **options: Unpack[CommonOptions],
+) -> list[Clip]: ...
+def audio_to_audio(
+    pipe: Pipeline,
+    clip: Clip,
+    prompt: str | Sequence[str],
+    *,
+    strength: float = 0.55,
+    end_prompt: str | None = None,
+    negative_prompt: str | Sequence[str | None] | None = None,
     seed: int | Sequence[int] | None = None,
     num_inference_steps: int | None = None,
     guidance_scale: float | None = None,
@@ -50,33 +83,32 @@ def audio_to_audio(
     generator: torch.Generator | Sequence[torch.Generator] | None = None,
     callback_on_step_end: Callback | None = None,
 ) -> Clip | list[Clip]:
-    """Restyle a clip: keep its outline, and let the prompt fill it anew.
+    """Restyle a clip: keep its outline, and fill it by another prompt.
 
-    The clip's latents are noised up to `strength` and denoised with the prompt (SDEdit,
-    https://arxiv.org/abs/2108.01073). A long clip is denoised in overlapping windows, whose predictions are averaged
-    at every step, so there are no joins; nothing of its end is lost.
+    The clip's latents are noised by `strength` and denoised with the prompt (SDEdit, https://arxiv.org/abs/2108.01073).
+    A long clip is denoised in overlapping windows whose predictions are averaged at every step, so there are no joins,
+    and it keeps its full length.
 
     Parameters
     ----------
     pipe : StableDiffusionPipeline
     clip : Clip
-        Of any length. One of other params is converted to the model's first: mono, up to 10 kHz.
+        Of any length. A clip of other params is converted to the model's first: mono, up to 10 kHz.
     prompt : str or list of str
         What to hear. A list of prompts, seeds or generators gives a list of clips.
     strength : float
-        From 0 (the clip, through the autoencoder) to 1 (nothing of it is left).
+        In [0, 1]; 0 gives the clip as the autoencoder reproduces it, 1 keeps nothing of it.
     end_prompt : str, optional
-        What to hear at the end: over the clip's length the sound changes from `prompt` to this.
+        What to hear at the end: over the clip's length the sound changes from `prompt` to this one.
     negative_prompt, seed, num_inference_steps, guidance_scale, batch_size, generator, callback_on_step_end
-        As in `text_to_audio`. Of the steps, ``int(strength * num_inference_steps)`` are taken (see
-        `denoise.first_step`).
+        As in `text_to_audio`. ``int(strength * num_inference_steps)`` steps are taken (see `sampling.first_step`).
     loop : bool, optional
-        Whether the end leads into the beginning. Default: as the clip, where its length allows it.
+        Whether the end leads into the beginning. Default: as in the clip, where its length allows it.
 
     Returns
     -------
     Clip or list of Clip
-        As long and, where it is known, as loud as the given one.
+        As long as the clip and, where its level is known, as loud.
 
     Raises
     ------
@@ -89,12 +121,44 @@ def audio_to_audio(
     """
     if end_prompt is not None:
         end_prompt = check_prompt(end_prompt, "end_prompt")
-    source = Source(for_model(clip), end_prompt=end_prompt)
-    orders = line_up(pipe, prompt, negative_prompt, seed, generator, guidance_scale, strength)
-    settings = check_settings(pipe, num_inference_steps, None, loop, batch_size, source, callback_on_step_end)
-    return one_or_list(make_ordered(pipe, "audio_to_audio", orders, settings), prompt, seed, generator)
+    source = as_model_clip(clip)
+    points = broadcast_arguments(
+        pipe,
+        prompt=prompt,
+        negative_prompt=negative_prompt,
+        seed=seed,
+        generator=generator,
+        guidance_scale=guidance_scale,
+        strength=strength,
+    )
+    options = check_options(
+        pipe,
+        num_inference_steps=num_inference_steps,
+        loop=loop,
+        batch_size=batch_size,
+        source=source,
+        end_prompt=end_prompt,
+        callback=callback_on_step_end,
+    )
+    warn_of_hints(pipe, points, end_prompt)
+    clips = list(generate_clips(pipe, "audio_to_audio", points, options))
+    return one_or_list(clips, prompt, seed, generator)
 
 
+@overload
+def inpaint(
+    pipe: Pipeline,
+    clip: Clip,
+    mask: np.ndarray | Image.Image | tuple[float, ...],
+    prompt: str,
+    *,
+    strength: float = 1.0,
+    negative_prompt: str | None = None,
+    seed: int | None = None,
+    generator: torch.Generator | None = None,
+    **options: Unpack[CommonOptions],
+) -> Clip: ...
+@overload
 def inpaint(
     pipe: Pipeline,
     clip: Clip,
@@ -102,7 +166,19 @@ def inpaint(
     prompt: str | Sequence[str],
     *,
     strength: float = 1.0,
-    negative_prompt: str | Sequence[str] | None = None,
+    negative_prompt: str | Sequence[str | None] | None = None,
+    seed: int | Sequence[int] | None = None,
+    generator: torch.Generator | Sequence[torch.Generator] | None = None,
+    **options: Unpack[CommonOptions],
+) -> list[Clip]: ...
+def inpaint(
+    pipe: Pipeline,
+    clip: Clip,
+    mask: np.ndarray | Image.Image | tuple[float, ...],
+    prompt: str | Sequence[str],
+    *,
+    strength: float = 1.0,
+    negative_prompt: str | Sequence[str | None] | None = None,
     seed: int | Sequence[int] | None = None,
     num_inference_steps: int | None = None,
     guidance_scale: float | None = None,
@@ -111,23 +187,23 @@ def inpaint(
     generator: torch.Generator | Sequence[torch.Generator] | None = None,
     callback_on_step_end: Callback | None = None,
 ) -> Clip | list[Clip]:
-    """Make a part of a clip anew; the rest of its picture stays bit for bit.
+    """Inpaint (regenerate) a part of a clip; the rest of its picture stays bit for bit.
 
-    After every step, the latents outside the mask are the clip's own again, at that step's noise (RePaint,
-    https://arxiv.org/abs/2201.09865, without its resampling); at the end the clip's own pixels are put back.
+    After every step, the latents outside the mask are reset to the clip's own, at that step's noise level (RePaint,
+    https://arxiv.org/abs/2201.09865, without its resampling). At the end the clip's own pixels are pasted back.
 
     Parameters
     ----------
     pipe : StableDiffusionPipeline
     clip : Clip
-        Of the model's params; `audio_to_audio` says how to convert others.
+        Of the model's params; convert others with ``Clip.from_audio(clip.waveform, clip.sample_rate)``.
     mask : array, PIL.Image.Image or tuple
-        Of the picture's size: True or white is made anew, row 0 is the highest frequency. Or a box: (start_s, stop_s)
+        Of the picture's size: True or white is inpainted, row 0 is the highest frequency. Or a box: (start_s, stop_s)
         or (start_s, stop_s, low_hz, high_hz). See `masks.box_mask`.
     prompt : str or list of str
-        What to hear, the whole of it.
+        What to hear in the whole clip, not only inside the mask.
     strength : float
-        Of the noise inside the mask, from 0 to 1 (nothing of the clip is left there).
+        Inside the mask, in [0, 1]; 1 keeps nothing of the clip there.
     negative_prompt, seed, num_inference_steps, guidance_scale, batch_size, generator, callback_on_step_end
         As in `text_to_audio`.
     loop : bool, optional
@@ -147,10 +223,29 @@ def inpaint(
     -----
     Taught in: 05
     """
-    source = Source(for_model(clip, keep=True), as_mask(mask, clip))
-    orders = line_up(pipe, prompt, negative_prompt, seed, generator, guidance_scale, strength)
-    settings = check_settings(pipe, num_inference_steps, None, loop, batch_size, source, callback_on_step_end)
-    return one_or_list(make_ordered(pipe, "inpaint", orders, settings), prompt, seed, generator)
+    source = check_model_clip(clip)
+    mask_array = as_mask(mask, source)
+    points = broadcast_arguments(
+        pipe,
+        prompt=prompt,
+        negative_prompt=negative_prompt,
+        seed=seed,
+        generator=generator,
+        guidance_scale=guidance_scale,
+        strength=strength,
+    )
+    options = check_options(
+        pipe,
+        num_inference_steps=num_inference_steps,
+        loop=loop,
+        batch_size=batch_size,
+        source=source,
+        mask=mask_array,
+        callback=callback_on_step_end,
+    )
+    warn_of_hints(pipe, points)
+    clips = list(generate_clips(pipe, "inpaint", points, options))
+    return one_or_list(clips, prompt, seed, generator)
 
 
 def extend(
@@ -161,18 +256,18 @@ def extend(
     seconds: float,
     before: bool = False,
     memory_s: float = 2.56,
-    negative_prompt: str | Sequence[str] | None = None,
+    negative_prompt: str | Sequence[str | None] | None = None,
     seed: int | None = None,
     num_inference_steps: int | None = None,
     guidance_scale: float | None = None,
     generator: torch.Generator | None = None,
     callback_on_step_end: Callback | None = None,
 ) -> Clip:
-    """Go on where a clip ends, or begin before it does: outpainting in time.
+    """Continue a clip beyond its end, or before its beginning: outpainting in time.
 
-    Window after window, the last `memory_s` seconds are kept and the rest of the model's 5.12 s is made anew, so that
-    each window hears the one before it. What was there stays bit for bit; of a window that another one follows, the
-    last 80 ms are made again. Memory grows with the picture only.
+    Window after window, the last `memory_s` seconds are kept as context and the rest of the model's 5.12 s is
+    generated, so each window continues the one before it. The clip itself stays bit for bit; the last 80 ms of a window
+    are generated again by the next one. Memory grows with the picture only.
 
     Parameters
     ----------
@@ -180,19 +275,20 @@ def extend(
     clip : Clip
         Of the model's params, and at least 0.08 s long.
     prompt : str or list of str
-        What to hear. The prompts of a list follow one another in time, each for an equal part of `seconds`: of two
-        prompts and 10 seconds the first one is heard for 5 s, then the second one. Each part hears the end of the part
-        before it (with `before`, the beginning of the part after it), so the sound changes without a break.
+        What to hear. The prompts of a list follow one another in time, each for an equal part of `seconds`: with two
+        prompts and 10 seconds, the first is heard for 5 s, then the second. Each part continues the part before it
+        (with `before`, it leads into the part after it), so the sound changes without a break.
     seconds : float
         How much to add, in [0.01, 3600].
     before : bool
-        Add it before the beginning instead of behind the end.
+        Add it before the beginning instead of after the end.
     memory_s : float
-        What each window hears of the one before it, in [0.08, 4.48].
+        How much of the sound next to it each window gets as context, in [0.08, 4.48].
     negative_prompt : str or list of str, optional
         What not to hear: one for all parts, or one for each.
     seed, num_inference_steps, guidance_scale, generator, callback_on_step_end
-        As in `text_to_audio`, but one seed or one generator: it is one clip. For several takes call `extend` for each.
+        As in `text_to_audio`, but one seed or one generator, since it is one clip. Call `extend` several times
+        for several takes.
 
     Returns
     -------
@@ -208,116 +304,202 @@ def extend(
     -----
     Taught in: 05
     """
-    clip = for_model(clip, keep=True)
+    clip = check_model_clip(clip)
     for name, value in {"seed": seed, "generator": generator}.items():
         if is_list(value):
             raise TypeError(f"{name} must be a single one, not {value!r}: for several takes call extend for each")
-    orders = line_up(pipe, prompt, negative_prompt, seed, generator, guidance_scale)
+    points = broadcast_arguments(
+        pipe,
+        prompt=prompt,
+        negative_prompt=negative_prompt,
+        seed=seed,
+        generator=generator,
+        guidance_scale=guidance_scale,
+    )
     seconds = check_number("seconds", seconds, 1 / COLUMNS_PER_S, LONGEST_S)
     n_new = max(1, round(seconds * COLUMNS_PER_S))
-    if len(orders) > n_new:
-        raise ValueError(f"{len(orders)} prompts for {seconds:g} s: give each at least {1 / COLUMNS_PER_S:g} s")
-    window = clip_size(pipe)[1] * pipe.vae_scale_factor
-    memory_s = check_number("memory_s", memory_s, GRID / COLUMNS_PER_S, (window - 64) / COLUMNS_PER_S)
-    memory = min(round(memory_s * COLUMNS_PER_S), clip.image.width) // GRID * GRID
-    if memory == 0:
-        raise ValueError(f"the clip lasts {clip.duration_s:g} s: to go on from it, it must last at least 0.08 s")
-    settings = check_settings(pipe, num_inference_steps, None, False, 1, callback=callback_on_step_end)
-    check_scheduler(pipe, settings.num_inference_steps, from_clip=True)
-    remark(pipe, orders)
-    facts = {"seconds": seconds, "before": bool(before), "memory_s": memory / COLUMNS_PER_S}
-    facts |= orders[0].given("prompt")
+    if len(points) > n_new:
+        raise ValueError(f"{len(points)} prompts for {seconds:g} s: give each at least {1 / COLUMNS_PER_S:g} s")
+    n_context = _check_memory(pipe, clip, memory_s)
+    options = check_options(
+        pipe,
+        num_inference_steps=num_inference_steps,
+        loop=False,
+        callback=callback_on_step_end,
+    )
+    check_scheduler(pipe, options.num_inference_steps, from_clip=True)
+    warn_of_hints(pipe, points)
+    facts = points[0].to_recipe()
     if is_list(prompt):
-        facts["prompt"] = [order.text for order in orders]
+        facts["prompt"] = [point.prompts[0].text for point in points]
     if is_list(negative_prompt):
-        facts["negative_prompt"] = [order.negative_prompt for order in orders]
-    turn = slice(None, None, -1 if before else 1)  # before the beginning is behind the end of the mirror image
-    picture = np.asarray(clip.image)[:, turn]
-    with left_as_found(pipe):
-        pipe.scheduler = begins_in_the_middle(pipe.scheduler)
-        generator = orders[0].noise()
-        for part, order in enumerate(orders[turn], start=1):
-            end = clip.image.width + round(n_new * part / len(orders))
-            # the open end of a window sounds like one: no part ends there but the last
-            n_columns = end if part == len(orders) else end + GRID
-            picture = _go_on(
-                pipe,
-                picture,
-                order,
-                settings,
-                n_columns=n_columns,
-                memory=memory,
-                before=bool(before),
-                generator=generator,
-            )
-            picture = picture[:, :end]
-        facts["num_inference_steps"] = settings.num_inference_steps
-        recipe = make_recipe(pipe, "extend", **facts, **Source(clip).given())
-    made = Image.fromarray(picture[:, turn])
-    return Clip.from_picture(Picture(made, PARAMS, clip.maximum, loop=False, recipe=recipe))
+        facts["negative_prompt"] = [point.prompts[0].negative_prompt for point in points]
+    with isolated_pipeline(pipe) as isolated:
+        isolated.scheduler = img2img_scheduler(isolated.scheduler)
+        picture = _extend_picture(
+            isolated,
+            np.asarray(clip.image),
+            points,
+            options,
+            n_new=n_new,
+            n_context=n_context,
+            before=bool(before),
+        )
+        recipe = make_recipe(
+            isolated,
+            "extend",
+            seconds=seconds,
+            before=bool(before),
+            memory_s=n_context / COLUMNS_PER_S,
+            **facts,
+            num_inference_steps=options.num_inference_steps,
+            **source_facts(clip),
+        )
+    return Clip.from_picture(Picture(Image.fromarray(picture), PARAMS, clip.maximum, loop=False, recipe=recipe))
 
 
-def _go_on(
+def _check_memory(pipe: Pipeline, clip: Clip, memory_s: float) -> int:
+    """Columns that each window gets as context: a whole number of latent columns, within the clip."""
+    step = pipe.vae_scale_factor
+    longest_s = (clip_width(pipe) - FEWEST_NEW) / COLUMNS_PER_S
+    memory_s = check_number("memory_s", memory_s, step / COLUMNS_PER_S, longest_s)
+    n_columns = min(round(memory_s * COLUMNS_PER_S), clip.image.width) // step * step
+    if n_columns == 0:
+        least_s = step / COLUMNS_PER_S
+        raise ValueError(f"the clip lasts {clip.duration_s:g} s: to go on from it, it must last at least {least_s:g} s")
+    return n_columns
+
+
+def _extend_picture(
     pipe: Pipeline,
     picture: np.ndarray,
-    order: Order,
-    settings: Settings,
+    points: Sequence[Point],
+    options: Options,
+    *,
+    n_new: int,
+    n_context: int,
+    before: bool,
+) -> np.ndarray:
+    """Add `n_new` columns to a picture, an equal part for each point.
+
+    Parameters
+    ----------
+    picture : np.ndarray [shape=(512, columns, 3), uint8]
+    n_context : int
+        Columns that each window keeps of those before it.
+    before : bool
+        Add columns before the beginning.
+
+    Returns
+    -------
+    np.ndarray [shape=(512, columns + n_new, 3), uint8]
+    """
+    if before:  # the same as after the end of the mirror image
+        picture = _mirrored(picture)
+        points = points[::-1]
+    width = picture.shape[1]
+    generator = noise_generator(points[0], points[0].prompts[0])
+    for part, point in enumerate(points, start=1):
+        end = width + round(n_new * part / len(points))
+        is_last = part == len(points)
+        picture = _add_windows(
+            pipe,
+            picture,
+            point,
+            options,
+            # A window sounds like an ending at its open end, so no part but the last may end with a window.
+            n_columns=end if is_last else end + pipe.vae_scale_factor,
+            n_context=n_context,
+            before=before,
+            generator=generator,
+        )
+        picture = picture[:, :end]
+    return _mirrored(picture) if before else picture
+
+
+def _add_windows(
+    pipe: Pipeline,
+    picture: np.ndarray,
+    point: Point,
+    options: Options,
     *,
     n_columns: int,
-    memory: int,
+    n_context: int,
     before: bool,
     generator: torch.Generator,
 ) -> np.ndarray:
-    """Add windows to a picture until it has `n_columns` or more; each keeps the last `memory` columns before it.
+    """Add windows to a picture until it has `n_columns` or more; each keeps the last `n_context` columns before it.
 
     Parameters
     ----------
     picture : np.ndarray [shape=(512, columns, 3), uint8]
         With `before`, mirrored in time.
-    order : Order
-        What to hear in the new columns.
     generator : torch.Generator
         Each window goes on drawing where the one before it has stopped.
 
     Returns
     -------
     np.ndarray [shape=(512, n_columns or more, 3), uint8]
-        Mirrored if the picture was.
+        Mirrored in time if the picture was.
     """
-    window = clip_size(pipe)[1] * pipe.vae_scale_factor
-    turn = slice(None, None, -1 if before else 1)
-    n_given = picture.shape[1]
+    is_first = True
     while picture.shape[1] < n_columns:
-        if picture.shape[1] > n_given:
-            picture = picture[:, :-GRID]  # the open end of a window sounds like one
-        job = make_job(pipe, order, window, generator)
-        # what is not known is no silence either, which the encoder would smear into what is
-        known = np.pad(picture[:, -memory:], ((0, 0), (0, window - memory), (0, 0)), mode="reflect")
-        clean = encode(pipe, Image.fromarray(known[:, turn]), loop=False)
-        is_new = torch.arange(clean.shape[-1], device=clean.device) >= memory // GRID
-        mask = (is_new.flip(0) if before else is_new).expand(clean.shape[-2], -1)
-        latents = from_clip(
-            pipe,
-            [job],
-            clean,
-            num_inference_steps=settings.num_inference_steps,
-            strength=1.0,
-            loop=False,
-            mask=mask,
-            callback=settings.callback,
-        )
-        made = np.asarray(decode(pipe, latents, loop=False))[:, turn]
-        picture = np.concatenate([picture, made[:, memory:]], axis=1)
+        if not is_first:
+            picture = picture[:, : -pipe.vae_scale_factor]  # a window sounds like an ending at its open end
+        context = picture[:, -n_context:]
+        new_columns = _generate_window(pipe, context, point, options, before=before, generator=generator)
+        picture = np.concatenate([picture, new_columns], axis=1)
+        is_first = False
     return picture
 
 
-def for_model(clip: object, *, keep: bool = False) -> Clip:
-    """Give a clip as the models know it: mono, 44,100 Hz, up to 10 kHz. `keep`: refuse others."""
-    if not isinstance(clip, Clip):
-        raise TypeError(f"clip must be a Clip, not {clip!r}: make one with Clip.from_audio or Clip.from_image")
-    if clip.params == PARAMS:
-        return clip
-    if keep:
-        advice = f"convert it first with Clip.from_audio(clip.waveform, {clip.sample_rate})"
-        raise ValueError(f"the clip's params are not the model's, so its picture cannot be kept: {advice}")
-    return Clip.from_audio(clip.waveform, clip.sample_rate, loop=clip.loop)
+def _generate_window(
+    pipe: Pipeline,
+    context: np.ndarray,
+    point: Point,
+    options: Options,
+    *,
+    before: bool,
+    generator: torch.Generator,
+) -> np.ndarray:
+    """Generate what follows the context in a window of the model's own width.
+
+    Parameters
+    ----------
+    context : np.ndarray [shape=(512, columns, 3), uint8]
+        With `before`, mirrored in time.
+
+    Returns
+    -------
+    np.ndarray [shape=(512, window - columns, 3), uint8]
+        Mirrored in time if the context was.
+    """
+    n_context = context.shape[1]
+    window = clip_width(pipe)
+    conditioning = encode_point(pipe, point, window, generator=generator)
+    # Mirrored context fills the rest: silence there would be smeared into the context by the encoder.
+    filled = np.pad(context, ((0, 0), (0, window - n_context), (0, 0)), mode="reflect")
+    init_latents = encode(pipe, Image.fromarray(_mirrored(filled) if before else filled), loop=False)
+    latent_column = torch.arange(init_latents.shape[-1], device=init_latents.device)
+    is_new = latent_column >= n_context // pipe.vae_scale_factor
+    if before:
+        is_new = is_new.flip(0)
+    latents = from_clip(
+        pipe,
+        [conditioning],
+        init_latents,
+        num_inference_steps=options.num_inference_steps,
+        strength=1.0,
+        loop=False,
+        mask=is_new.expand(init_latents.shape[-2], -1),
+        callback=options.callback,
+    )
+    generated = np.asarray(decode(pipe, latents, loop=False))
+    if before:
+        generated = _mirrored(generated)
+    return generated[:, n_context:]
+
+
+def _mirrored(picture: np.ndarray) -> np.ndarray:
+    """Mirror a picture in time."""
+    return picture[:, ::-1]

@@ -1,43 +1,62 @@
-"""From a prompt to a clip, and the same clip again."""
+"""From a prompt to a clip: `text_to_audio`, and the engine that all generating functions share."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Iterator, Sequence
 from itertools import groupby
-from typing import Any
+from typing import Unpack, overload
 
 import torch
+from PIL import Image
 
-from .checks import Order, Settings, check_settings, line_up, one_or_list, remark, taught_prompt
 from .clip import Clip
-from .denoise import Callback, Job, begins_in_the_middle, draw_noise, first_step, from_clip, from_noise, left_as_found
 from .image import Picture
-from .loops import decode, encode, latent_columns
-from .masks import latent_mask, paste
+from .latents import decode, encode, latent_mask
+from .masks import paste
 from .models import Pipeline
 from .params import PARAMS
-from .prompts import encode_prompt
-from .recipes import (
-    FOLLOWED,
-    Recipe,
-    check_recipe,
-    load_recipe_model,
-    make_recipe,
-    prompt_from_recipe,
-    scheduler_from_recipe,
-    seed_from_recipe,
-    warn_of_other_weights,
+from .recipes import make_recipe
+from .requests import (
+    CommonOptions,
+    Options,
+    Point,
+    broadcast_arguments,
+    check_options,
+    encode_point,
+    encode_text,
+    one_or_list,
+    warn_of_hints,
 )
-from .torch_defaults import torch_defaults
+from .sampling import Callback, first_step, from_clip, from_noise, img2img_scheduler, isolated_pipeline
 
 
+@overload
+def text_to_audio(
+    pipe: Pipeline,
+    prompt: str,
+    *,
+    negative_prompt: str | None = None,
+    seed: int | None = None,
+    generator: torch.Generator | None = None,
+    duration_s: float | None = None,
+    **options: Unpack[CommonOptions],
+) -> Clip: ...
+@overload
 def text_to_audio(
     pipe: Pipeline,
     prompt: str | Sequence[str],
     *,
-    negative_prompt: str | Sequence[str] | None = None,
+    negative_prompt: str | Sequence[str | None] | None = None,
+    seed: int | Sequence[int] | None = None,
+    generator: torch.Generator | Sequence[torch.Generator] | None = None,
+    duration_s: float | None = None,
+    **options: Unpack[CommonOptions],
+) -> list[Clip]: ...
+def text_to_audio(
+    pipe: Pipeline,
+    prompt: str | Sequence[str],
+    *,
+    negative_prompt: str | Sequence[str | None] | None = None,
     seed: int | Sequence[int] | None = None,
     num_inference_steps: int | None = None,
     guidance_scale: float | None = None,
@@ -47,44 +66,44 @@ def text_to_audio(
     generator: torch.Generator | Sequence[torch.Generator] | None = None,
     callback_on_step_end: Callback | None = None,
 ) -> Clip | list[Clip]:
-    """Turn a prompt into a clip.
+    """Generate a clip from a prompt.
 
-    With ``loop=False`` and the model's own duration the picture is, bit for bit, the one that
-    ``pipe(prompt)`` itself makes, unless the model asks for more than that (`denoise.first_noise`,
-    `denoise.perturbed_attention`). The pipeline is left as it was found, also after an error.
+    With ``loop=False`` and the model's own duration the picture is, bit for bit, the one that ``pipe(prompt)`` itself
+    makes, unless the model asks for more than that (`sampling.scale_static_noise`, `networks.perturbed_attention`).
+    The pipeline itself is not changed, also after an error.
 
     Parameters
     ----------
     pipe : StableDiffusionPipeline
-        As ``load_pipeline`` gives it.
+        As ``load_pipeline`` returns it.
     prompt : str or list of str
-        What to hear; an empty one asks for the unconditional model. A list of prompts, seeds or generators gives a list
-        of clips.
+        What to hear; an empty prompt asks for the unconditional model. A list of prompts, seeds or generators gives a
+        list of clips.
     negative_prompt : str or list of str, optional
         What not to hear.
     seed : int or list of int, optional
-        Where the noise comes from, from 0 to 2**32 - 1: the same seed gives the same noise, whatever else is in the
-        batch. A range, or an array of NumPy or torch, is a list as well. Default: 0, unless there is a generator.
+        Seed of the noise, in [0, 2**32 - 1]. The same seed gives the same noise, whatever else is in the batch. A
+        range, or an array of NumPy or torch, is a list as well. Default: 0, unless there is a generator.
     num_inference_steps, guidance_scale : int, float, optional
         Default: the model's own.
     duration_s : float, optional
-        In [0.01, 3600]. Default: one clip of the model, 5.12 s. Longer ones are denoised in
-        overlapping windows.
+        In [0.01, 3600]. Default: the length of the model's own clips, 5.12 s. Longer clips are denoised in overlapping
+        windows.
     loop : bool, optional
-        Whether the end leads into the beginning; the duration must then be a whole number of the
-        model's clips. Default: the model's own, where the duration allows it.
+        Whether the end leads into the beginning; the duration must then be a multiple of the model's own. Default: the
+        model's own, where the duration allows it.
     batch_size : int
         How many clips to denoise at once: faster on a GPU, but it takes more memory.
     generator : torch.Generator or list of torch.Generator, optional
         Instead of a seed. Such a clip cannot be replayed.
     callback_on_step_end : callable, optional
-        Called after each step of each batch as ``callback(pipe, step, timestep, tensors)``, as by
-        diffusers, but need not return anything. An exception it raises ends the work.
+        Called after each step of each batch as ``callback(pipe, step, timestep, tensors)``, as by diffusers, but it
+        need not return anything. `pipe` is a shallow copy. An exception that it raises ends the work.
 
     Returns
     -------
     Clip or list of Clip
-        Without a level of their own.
+        At a level that is not known; see `Clip.maximum`.
 
     Raises
     ------
@@ -95,137 +114,111 @@ def text_to_audio(
     -----
     Taught in: 00, 03
     """
-    orders = line_up(pipe, prompt, negative_prompt, seed, generator, guidance_scale)
-    settings = check_settings(pipe, num_inference_steps, duration_s, loop, batch_size, callback=callback_on_step_end)
-    return one_or_list(make_ordered(pipe, "text_to_audio", orders, settings), prompt, seed, generator)
+    points = broadcast_arguments(
+        pipe,
+        prompt=prompt,
+        negative_prompt=negative_prompt,
+        seed=seed,
+        generator=generator,
+        guidance_scale=guidance_scale,
+    )
+    options = check_options(
+        pipe,
+        num_inference_steps=num_inference_steps,
+        duration_s=duration_s,
+        loop=loop,
+        batch_size=batch_size,
+        callback=callback_on_step_end,
+    )
+    warn_of_hints(pipe, points)
+    clips = list(generate_clips(pipe, "text_to_audio", points, options))
+    return one_or_list(clips, prompt, seed, generator)
 
 
-@torch_defaults()
-def replay(clip_or_recipe: Clip | Recipe, pipe: Pipeline | None = None) -> Clip:
-    """Make a clip of `text_to_audio` or `interpolate` again from its recipe.
+def generate_clips(pipe: Pipeline, kind: str, points: Sequence[Point], options: Options) -> Iterator[Clip]:
+    """Generate the clip at each point, `batch_size` at a time.
 
-    On the same weights, device and versions it is the same clip; other weights, and other LoRAs, are said.
+    Embeddings and noise take memory, so each batch is prepared when its first clip is asked for.
 
     Parameters
     ----------
-    clip_or_recipe : Clip or dict
-        A generated clip (also one opened from a PNG), or its recipe.
-    pipe : StableDiffusionPipeline, optional
-        Default: the recipe's model, if it is riffling or was downloaded from the Hugging Face Hub before. Any other is
-        for you to load, since a recipe may be a stranger's: ``replay(clip, load_pipeline("owner/name"))``.
-
-    Returns
-    -------
-    Clip
-
-    Raises
-    ------
-    OSError
-        If there is no pipeline and the recipe's model is not on this computer: nothing is downloaded.
-    TypeError, ValueError
-        If there is no recipe, or none that can be followed: one of a clip made from another clip does not hold that.
-        Or if the clip was made with a LoRA, and there is no pipeline that has it.
-
-    Notes
-    -----
-    Taught in: 03
+    pipe : StableDiffusionPipeline
+    kind : str
+        Name of the function that is called, for the recipe.
+    points : sequence of Point
+        As `check_point` gives them.
+    options : Options
     """
-    from .interpolation import interpolate  # which builds on this module
-
-    recipe = check_recipe(getattr(clip_or_recipe, "recipe", clip_or_recipe))
-    scheduler = scheduler_from_recipe(recipe)
-    pipe = load_recipe_model(recipe) if pipe is None else pipe
-    warn_of_other_weights(recipe, pipe, "the clip was made")
-    arguments = {name: recipe[name] for name in FOLLOWED[recipe["kind"]]}
-    with left_as_found(pipe):
-        pipe.scheduler = scheduler
-        if recipe["kind"] == "text_to_audio":
-            seed = seed_from_recipe(arguments.pop("seed"))
-            return text_to_audio(pipe, seed=seed, **arguments)
-        start = prompt_from_recipe(arguments.pop("start"))
-        end = prompt_from_recipe(arguments.pop("end"))
-        alpha = arguments.pop("alpha")
-        return next(interpolate(pipe, start, end, num_clips=1, curve=lambda _: alpha, **arguments))
-
-
-@dataclass(frozen=True)
-class Task:
-    """What one clip is to be made from."""
-
-    job: Callable[[], Job]  # words and noise take memory: they are made when their turn comes
-    guidance_scale: float
-    strength: float  # counts only where there is a source
-    facts: dict[str, Any]  # for the recipe
-
-
-def make_ordered(pipe: Pipeline, kind: str, orders: list[Order], settings: Settings) -> list[Clip]:
-    """Make a clip of each order, after the remarks on them."""
-    remark(pipe, orders, settings.source.end_prompt if settings.source else None)
-    tasks = []
-    for order in orders:
-        facts = order.given("prompt")
-        if settings.source is None:
-            del facts["strength"]
-        job = partial(make_job, pipe, order, settings.n_columns)
-        tasks.append(Task(job, order.guidance_scale, order.strength, facts))
-    return list(make_clips(pipe, kind, tasks, settings))
-
-
-def make_clips(pipe: Pipeline, kind: str, tasks: list[Task], settings: Settings) -> Iterator[Clip]:
-    """Make clips, those that a batch can hold together, `batch_size` at a time; each is made when it is asked for."""
-
-    def what_a_batch_shares(task: Task) -> tuple:
-        first = settings.source and (task.strength == 1, first_step(settings.num_inference_steps, task.strength))
-        return task.guidance_scale, first
-
-    for _, group in groupby(tasks, what_a_batch_shares):
-        alike = list(group)
-        for start in range(0, len(alike), settings.batch_size):
-            with left_as_found(pipe):  # not across a yield: in between, the pipe is the caller's
-                clips = _make_batch(pipe, kind, alike[start : start + settings.batch_size], settings)
+    for _, group in groupby(points, key=lambda point: _batch_key(point, options)):
+        similar = list(group)
+        for start in range(0, len(similar), options.batch_size):
+            # The copy ends before the yield: in between, the pipe is the caller's.
+            with isolated_pipeline(pipe) as isolated:
+                clips = _generate_batch(isolated, kind, similar[start : start + options.batch_size], options)
             yield from clips
 
 
-def _make_batch(pipe: Pipeline, kind: str, tasks: list[Task], settings: Settings) -> list[Clip]:
-    """Denoise a batch, decode its clips one by one."""
-    jobs, loop, source = [task.job() for task in tasks], settings.loop, settings.source
-    options = {"num_inference_steps": settings.num_inference_steps, "loop": loop, "callback": settings.callback}
-    maximum, mask = (source.clip.maximum, source.mask) if source else (None, None)
-    if source is None:
-        latents = from_noise(pipe, jobs, **options)
-    else:
-        pipe.scheduler = begins_in_the_middle(pipe.scheduler)
-        clean = encode(pipe, source.clip.image, loop=loop)
-        if mask is not None:
-            options["mask"] = latent_mask(mask, clean.shape[-1]).to(clean.device)
-        if source.end_prompt is not None:
-            options["end_words"] = _encode(pipe, source.end_prompt)
-        latents = from_clip(pipe, jobs, clean, strength=tasks[0].strength, **options)
+def _batch_key(point: Point, options: Options) -> tuple[float, int, bool]:
+    """What clips of one batch must have in common: guidance scale, first step, and whether they start from noise."""
+    if options.source is None:
+        return point.guidance_scale, 0, True
+    skipped = first_step(options.num_inference_steps, point.strength)
+    return point.guidance_scale, skipped, point.strength == 1
+
+
+def _generate_batch(pipe: Pipeline, kind: str, points: Sequence[Point], options: Options) -> list[Clip]:
+    """Denoise a batch, then decode its clips one by one."""
+    latents = _denoise_batch(pipe, points, options)
     clips = []
-    for task, latent in zip(tasks, latents.split(1), strict=True):
-        picture = decode(pipe, latent, loop=loop)
-        picture = picture.crop((0, 0, settings.n_columns, picture.height))
-        if mask is not None:
-            picture = paste(source.clip.image, picture, mask)
-        recipe = make_recipe(pipe, kind, **task.facts, **settings.given())
-        clips.append(Clip.from_picture(Picture(picture, PARAMS, maximum, loop, recipe)))
+    for point, clip_latents in zip(points, latents.split(1), strict=True):
+        picture = decode(pipe, clip_latents, loop=options.loop)
+        picture = picture.crop((0, 0, options.n_columns, picture.height))
+        if options.source is not None and options.mask is not None:
+            picture = paste(options.source.image, picture, options.mask)
+        recipe = make_recipe(pipe, kind, **_recipe_facts(point, options))
+        clips.append(_generated_clip(picture, options, recipe))
     return clips
 
 
-def make_job(pipe: Pipeline, order: Order, n_columns: int, generator: torch.Generator | None = None) -> Job:
-    """Encode an order's words and draw its noise, for a picture of `n_columns`.
-
-    `generator` goes on drawing where another window of the same clip has stopped; default: the order's own, anew.
-    """
-    generator = generator or order.noise()
-    return Job(
-        words=_encode(pipe, order.text),
-        no_words=_encode(pipe, order.negative_prompt or ""),
-        noise=draw_noise(pipe, generator, latent_columns(pipe, n_columns)),
-        generator=generator,
-        guidance_scale=order.guidance_scale,
+def _denoise_batch(pipe: Pipeline, points: Sequence[Point], options: Options) -> torch.Tensor:
+    batch = [encode_point(pipe, point, options.n_columns) for point in points]
+    if options.source is None:
+        return from_noise(
+            pipe,
+            batch,
+            num_inference_steps=options.num_inference_steps,
+            loop=options.loop,
+            callback=options.callback,
+        )
+    pipe.scheduler = img2img_scheduler(pipe.scheduler)
+    init_latents = encode(pipe, options.source.image, loop=options.loop)
+    mask = None
+    if options.mask is not None:
+        mask = latent_mask(options.mask, init_latents.shape[-1], vae_scale_factor=pipe.vae_scale_factor)
+        mask = mask.to(init_latents.device)
+    end_prompt_embeds = None
+    if options.end_prompt is not None:
+        end_prompt_embeds = encode_text(pipe, options.end_prompt)
+    return from_clip(
+        pipe,
+        batch,
+        init_latents,
+        num_inference_steps=options.num_inference_steps,
+        strength=points[0].strength,
+        loop=options.loop,
+        mask=mask,
+        end_prompt_embeds=end_prompt_embeds,
+        callback=options.callback,
     )
 
 
-def _encode(pipe: Pipeline, text: str) -> torch.Tensor:
-    return encode_prompt(pipe, taught_prompt(pipe, text)[0])
+def _recipe_facts(point: Point, options: Options) -> dict[str, object]:
+    facts = point.to_recipe()
+    if options.source is None:
+        facts.pop("strength", None)  # it has no effect
+    return facts | options.to_recipe()
+
+
+def _generated_clip(picture: Image.Image, options: Options, recipe: dict[str, object]) -> Clip:
+    maximum = options.source.maximum if options.source else None
+    return Clip.from_picture(Picture(picture, PARAMS, maximum, options.loop, recipe))

@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from PIL import Image
 from scipy.ndimage import distance_transform_edt
 
+from .deprecation import moved
 from .image import DEEP_MODES, grey_levels, has_alpha, upright
 from .values import check_number
 
@@ -116,24 +115,6 @@ def _levels(picture: Image.Image) -> np.ndarray:
     return np.asarray(picture.convert("L"))
 
 
-def latent_mask(mask: np.ndarray, n_columns: int) -> torch.Tensor:
-    """Latent cells that a mask touches.
-
-    Parameters
-    ----------
-    mask : np.ndarray [shape=(512, columns), bool]
-    n_columns : int
-        Of the latents; those behind the clip's end are made anew.
-
-    Returns
-    -------
-    torch.Tensor [shape=(64, n_columns), bool]
-    """
-    missing = n_columns * 8 - mask.shape[1]
-    padded = F.pad(torch.tensor(mask).float(), (0, missing), value=1.0)
-    return F.max_pool2d(padded[None], 8)[0] > 0
-
-
 def paste(old: Image.Image, new: Image.Image, mask: np.ndarray) -> Image.Image:
     """Put a new picture into the masked part of an old one; outside, the old one stays bit for bit.
 
@@ -144,3 +125,6 @@ def paste(old: Image.Image, new: Image.Image, mask: np.ndarray) -> Image.Image:
     share = np.clip(depth / min(SOFT_EDGE, depth.max()), 0, 1)[..., None] if not mask.all() else 1.0
     before, after = np.asarray(old.convert("RGB"), np.float32), np.asarray(new.convert("RGB"), np.float32)
     return Image.fromarray(np.rint(before + share * (after - before)).astype(np.uint8))
+
+
+__getattr__ = moved(__name__, {"latent_mask": "latents.latent_mask"})

@@ -1,4 +1,4 @@
-"""Prompts: what to hear, how strongly each word counts, and the vectors that the U-Net is given for it."""
+"""Prompts: a text with seed and settings, weights of its words, and its embeddings."""
 
 from __future__ import annotations
 
@@ -8,22 +8,48 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from .deprecation import moved
 from .models import Pipeline, execution_device
 from .values import as_scalar
 
-STRONGER, WEAKER = 1.1, 1 / 1.1  # what plain ( ) and [ ] do; see `weighted_parts`
-_PIECE = re.compile(r"\\[\\()\[\]]|:\s*(\d*\.?\d+)\s*\)|[()\[\]]|[^\\()\[\]:]+|.", re.DOTALL)
-_WORD = re.compile(r"\S{1,18}")  # a longer one is cut: 18 characters are at most 72 bytes, and so at most 72 tokens
+LONGEST_PROMPT = 4_000  # characters
+STRONGER, WEAKER = 1.1, 1 / 1.1  # the weights of plain ( ) and [ ]; see `weighted_parts`
+BRACKETS = {")": ("(", STRONGER), "]": ("[", WEAKER)}  # closing bracket: what opens it, and its weight
+
+_TOKEN = re.compile(
+    r"""
+    \\ (?P<escaped> [\\()\[\]])         # a bracket or backslash after a backslash is an ordinary character
+    | : \s* (?P<weight> \d*\.?\d+) \s* \)  # the end of (words:1.3)
+    | [()\[\]]
+    | [^\\()\[\]:]+                     # words
+    | .                                 # any other character, such as a colon in the text
+    """,
+    re.VERBOSE | re.DOTALL,
+)
+_WORD = re.compile(r"\S{1,18}")  # longer ones are cut: 18 characters are at most 72 bytes, and so at most 72 tokens
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A point to walk from or to: words, seed, and how strongly they count.
+    """A text with its seed, negative prompt and strengths, for `interpolate`, `walk` and live sessions.
 
-    ``None`` stands for the model's own default; `strength` says how far to go from a seed clip
-    (1: all the way), and counts only where there is one. An empty text asks for the unconditional model. Seeds go from
-    0 to 2**32 - 1. Scalars of NumPy and torch are kept as Python's own, so that a prompt fits into JSON.
+    Scalars of NumPy and torch are kept as Python's own, so that a prompt fits into JSON.
 
+    Parameters
+    ----------
+    text : str
+        What to hear. An empty text asks for the unconditional model.
+    seed : int
+        In [0, 2**32 - 1].
+    negative_prompt : str, optional
+        What not to hear.
+    guidance_scale : float, optional
+        Default: the model's own.
+    strength : float, optional
+        How far to move away from a seed clip, in [0, 1]; without a seed clip it has no effect.
+
+    Notes
+    -----
     Taught in: 04
     """
 
@@ -39,61 +65,98 @@ class Prompt:
             object.__setattr__(self, field.name, value)  # the class is frozen
 
 
-def weighted_parts(text: str) -> list[tuple[str, float]]:
-    r"""Cut a prompt into parts of one weight each.
+def check_prompt(prompt: object, name: str = "prompt", *, may_be_empty: bool = True) -> str:
+    """Return a prompt as a str.
 
-    ``(words:1.3)`` gives words the weight 1.3, ``(words)`` 1.1, ``[words]`` 1 / 1.1; brackets may be nested, and then
-    multiply. A bracket without its partner, or after a backslash, ``\(``, is an ordinary character.
+    Parameters
+    ----------
+    prompt : str
+        Of any length up to `LONGEST_PROMPT` characters; what does not fit into the text encoder at once is encoded in
+        pieces (`encode_prompt`).
+    name : str
+        What an error calls it.
+    may_be_empty : bool
+        An empty prompt is the unconditional model, but an empty text box in a panel is likely an oversight.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is no text, too long, or empty although it must not be.
+    """
+    text = as_scalar(prompt)
+    if not isinstance(text, str):
+        raise TypeError(f"{name} must be a str such as 'solo piano, slow', not {prompt!r}")
+    if not may_be_empty and not plain_text(text).strip():
+        raise ValueError(f"{name} is empty: {text!r}; describe a sound, such as 'solo piano, slow'")
+    if len(text) > LONGEST_PROMPT:
+        raise ValueError(f"{name} '{text[:40]}...' has {len(text):,} characters: give at most {LONGEST_PROMPT:,}")
+    return text
+
+
+@dataclass
+class _Part:
+    text: str
+    weight: float = 1.0
+
+
+def weighted_parts(text: str) -> list[tuple[str, float]]:
+    r"""Split a prompt into parts that have one weight each.
+
+    ``(words:1.3)`` gives words the weight 1.3, ``(words)`` 1.1, ``[words]`` 1 / 1.1; nested brackets multiply. A
+    bracket without its partner, or after a backslash, ``\(``, is an ordinary character.
 
     Returns
     -------
     list of (str, float)
-        Neighbours of like weight are one part; without brackets there is one part, the text itself.
+        Neighbours of equal weight are one part; without brackets there is one part, the text itself.
 
     Taught in: 06
     """
-    parts: list[list] = []  # [text, weight]
-    open_brackets: list[tuple[str, int]] = []  # with the part that it is
+    parts: list[_Part] = []
+    open_brackets: list[int] = []  # indices of their parts
+    for token in _TOKEN.finditer(text):
+        opening, weight = _closing_bracket(token)
+        if open_brackets and parts[open_brackets[-1]].text == opening:
+            first = open_brackets.pop()
+            parts[first].text = ""
+            for part in parts[first:]:
+                part.weight *= weight
+            continue
+        if token[0] in ("(", "["):
+            open_brackets.append(len(parts))
+        parts.append(_Part(token["escaped"] or token[0]))
+    return _join_equal_weights(parts)
 
-    def close(weight: float) -> None:
-        _, first = open_brackets.pop()
-        parts[first][0] = ""
-        for part in parts[first:]:
-            part[1] *= weight
 
-    for piece in _PIECE.finditer(text):
-        found, top = piece[0], open_brackets[-1][0] if open_brackets else ""
-        if piece[1] and top == "(":
-            close(float(piece[1]))
-        elif found == ")" and top == "(":
-            close(STRONGER)
-        elif found == "]" and top == "[":
-            close(WEAKER)
-        else:
-            if found in "([":
-                open_brackets.append((found, len(parts)))
-            parts.append([found[1:] if re.fullmatch(r"\\[\\()\[\]]", found) else found, 1.0])
-    joined: list[tuple[str, float]] = []
-    for part, weight in parts:
-        if joined and (joined[-1][1] == weight or not part):
-            joined[-1] = (joined[-1][0] + part, joined[-1][1])
-        elif part:
-            joined.append((part, weight))
-    return joined or [("", 1.0)]
+def _closing_bracket(token: re.Match[str]) -> tuple[str, float]:
+    """Which bracket a token closes, and the weight it gives; an empty str if it closes none."""
+    if token["weight"]:
+        return "(", float(token["weight"])
+    return BRACKETS.get(token[0], ("", 1.0))
+
+
+def _join_equal_weights(parts: list[_Part]) -> list[tuple[str, float]]:
+    joined: list[_Part] = []
+    for part in parts:
+        if joined and (joined[-1].weight == part.weight or not part.text):
+            joined[-1].text += part.text
+        elif part.text:
+            joined.append(part)
+    return [(part.text, part.weight) for part in joined] or [("", 1.0)]
 
 
 def plain_text(text: str) -> str:
-    """The words of a prompt without the brackets that weight them."""
+    """Words of a prompt without the brackets that weight them."""
     return "".join(part for part, _ in weighted_parts(text))
 
 
 @torch.no_grad()
 def encode_prompt(pipe: Pipeline, text: str) -> Tensor:
-    """Turn a prompt of any length into the vectors that the U-Net attends to.
+    """Encode a prompt of any length into the embeddings that the U-Net attends to.
 
     What fits into the text encoder (75 tokens, as a rule) and has no weights is encoded by the pipeline itself. A
     longer text is cut between words into pieces that fit, which are encoded one by one. A weight `w` moves a token's
-    vector `z` along the line from the vector `z0` that the empty prompt has in its place: ``z0 + w (z - z0)``.
+    embedding `z` along the line from the embedding `z0` that the empty prompt has at its place: ``z0 + w (z - z0)``.
 
     Parameters
     ----------
@@ -107,50 +170,62 @@ def encode_prompt(pipe: Pipeline, text: str) -> Tensor:
 
     Taught in: 06
     """
-    return torch.cat([_encode_piece(pipe, words) for words in _pieces(pipe, text)], dim=1)
+    return torch.cat([_encode_piece(pipe, piece) for piece in _pieces(pipe, text)], dim=1)
 
 
-def of_one_length(pipe: Pipeline, vectors: list[Tensor]) -> list[Tensor]:
-    """Fill up shorter prompts with empty pieces, so that all fit into one batch."""
-    longest = max(each.shape[1] for each in vectors)
-    if all(each.shape[1] == longest for each in vectors):
-        return vectors
+def pad_to_same_length(pipe: Pipeline, embeds: list[Tensor]) -> list[Tensor]:
+    """Pad shorter prompts with the embeddings of empty pieces, so that all fit into one batch."""
+    longest = max(each.shape[1] for each in embeds)
+    if all(each.shape[1] == longest for each in embeds):
+        return embeds
     empty = encode_prompt(pipe, "")
-    missing = [(longest - each.shape[1]) // empty.shape[1] for each in vectors]
-    return [torch.cat([each, *[empty] * n], dim=1) for each, n in zip(vectors, missing, strict=True)]
+    padded = []
+    for each in embeds:
+        n_missing = (longest - each.shape[1]) // empty.shape[1]
+        padded.append(torch.cat([each, *[empty] * n_missing], dim=1))
+    return padded
 
 
 def n_tokens(pipe: Pipeline, text: str) -> int:
-    """How many tokens a text is."""
+    """Number of tokens of a text."""
     return len(pipe.tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
 
 
 def _pieces(pipe: Pipeline, text: str) -> list[list[tuple[str, float]]]:
-    """Parts of a prompt that fit into the text encoder together: (words, weight)."""
+    """Pieces of a prompt that each fit into the text encoder; a piece is a list of (words, weight)."""
     parts = weighted_parts(text)
-    limit = min(pipe.tokenizer.model_max_length, pipe.text_encoder.config.max_position_embeddings) - 2  # start, end
+    n_special = 2  # start and end
+    limit = min(pipe.tokenizer.model_max_length, pipe.text_encoder.config.max_position_embeddings) - n_special
     if len(parts) == 1 and n_tokens(pipe, parts[0][0]) <= limit:
         return [parts]
-    pieces, left = [[]], limit
-    for word, weight in ((word, weight) for part, weight in parts for word in _WORD.findall(part)):
-        length = n_tokens(pipe, word)
-        if length > left:
-            pieces.append([])
-            left = limit
-        pieces[-1].append((word, weight))
-        left -= length
+    pieces: list[list[tuple[str, float]]] = [[]]
+    n_left = limit
+    for part, weight in parts:
+        for word in _WORD.findall(part):
+            length = n_tokens(pipe, word)
+            if length > n_left:
+                pieces.append([])
+                n_left = limit
+            pieces[-1].append((word, weight))
+            n_left -= length
     return pieces
 
 
-def _encode_piece(pipe: Pipeline, words: list[tuple[str, float]]) -> Tensor:
-    vectors = _encode_text(pipe, " ".join(word for word, _ in words))
-    weights = [1.0] + [weight for word, weight in words for _ in range(n_tokens(pipe, word))]
+def _encode_piece(pipe: Pipeline, piece: list[tuple[str, float]]) -> Tensor:
+    embeds = _encode_text(pipe, " ".join(words for words, _ in piece))
+    weights = [1.0]  # of the start token
+    for words, weight in piece:
+        weights += [weight] * n_tokens(pipe, words)
     if set(weights) == {1.0}:
-        return vectors
-    weights += [1.0] * (vectors.shape[1] - len(weights))
+        return embeds
+    weights += [1.0] * (embeds.shape[1] - len(weights))
+    weight_per_token = embeds.new_tensor(weights)[None, :, None]
     empty = _encode_text(pipe, "")
-    return empty + torch.tensor(weights, dtype=vectors.dtype, device=vectors.device)[None, :, None] * (vectors - empty)
+    return empty + weight_per_token * (embeds - empty)
 
 
 def _encode_text(pipe: Pipeline, text: str) -> Tensor:
     return pipe.encode_prompt(text, execution_device(pipe), 1, do_classifier_free_guidance=False)[0]
+
+
+__getattr__ = moved(__name__, {"of_one_length": "prompts.pad_to_same_length"})

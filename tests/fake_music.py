@@ -3,15 +3,14 @@
 import time
 
 from conftest import N_SAMPLES, RATE, tone
-from riffusion_lab import Clip
-from riffusion_lab.widgets import session
+from riffusion_lab import Clip, live
 
 CLIP_S = 2.56
 delay_s = 0.0
 error = None
 
 
-def make_point(_pipe, point, _settings):
+def generate_point(_pipe, point, _options):
     """A tone for each place between two prompts, made at once, or after `delay_s` seconds, or not at all."""
     time.sleep(delay_s)
     if error:
@@ -20,4 +19,4 @@ def make_point(_pipe, point, _settings):
     return Clip.from_audio(tone(frequency_hz, N_SAMPLES // 2, amplitude=0.3), RATE, loop=True)
 
 
-session.make_point = make_point
+live.generate_point = generate_point

@@ -6,7 +6,8 @@ from playwright.sync_api import expect
 from browser import mount, open_page
 from conftest import RATE, drum_loop, tone
 from riffusion_lab import Clip
-from riffusion_lab.widgets import Live, MaskPainter, Player, session
+from riffusion_lab import live as live_module
+from riffusion_lab.widgets import Live, MaskPainter, Player
 
 EVIL = "<img src=x onerror='window.ran = true'>"
 
@@ -55,7 +56,7 @@ def test_lost_download_says_what_would_do(page, clip):
 
 
 def test_live_says_where_it_plays(page, pipe, tmp_path, monkeypatch, request):
-    monkeypatch.setattr(session, "make_point", lambda *_: Clip.from_audio(tone(200), RATE, loop=True))
+    monkeypatch.setattr(live_module, "generate_point", lambda *_: Clip.from_audio(tone(200), RATE, loop=True))
     live = Live(pipe, "piano", folder=tmp_path)
     request.addfinalizer(live.close)
     mount(page, live, loses_bytes=True)

@@ -12,13 +12,12 @@ from PIL import Image
 
 from conftest import chirp
 from riffusion_lab import audio_to_audio, edit, extend, inpaint, load_pipeline, text_to_audio
-from riffusion_lab.checks import line_up
 from riffusion_lab.clip import Clip
-from riffusion_lab.denoise import begins_in_the_middle, first_step, from_clip
-from riffusion_lab.generate import make_job
-from riffusion_lab.loops import decode, encode
-from riffusion_lab.masks import as_mask, box_mask, latent_mask, paste
+from riffusion_lab.latents import decode, encode, latent_mask
+from riffusion_lab.masks import as_mask, box_mask, paste
 from riffusion_lab.params import SpectrogramParams
+from riffusion_lab.requests import broadcast_arguments, encode_point
+from riffusion_lab.sampling import first_step, from_clip, img2img_scheduler
 from tiny import save_stable_diffusion
 
 pytestmark = pytest.mark.usefixtures("no_surprising_warnings")
@@ -120,17 +119,18 @@ class Spy:
 def test_latents_have_the_noise_of_their_step_inside_and_outside_a_mask(pipe, monkeypatch, clip, kind, strength):
     scheduler = getattr(diffusers, kind).from_config(pipe.scheduler.config)
     monkeypatch.setitem(vars(pipe), "scheduler", scheduler)
-    job = make_job(pipe, line_up(pipe, "slow piano", None, 3, None, 4.0)[0], 512)
+    (point,) = broadcast_arguments(pipe, prompt="slow piano", seed=3, guidance_scale=4.0)
+    conditioning = encode_point(pipe, point, 512)
     clean = encode(pipe, clip.image, loop=False)
-    spy = Spy(pipe, clean, job.noise)
+    spy = Spy(pipe, clean, conditioning.noise)
     monkeypatch.setattr(pipe.unet, "forward", spy)
     mask = torch.zeros(64, 64, dtype=torch.bool)
     mask[:, 30:] = True
-    made = from_clip(pipe, [job], clean, num_inference_steps=10, strength=strength, loop=False, mask=mask)
+    made = from_clip(pipe, [conditioning], clean, num_inference_steps=10, strength=strength, loop=False, mask=mask)
     assert len(spy.seen) == int(10 * strength)
     for step, (timestep, latents) in enumerate(spy.seen):
         a = spy.alphas[timestep]
-        wanted = a.sqrt() * clean + (1 - a).sqrt() * job.noise
+        wanted = a.sqrt() * clean + (1 - a).sqrt() * conditioning.noise
         assert torch.allclose(latents, wanted, atol=0.02), (kind, step, timestep)
     assert torch.equal(made[..., :30], clean[..., :30])
     assert torch.allclose(made, clean, atol=1e-3)
@@ -139,9 +139,9 @@ def test_latents_have_the_noise_of_their_step_inside_and_outside_a_mask(pipe, mo
 
 def test_pndm_which_must_begin_with_its_first_step_gives_way_to_ddim(pipe):
     config = pipe.scheduler.config
-    assert type(begins_in_the_middle(diffusers.PNDMScheduler.from_config(config))) is diffusers.DDIMScheduler
+    assert type(img2img_scheduler(diffusers.PNDMScheduler.from_config(config))) is diffusers.DDIMScheduler
     euler = diffusers.EulerDiscreteScheduler.from_config(config)
-    assert begins_in_the_middle(euler) is euler
+    assert img2img_scheduler(euler) is euler
 
 
 @pytest.mark.parametrize(("strength", "first"), [(0, 10), (0.55, 5), (0.04, 10), (1, 0)])
@@ -350,14 +350,17 @@ def test_a_list_of_prompts_is_heard_part_by_part(pipe, clip, before):
 
 
 def test_each_window_of_a_part_is_given_its_own_words(pipe, clip, monkeypatch):
-    texts = []
-    monkeypatch.setattr(
-        edit, "make_job", lambda pipe, order, *rest: texts.append(order) or make_job(pipe, order, *rest)
-    )
+    prompts = []
+
+    def encode_and_note(pipe, point, *rest, **options):
+        prompts.append(point.start)
+        return encode_point(pipe, point, *rest, **options)
+
+    monkeypatch.setattr(edit, "encode_point", encode_and_note)
     options = {"seconds": 12.0, "num_inference_steps": 1, "negative_prompt": ["piano", "bells"], "guidance_scale": 2}
     longer = extend(pipe, clip, ["jazz", "techno"], **options)
     # a window adds 256 columns, of which the next one makes 8 again: 600 columns take 3 windows
-    asked = [(order.text, order.negative_prompt) for order in texts]
+    asked = [(prompt.text, prompt.negative_prompt) for prompt in prompts]
     assert asked == [("jazz", "piano")] * 3 + [("techno", "bells")] * 3
     assert (longer.recipe["prompt"], longer.recipe["negative_prompt"]) == (["jazz", "techno"], ["piano", "bells"])
     assert json.loads(json.dumps(longer.recipe)) == longer.recipe and longer.title == ""

@@ -16,13 +16,15 @@ from torch import nn
 from conftest import RATE, chirp
 from riffusion_lab import Prompt, interpolate
 from riffusion_lab.clip import Clip
-from riffusion_lab.denoise import first_noise, perturbed_attention
 from riffusion_lab.edit import audio_to_audio, inpaint
-from riffusion_lab.generate import replay, text_to_audio
+from riffusion_lab.generate import text_to_audio
 from riffusion_lab.hashing import weights_hash
-from riffusion_lab.loops import circular_time, decode, sliding_windows, windows
+from riffusion_lab.latents import decode
 from riffusion_lab.models import load_pipeline
+from riffusion_lab.networks import circular_time, perturbed_attention, sliding_windows, windows
 from riffusion_lab.prompts import encode_prompt
+from riffusion_lab.replaying import replay
+from riffusion_lab.sampling import scale_static_noise
 from tiny import save_stable_diffusion, state, tiny_pipeline
 
 pytestmark = pytest.mark.usefixtures("no_surprising_warnings")
@@ -91,15 +93,15 @@ def perturbed(folder, tmp_path):
 
 
 def test_what_lasts_of_the_first_noise_is_as_strong_as_the_model_wants(pipe, steady):
-    assert first_noise(pipe, NOISE) is NOISE
+    assert scale_static_noise(pipe, NOISE) is NOISE
     mean = NOISE.mean(dim=-1, keepdim=True)
-    assert torch.allclose(first_noise(steady, NOISE), NOISE + mean, atol=1e-5)
-    half = first_noise(steady, NOISE.half())
+    assert torch.allclose(scale_static_noise(steady, NOISE), NOISE + mean, atol=1e-5)
+    half = scale_static_noise(steady, NOISE.half())
     assert half.dtype == torch.float16 and torch.allclose(half.float(), NOISE + mean, atol=5e-3)
     waves = torch.fft.rfft(torch.cat([NOISE, NOISE.flip(-1)], dim=-1))  # two of the model's clips wide
     gains = torch.ones(65)
     gains[:2] = torch.tensor([2.0, 1.5])
-    assert torch.allclose(first_noise(steady, torch.fft.irfft(waves)), torch.fft.irfft(waves * gains), atol=1e-5)
+    assert torch.allclose(scale_static_noise(steady, torch.fft.irfft(waves)), torch.fft.irfft(waves * gains), atol=1e-5)
 
 
 def test_clips_from_nothing_begin_with_it_and_those_inside_a_mask_do_not(steady):
@@ -107,7 +109,7 @@ def test_clips_from_nothing_begin_with_it_and_those_inside_a_mask_do_not(steady)
     steady.unet.register_forward_pre_hook(lambda _, inputs: begun.append(inputs[0][:1]))
     drawn = torch.randn(1, 4, 64, 64, generator=torch.Generator().manual_seed(0))
     clip = text_to_audio(steady, PROMPT, loop=False)
-    assert torch.equal(begun[0], first_noise(steady, drawn)) and not torch.equal(begun[0], drawn)
+    assert torch.equal(begun[0], scale_static_noise(steady, drawn)) and not torch.equal(begun[0], drawn)
     assert np.array_equal(pixels(clip), stock(steady, latents=begun[0]))
     begun.clear()
     assert np.array_equal(pixels(audio_to_audio(steady, clip, PROMPT, strength=1)), pixels(clip))
@@ -388,7 +390,7 @@ def test_callback_sees_every_step_and_may_change_the_latents(pipe):
     seen = []
 
     def silence(stepped, step, timestep, tensors):
-        assert stepped is pipe and tensors["latents"].shape == (1, 4, 64, 64)
+        assert stepped.unet is pipe.unet and tensors["latents"].shape == (1, 4, 64, 64)
         seen.append((step, int(timestep)))
         return {"latents": torch.zeros_like(tensors["latents"])}
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from riffusion_lab import Prompt, interpolate, replay, text_to_audio, walk
+from riffusion_lab.blending import lerp, slerp, weighted_mean
 from riffusion_lab.clip import Clip
-from riffusion_lab.interpolation import lerp, lerp_number, slerp
 from riffusion_lab.params import SpectrogramParams
 from tiny import state
 
@@ -68,10 +68,10 @@ def test_numbers_are_exact_at_the_ends_stand_still_between_equals_and_never_leav
     pairs = [(0.75, 0.75), (0.1, 0.1), (3.3, 3.3), (1, 1), (0.75, math.nextafter(0.75, 1)), (1.0, 0.0), (0.1, 7.7)]
     pairs += random.uniform(0, 20, (100, 2)).tolist()
     for start, end in pairs:
-        assert lerp_number(start, end, 0) == start and lerp_number(start, end, 1) == end
+        assert weighted_mean([start, end], [1, 0]) == start and weighted_mean([start, end], [0, 1]) == end
         low, high = sorted((start, end))
         for alpha in alphas:
-            number = lerp_number(start, end, alpha)
+            number = weighted_mean([start, end], [1 - alpha, alpha])
             assert low <= number <= high  # so a walk between equals stands still
             assert number == pytest.approx(start + alpha * (end - start), rel=1e-12, abs=1e-12)  # float64's rounding
 

@@ -16,8 +16,9 @@ from playwright.sync_api import expect
 from browser import focused, mount, open_page, set_slider, start_before, tab_through, tab_to, type_into
 from conftest import N_SAMPLES, RATE, tone
 from riffusion_lab import Clip
+from riffusion_lab import live as live_module
 from riffusion_lab.join import crossfade
-from riffusion_lab.widgets import Live, MaskPainter, Player, Recorder, session
+from riffusion_lab.widgets import Live, MaskPainter, Player, Recorder
 
 CLIP_S = 2.56
 EVIL = "<img src=x onerror='window.ran = true'>"
@@ -32,7 +33,7 @@ def made(monkeypatch):
 
     made = Made()
 
-    def make_point(_pipe, point, _settings):
+    def generate_point(_pipe, point, _options):
         time.sleep(made.delay_s)
         if made.error:
             raise made.error
@@ -40,7 +41,7 @@ def made(monkeypatch):
         frequency_hz = round((200 + 110 * point.end.seed + 300 * point.alpha) * CLIP_S) / CLIP_S
         return Clip.from_audio(tone(frequency_hz, N_SAMPLES // 2, amplitude=0.3), RATE, loop=True)
 
-    monkeypatch.setattr(session, "make_point", make_point)
+    monkeypatch.setattr(live_module, "generate_point", generate_point)
     return made
 
 

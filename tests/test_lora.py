@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 
 from riffusion_lab import load_pipeline, lora, models, replay, text_to_audio
 from riffusion_lab.hashing import weights_hash
+from riffusion_lab.live import Session, replay_session
 from riffusion_lab.lora import active_loras
-from riffusion_lab.widgets.session import Session, replay_session
 from tiny import save_tiny_pipeline, tiny_pipeline
 
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]

@@ -5,8 +5,8 @@ import time
 import pytest
 import torch
 
-from riffusion_lab.notation import NOTATIONS, notation_remarks
-from riffusion_lab.prompts import encode_prompt, of_one_length, plain_text, weighted_parts
+from riffusion_lab.hints import NOTATIONS, notation_hints
+from riffusion_lab.prompts import encode_prompt, pad_to_same_length, plain_text, weighted_parts
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_long_prompts_are_cut_between_words(pipe):
 
 def test_batches_are_filled_up_with_empty_prompts(pipe):
     short, long = encode_prompt(pipe, "jazz"), encode_prompt(pipe, "jazz " * 30)
-    filled, same = of_one_length(pipe, [short, long])
+    filled, same = pad_to_same_length(pipe, [short, long])
     assert torch.equal(same, long) and torch.equal(filled[:, :77], short)
     assert torch.equal(filled[:, 77:], encode_prompt(pipe, ""))
 
@@ -97,7 +97,7 @@ ELSEWHERE = [
 
 @pytest.mark.parametrize(("text", "found", "advice"), ELSEWHERE)
 def test_notation_of_other_tools_gets_one_remark_that_says_what_does_it_here(text, found, advice):
-    (remark,) = notation_remarks([text, text])
+    (remark,) = notation_hints([text, text])
     assert remark.startswith(f"{found!r} ") and "is read as plain words here" in remark
     assert advice in remark.split("plain words here: ")[1]
 
@@ -111,7 +111,7 @@ def test_every_notation_is_tried():
 
 def test_several_notations_are_remarked_once_each():
     texts = ["[a:b:0.5] [c:d:0.5] <lora:x:1> slow++ AND jazz--", "piano --no drums", "jazz++"]
-    assert len(notation_remarks(texts)) == 5
+    assert len(notation_hints(texts)) == 5
 
 
 ORDINARY = [
@@ -126,7 +126,7 @@ ORDINARY = [
 
 @pytest.mark.parametrize("text", ORDINARY)
 def test_ordinary_prompts_get_no_remark(text):
-    assert notation_remarks([text]) == []
+    assert notation_hints([text]) == []
 
 
 @pytest.mark.parametrize(
@@ -135,5 +135,5 @@ def test_ordinary_prompts_get_no_remark(text):
 def test_hostile_prompts_take_no_long_time(piece):
     """As long as a prompt may be: trying all pairs of places takes a second at most, trying all triples takes hours."""
     begin = time.perf_counter()
-    notation_remarks([(piece * 4_000)[:4_000]])
+    notation_hints([(piece * 4_000)[:4_000]])
     assert time.perf_counter() - begin < 2

@@ -18,9 +18,10 @@ from torch.nn.utils import parametrize
 
 from riffusion_lab import Prompt, interpolate, models
 from riffusion_lab.edit import audio_to_audio, extend, inpaint
-from riffusion_lab.generate import replay, text_to_audio
+from riffusion_lab.generate import text_to_audio
 from riffusion_lab.hashing import PIECE, _weighted_sum, weights_hash
 from riffusion_lab.recipes import make_recipe, scheduler_from_recipe
+from riffusion_lab.replaying import replay
 from riffusion_lab.values import check_finite
 from tiny import tiny_pipeline
 

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from riffusion_lab.audio import peak_dbfs
-from riffusion_lab.seeds import SEEDS, seed_clip, seed_masks
+from riffusion_lab.seed_clips import SEED_CLIPS, seed_clip, seed_masks
 
 
-@pytest.mark.parametrize("name", SEEDS)
+@pytest.mark.parametrize("name", SEED_CLIPS)
 def test_a_seed_clip_is_a_loop_that_closes(name):
     clip = seed_clip(name)
     assert clip.loop and clip.duration_s == 5.12 and clip.image.size == (512, 512)
@@ -23,7 +23,7 @@ def test_seed_clips_begin_on_the_beat():
     assert max(rise[:5].max(), rise[-5:].max()) > 3 * np.median(rise)
 
 
-@pytest.mark.parametrize("name", SEEDS)
+@pytest.mark.parametrize("name", SEED_CLIPS)
 def test_masks_mark_what_they_say(name):
     masks = seed_masks(name)
     assert all(mask.shape == (512, 512) and mask.dtype == bool for mask in masks.values())

@@ -13,8 +13,8 @@ import soundfile
 
 from conftest import N_SAMPLES, RATE, tone
 from riffusion_lab import Clip, Prompt, stitch
-from riffusion_lab.widgets import Session, replay_session, session
-from riffusion_lab.widgets.session import LONGEST_QUEUE
+from riffusion_lab import live as live_module
+from riffusion_lab.live import LONGEST_QUEUE, Session, replay_session
 
 WAIT_S = 60
 
@@ -30,11 +30,11 @@ def made(monkeypatch):
     """Make tones instead of clips, and keep the points they were made for."""
     points = []
 
-    def make_point(_pipe, point, _settings):
+    def generate_point(_pipe, point, _options):
         points.append(point)
         return fake_clip(point)
 
-    monkeypatch.setattr(session, "make_point", make_point)
+    monkeypatch.setattr(live_module, "generate_point", generate_point)
     return points
 
 
@@ -86,7 +86,7 @@ def test_an_empty_prompt_is_played_and_named(begin):
     live.add(" ")
     labels = [label for label, *_ in hear(live, 4)]
     assert labels == ["(no words) → techno (50%)", "techno", "techno → (no words) (50%)", "(no words)"]
-    assert live.status["queue"] == [] and live.status["remarks"] == []
+    assert live.status["queue"] == [] and live.status["hints"] == []
 
 
 @pytest.mark.usefixtures("made")
@@ -104,9 +104,9 @@ def test_numbers_of_numpy_are_numbers(begin):
 @pytest.mark.usefixtures("made")
 def test_notation_of_other_tools_is_remarked(begin):
     live = begin("piano --no drums")
-    assert any(remark.startswith("'--no drums' says in Midjourney") for remark in live.status["remarks"])
+    assert any(remark.startswith("'--no drums' says in Midjourney") for remark in live.status["hints"])
     live.add("piano")
-    assert live.status["remarks"] == []
+    assert live.status["hints"] == []
 
 
 @pytest.mark.usefixtures("made")
@@ -139,7 +139,7 @@ def test_a_prompt_on_its_way_is_not_dropped_for_the_next(begin):
     live = begin(clips_per_prompt=1)
     hear(live, 1)
     live.add("techno")
-    wait_until(live, lambda: live.ready and live.ready[-1].asked.wanders)  # techno is made, and more
+    wait_until(live, lambda: live.ready and live.ready[-1].asked.changes_only_seed)  # techno is made, and more
     live.add("jazz")
     assert [label for label, *_ in hear(live, 2)] == ["techno", "jazz"]
 
@@ -147,19 +147,19 @@ def test_a_prompt_on_its_way_is_not_dropped_for_the_next(begin):
 def test_what_is_in_the_making_is_given_up_for_a_new_prompt(begin, monkeypatch):
     given_up = threading.Event()
 
-    def make_point(pipe, point, settings):
+    def generate_point(pipe, point, options):
         if point.alpha == 0 or point.end.text == "techno":
             return fake_clip(point)
         try:
             for step in range(100_000):  # until the callback says no
                 time.sleep(0.001)
-                settings.callback(pipe, step % 12, None, {})
-        except session._NotWanted:
+                options.callback(pipe, step % 12, None, {})
+        except live_module._NotWanted:
             given_up.set()
             raise
         raise AssertionError("nobody stopped it")
 
-    monkeypatch.setattr(session, "make_point", make_point)
+    monkeypatch.setattr(live_module, "generate_point", generate_point)
     live = begin(clips_per_prompt=1)
     hear(live, 1)
     wait_until(live, lambda: live._making)
@@ -195,7 +195,7 @@ def test_it_is_never_further_ahead_than_asked(begin, made):
     for number in range(1, 40):
         wait_until(live, lambda n=number: live.n_made >= n)
         live.begin(number)
-    assert len(live.recent) <= live.ahead + session.RECENT
+    assert len(live.recent) <= live.ahead + live_module.RECENT
 
 
 @pytest.mark.usefixtures("made")
@@ -211,13 +211,13 @@ def test_the_last_clip_goes_round_and_is_counted(begin):
 def test_an_error_is_told_once_and_the_clip_is_tried_again(begin, monkeypatch):
     tried = []
 
-    def make_point(_pipe, point, _settings):
+    def generate_point(_pipe, point, _options):
         tried.append(point.alpha)
         if tried.count(0.25) == 1 and point.alpha == 0.25:
             raise RuntimeError("out of memory")
         return fake_clip(point)
 
-    monkeypatch.setattr(session, "make_point", make_point)
+    monkeypatch.setattr(live_module, "generate_point", generate_point)
     live = begin()
     hear(live, 1)
     wait_until(live, lambda: live.error)
@@ -230,7 +230,7 @@ def test_an_error_is_told_once_and_the_clip_is_tried_again(begin, monkeypatch):
 
 
 def test_waiting_has_an_end(begin, monkeypatch):
-    monkeypatch.setattr(session, "make_point", lambda *_: time.sleep(1))
+    monkeypatch.setattr(live_module, "generate_point", lambda *_: time.sleep(1))
     live = begin()
     with pytest.raises(TimeoutError, match=r"0\.01 s"):
         live.next(0.01)
@@ -456,7 +456,7 @@ def test_bad_beginnings_are_refused(begin, music):
 
 
 def test_ten_quick_prompts_fill_the_queue_and_no_more(begin, monkeypatch):
-    monkeypatch.setattr(session, "make_point", lambda *_: time.sleep(0.05) or fake_clip(_[1]))
+    monkeypatch.setattr(live_module, "generate_point", lambda *_: time.sleep(0.05) or fake_clip(_[1]))
     live = begin()
     refused = 0
     for _ in range(LONGEST_QUEUE + 2):

@@ -21,7 +21,7 @@ from riffusion_lab import (
 )
 from riffusion_lab.audio import rms_dbfs
 from riffusion_lab.params import COLUMNS_PER_S
-from riffusion_lab.seeds import SEEDS, seed_clip, seed_masks
+from riffusion_lab.seed_clips import SEED_CLIPS, seed_clip, seed_masks
 
 RATE = 44_100
 
@@ -44,7 +44,7 @@ def measure_walks(pipe) -> None:
 
 def measure_masks(pipe) -> None:
     """Count what changes outside of a mask."""
-    for name in SEEDS:
+    for name in SEED_CLIPS:
         clip, changed = seed_clip(name), 0
         for mask in seed_masks(name).values():
             new = inpaint(pipe, clip, mask, "rock, 94 bpm", num_inference_steps=3)

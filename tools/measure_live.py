@@ -19,11 +19,12 @@ from lab import Lab, NotebookPage
 PROMPTS = ("techno, 94 bpm", "jazz with piano", "church organ", "funk", "slow ambient pad", "tropical")
 CELL = """
 import time
+from riffusion_lab import live as live_module
 from riffusion_lab import load_pipeline
-from riffusion_lab.widgets import Live, session
+from riffusion_lab.widgets import Live
 
-make = session.make_point
-session.make_point = lambda *given: time.sleep({delay}) or make(*given)
+generate_point = live_module.generate_point
+live_module.generate_point = lambda *arguments: time.sleep({delay}) or generate_point(*arguments)
 live = Live(load_pipeline(), "piano, 94 bpm")
 live
 """

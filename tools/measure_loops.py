@@ -13,7 +13,7 @@ Rendered clips, for comparison, need FluidSynth.
 
 import numpy as np
 
-from riffusion_lab import Clip, denoise, load_pipeline, text_to_audio
+from riffusion_lab import Clip, load_pipeline, sampling, text_to_audio
 from riffusion_lab.image import mel_from_image
 from riffusion_lab.training.dataset import make_sound
 
@@ -21,7 +21,7 @@ BEATS = {"94": 8, "117": 10, "141": 12}  # in 5.12 s
 STYLES = ("techno", "rock", "house", "tropical", "funk", "drums only")
 RHYTHMIC = [f"{style}, {bpm} bpm" for style in STYLES for bpm in BEATS]
 SUSTAINED = {"strings": "solo", "choir": "solo", "organ": "solo", "church organ": "solo", "ambient": "style"}
-SHARES = {"never": 0.0, "last third": denoise.CIRCULAR_SHARE, "always": 1.0}
+SHARES = {"never": 0.0, "last third": sampling.CIRCULAR_SHARE, "always": 1.0}
 
 
 def brightness(clip: Clip) -> np.ndarray:
@@ -69,7 +69,7 @@ def main() -> None:
     show("rendered", sustained, rhythmic, n_beats)
     pipe = load_pipeline()
     for name, share in SHARES.items():
-        denoise.CIRCULAR_SHARE = share
+        sampling.CIRCULAR_SHARE = share
         sustained = [text_to_audio(pipe, prompt, seed=seed) for seed, prompt in enumerate(list(SUSTAINED) * 2)]
         rhythmic = [text_to_audio(pipe, prompt, seed=seed) for seed, prompt in enumerate(RHYTHMIC)]
         show(f"circular {name}", sustained, rhythmic, [BEATS[prompt.split()[-2]] for prompt in RHYTHMIC])

@@ -13,7 +13,7 @@ from riffusion_lab import Clip
 from riffusion_lab.audio import level_gain
 from riffusion_lab.limiter import limit
 from riffusion_lab.params import PARAMS
-from riffusion_lab.seeds import SEEDS
+from riffusion_lab.seed_clips import SEED_CLIPS
 from riffusion_lab.training.composer import CLOSED_HAT, KICK, OPEN_HAT, SNARE, Composer, Piece
 from riffusion_lab.training.render import Renderer
 
@@ -46,7 +46,7 @@ def main() -> None:
     """Render all six."""
     renderer = Renderer(PARAMS.sample_rate)
     FOLDER.mkdir(exist_ok=True)
-    for seed, name in enumerate(SEEDS):
+    for seed, name in enumerate(SEED_CLIPS):
         composer = Composer(np.random.default_rng(seed))
         piece = composer.begin(N_BEATS, METRE, MINOR)
         composer.tonic, composer.chords = A, CHORDS

@@ -16,7 +16,7 @@ from diffusers import AutoencoderTiny
 from torch import nn
 from tqdm.auto import tqdm
 
-from ..loops import circular_time
+from ..networks import circular_time
 from .dataset import Dataset
 from .run import Muon, autocast, cosine, descend, fastest_dtype, set_learning_rate, train
 

@@ -28,8 +28,8 @@ from diffusers.training_utils import EMAModel
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from ..denoise import CIRCULAR_SHARE
-from ..loops import circular_time
+from ..networks import circular_time
+from ..sampling import CIRCULAR_SHARE
 from .captions import caption
 from .dataset import Dataset
 from .run import Muon, cosine, fastest_dtype, set_learning_rate, train

@@ -1,10 +1,12 @@
 """The parts of a notebook that answer: panels of plain ipywidgets, and widgets with a JavaScript file of their own."""
 
+from ..deprecation import moved
 from .live import Live
 from .mask_painter import MaskPainter
 from .player import Player
 from .recorder import Recorder
-from .session import Session, replay_session
 from .studio import Studio
 
-__all__ = ["Live", "MaskPainter", "Player", "Recorder", "Session", "Studio", "replay_session"]
+__all__ = ["Live", "MaskPainter", "Player", "Recorder", "Studio"]
+
+__getattr__ = moved(__name__, {"Session": "live.Session", "replay_session": "live.replay_session"})

@@ -11,15 +11,14 @@ import anywidget
 import numpy as np
 import traitlets
 
-from ..checks import check_prompt
 from ..files import write_whole
 from ..join import CROSSFADE_S
+from ..live import LiveClip, Session
 from ..models import Pipeline
 from ..params import PARAMS
-from ..prompts import Prompt
+from ..prompts import Prompt, check_prompt
 from .base import STATIC, script
 from .pictures import picture_png
-from .session import LiveClip, Session
 
 LONGEST_NAME = 60  # characters of a prompt that an answer quotes
 
@@ -127,7 +126,7 @@ class Live(anywidget.AnyWidget):
         self.session.add(text)
         name = text if len(text) <= LONGEST_NAME else f"{text[:LONGEST_NAME]}…"
         place = f" ({n_waiting} before it)" if n_waiting else ""
-        return " ".join([f"Added: “{name}”{place}.", *self.session.remarks])
+        return " ".join([f"Added: “{name}”{place}.", *self.session.hints])
 
     def _change(self, content: dict[str, Any]) -> str:
         values = {name: value for name, value in content.items() if name != "kind"}

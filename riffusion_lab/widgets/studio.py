@@ -20,15 +20,15 @@ import torch
 import traitlets
 from PIL import Image
 
-from ..checks import check_order, check_prompt, remarks
 from ..clip import Clip
-from ..edit import audio_to_audio, for_model, inpaint
+from ..edit import audio_to_audio, inpaint
 from ..generate import text_to_audio
 from ..image import open_image
-from ..loops import clip_size
+from ..latents import latent_size
 from ..models import Pipeline, model_settings, vocabulary
 from ..params import COLUMNS_PER_S
-from ..prompts import Prompt
+from ..prompts import Prompt, check_prompt
+from ..requests import Point, as_model_clip, check_point, clip_width, hints
 from ..values import N_SEEDS, silence_thread
 from .mask_painter import MaskPainter
 from .pictures import picture_image, png_bytes
@@ -48,7 +48,7 @@ class Studio(widgets.VBox):
 
     One thread makes them, so that the kernel stays idle and *Cancel* works, which ends the work after the step it is
     at. Each clip is saved as a PNG that can be played again, named after its prompt and seed; no file is overwritten.
-    Those in `folder` are listed, the newest first, also when the panel is built again. Errors and remarks are shown in
+    Those in `folder` are listed, the newest first, also when the panel is built again. Errors and hints are shown in
     the panel; after an error all is as before.
 
     Parameters
@@ -106,19 +106,19 @@ class Studio(widgets.VBox):
         self._worker = ThreadPoolExecutor(1, "riffusion_lab studio", _begin_thread)
         self.pipe, self.painter, self.folder, self.history = pipe, painter, Path(folder), []
         sources = {"clip": source} if isinstance(source, Clip) else dict(source or {})
-        self._sources = {name: for_model(clip) for name, clip in sources.items()}
+        self._sources = {name: as_model_clip(clip) for name, clip in sources.items()}
         if painter is not None and (sources or not isinstance(painter, MaskPainter)):
             raise TypeError(f"painter must be a MaskPainter, and there must be no source, not {painter!r:.80}")
         strength = (1.0 if painter else 0.75) if strength is None else strength
-        order = check_order(pipe, Prompt(prompt, seed, negative_prompt, strength=strength))
-        self._make_parts(prompt, negative_prompt, order.seed, order.strength)
+        checked = check_point(pipe, Point((Prompt(prompt, seed, negative_prompt, strength=strength),))).start
+        self._make_parts(prompt, negative_prompt, checked.seed, checked.strength)
         super().__init__(self._rows(vocabulary(pipe) if words else []))
         for name, clip in reversed(list(islice(_clips_in(self.folder), N_SHOWN))):
             self._list_clip(name, clip)
 
     def _make_parts(self, prompt: str, negative_prompt: str, seed: int, strength: float) -> None:
         pipe, settings = self.pipe, model_settings(self.pipe)
-        clip_s = clip_size(pipe)[1] * pipe.vae_scale_factor / COLUMNS_PER_S
+        clip_s = clip_width(pipe) / COLUMNS_PER_S
         self.source = widgets.Dropdown(options=[*self._sources, MADE], description="Source")
         self.prompt = widgets.Text(prompt, description="Prompt", layout={"width": "98%"})
         self.negative_prompt = widgets.Text(negative_prompt, description="Negative", layout={"width": "98%"})
@@ -182,7 +182,7 @@ class Studio(widgets.VBox):
         try:
             check_prompt(options["prompt"], may_be_empty=False)  # an empty text box is likely an oversight
             asked = (options[name] for name in ("prompt", "seed", "negative_prompt", "guidance_scale"))
-            found = remarks(self.pipe, [check_order(self.pipe, Prompt(*asked, strength=1.0))])
+            found = hints(self.pipe, [check_point(self.pipe, Point((Prompt(*asked),)))])
             self._say("Making a clip …", *found)
             clip = call(**options, callback_on_step_end=self._on_step_end)
             _ = clip.waveform  # made here, where nobody waits for it
@@ -253,7 +253,7 @@ class Studio(widgets.VBox):
 
 
 def _begin_thread() -> None:
-    """Prepare the thread that makes clips: the panel shows the remarks itself."""
+    """Prepare the thread that makes clips: the panel shows the hints itself."""
     torch.set_grad_enabled(False)  # of this thread
     silence_thread()
 
@@ -269,7 +269,7 @@ def _clips_in(folder: Path) -> Iterator[tuple[str, Clip]]:
 
 def _preview(pipe: Pipeline, latents: torch.Tensor) -> Image.Image:
     """Decode the beginning of latents, roughly: at half their size."""
-    half = torch.nn.functional.avg_pool2d(latents[:1, :, :, : clip_size(pipe)[1]], 2) / pipe.vae.config.scaling_factor
+    half = torch.nn.functional.avg_pool2d(latents[:1, :, :, : latent_size(pipe)[1]], 2) / pipe.vae.config.scaling_factor
     return pipe.image_processor.postprocess(pipe.vae.decode(half).sample)[0].convert("L").resize((128, 128))
 
 

@@ -27,7 +27,7 @@ from riffusion_lab import Clip, Prompt, interpolate, load_pipeline, text_to_audi
 from riffusion_lab.image import image_from_mel, mel_from_image
 from riffusion_lab.params import PARAMS
 from riffusion_lab.phase import PhaseStream, spectral_convergence, waveform_from_mel
-from riffusion_lab.seeds import SEEDS, seed_clip
+from riffusion_lab.seed_clips import SEED_CLIPS, seed_clip
 from riffusion_lab.spectrogram import mel_from_waveform
 
 ROOT = Path(__file__).parents[2]
@@ -74,7 +74,7 @@ def cut_open(clip: Clip) -> Clip:
 def benchmark_phase() -> None:
     """Picture → waveform, by each method. Pictures of open sounds are those that Riffusion's own tool draws."""
     groups = {
-        "rendered music, cut out": [cut_open(seed_clip(name)) for name in SEEDS],
+        "rendered music, cut out": [cut_open(seed_clip(name)) for name in SEED_CLIPS],
         "dry sounds": [dry_sound(seed) for seed in range(4)],
     }
     for method in METHODS:  # warm up

@@ -288,7 +288,7 @@ function stateText(live) {
 function saidText(live) {
   if (live.said) return live.said;
   if (live.isUnanswered()) return "Sent. The kernel has not answered yet.";
-  return (live.status.remarks ?? []).join(" ");
+  return (live.status.hints ?? []).join(" ");
 }
 
 // The beginning of a text that is at most `width` pixels wide.

@@ -1,10 +1,20 @@
-"""Notation of other tools, which prompts are not read for here: what it means there, and what does the same here."""
+"""Hints on what is allowed but likely not meant: unknown words, tempi, schedulers, notation of other tools."""
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+
+from diffusers import SchedulerMixin
+
+from .models import Pipeline, model_name, model_settings
+from .prompts import plain_text
+from .recipes import scheduler_parameters
+
+_WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
+_BPM = re.compile(r"\b(\d+(?:\.\d+)?)(?=\s*bpm\b)", re.IGNORECASE)
 
 _NUMBER = r"(?:\d+(?:\.\d*)?|\.\d+)"
 _END = r"(?=[\s,.;)]|$)"
@@ -12,15 +22,15 @@ _END = r"(?=[\s,.;)]|$)"
 
 @dataclass(frozen=True)
 class Notation:
-    """One notation: how it is recognized, what it means elsewhere, and what does the same here."""
+    """A notation of another tool: its pattern, its meaning there, and what to do here instead."""
 
     pattern: re.Pattern[str]
     meaning: str
     advice: str
-    is_word: bool = False  # a word in capitals: it means something only where other words are not in capitals
+    is_word: bool = False  # a word in capitals: ignored in prompts that are all in capitals
 
 
-# In this order: what one of them recognizes, the later ones do not see.
+# In this order: what one of them matches, the later ones do not see.
 NOTATIONS = (
     Notation(
         re.compile(r"<(?:lora|lyco|lycoris|locon|hypernet):[^<>]*>", re.IGNORECASE),
@@ -90,8 +100,8 @@ NOTATIONS = (
 )
 
 
-def notation_remarks(texts: Iterable[str]) -> list[str]:
-    """Remark on notation of other tools in prompts.
+def notation_hints(texts: Iterable[str]) -> list[str]:
+    """Hints on notation of other tools in prompts.
 
     Parameters
     ----------
@@ -101,7 +111,7 @@ def notation_remarks(texts: Iterable[str]) -> list[str]:
     Returns
     -------
     list of str
-        At most one remark on each of `NOTATIONS`, with the first place where it was found.
+        At most one hint per notation of `NOTATIONS`, with the first place where it was found.
     """
     found: dict[Notation, str] = {}
     for text in texts:
@@ -116,3 +126,64 @@ def notation_remarks(texts: Iterable[str]) -> list[str]:
         f"{place!r} {notation.meaning}, but is read as plain words here: {notation.advice}"
         for notation, place in found.items()
     ]
+
+
+def scheduler_hints(scheduler: SchedulerMixin) -> list[str]:
+    """Hint on a scheduler that adds noise in another way than the model was trained with."""
+    name = type(scheduler).__name__
+    advice = "take DDIM, Euler, DPM++ 2M or UniPC"
+    if not hasattr(scheduler, "alphas_cumprod"):
+        return [f"{name} is made for models of another kind than Stable Diffusion: {advice}"]
+    # diffusers hands settings on from one scheduler to the next, also those that a scheduler ignores
+    is_wanted = scheduler.config.get("rescale_betas_zero_snr")
+    is_ignored = "rescale_betas_zero_snr" not in scheduler_parameters(type(scheduler))
+    if is_wanted and is_ignored:
+        return [f"{name} ignores this model's noise schedule (rescale_betas_zero_snr): {advice}"]
+    return []
+
+
+def vocabulary_hints(pipe: Pipeline, prompt: str) -> list[str]:
+    """Hint on the words of a prompt that the model was not trained on, with the nearest known words.
+
+    Empty where nobody wrote the model's vocabulary down.
+    """
+    vocabulary = model_settings(pipe).vocabulary
+    if not vocabulary:
+        return []
+    known = {word for entry in vocabulary for word in _WORD.findall(entry.lower())} | {"bpm"}
+    words = dict.fromkeys(_WORD.findall(plain_text(prompt).lower()))
+    unknown = [word for word in words if word not in known]
+    if not unknown:
+        return []
+    named = []
+    for word in unknown:
+        nearest = difflib.get_close_matches(word, sorted(known))
+        named.append(f"{word} (nearest: {', '.join(nearest)})" if nearest else word)
+    return [f"{model_name(pipe)} was not taught these words, and guesses: {'; '.join(named)}"]
+
+
+def tempo_hints(pipe: Pipeline, prompt: str) -> list[str]:
+    """Hint on tempi that `snap_tempo` changes."""
+    hints = []
+    for match in _BPM.finditer(prompt):
+        tempo = _nearest_tempo(pipe, match[1])
+        if float(tempo) != float(match[1]):
+            hints.append(f"{model_name(pipe)} was not taught {match[1]} bpm: it takes the nearest, {tempo} bpm")
+    return hints
+
+
+def snap_tempo(pipe: Pipeline, prompt: str) -> str:
+    """Replace each tempo of a prompt, such as "100 bpm", by the nearest one that the model was trained on.
+
+    riffling's clips close on the beat, which only some tempi do. A model without a list of tempi keeps the prompt.
+    """
+    return _BPM.sub(lambda match: _nearest_tempo(pipe, match[1]), prompt)
+
+
+def _nearest_tempo(pipe: Pipeline, bpm: str) -> str:
+    """The nearest tempo that the model knows; the same text where it is known, or no tempi are."""
+    tempi_bpm = model_settings(pipe).tempi_bpm
+    if not tempi_bpm:
+        return bpm
+    nearest = min(tempi_bpm, key=lambda tempo: abs(tempo - float(bpm)))
+    return bpm if nearest == float(bpm) else str(nearest)

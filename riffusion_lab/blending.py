@@ -1,0 +1,65 @@
+"""Between two tensors or numbers: along a line, or along an arc."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+PARALLEL = 0.9995  # cosine above which the line is as good as the arc
+
+
+def slerp(start: Tensor, end: Tensor, alpha: float) -> Tensor:
+    """Go along the arc from one noise to another: spherical interpolation (https://doi.org/10.1145/325165.325242).
+
+    Noise in many dimensions lies close to a sphere; a point on the straight line between two noises is too short to
+    be noise.
+
+    Parameters
+    ----------
+    start, end : Tensor
+        Of the same shape. Computed in float64 on the CPU, whatever their dtype and device.
+    alpha : float
+        In [0, 1]; 0 gives `start`, 1 `end`, to the bit.
+
+    Returns
+    -------
+    Tensor
+        Of `start`'s dtype and device. If both point in the same or in exactly opposite directions, it lies on the line.
+
+    Taught in: 04
+    """
+    if alpha == 0:
+        return start.clone()
+    if alpha == 1:
+        return end.clone()
+    a, b = (noise.cpu().double() for noise in (start, end))  # GPUs of Macs have no float64
+    cosine = float((a * b).sum() / (a.norm() * b.norm()))
+    if not abs(cosine) < PARALLEL:  # or a zero vector: the cosine is NaN
+        return torch.lerp(a, b, alpha).to(start)
+    angle = math.acos(cosine)
+    between = (math.sin((1 - alpha) * angle) * a + math.sin(alpha * angle) * b) / math.sin(angle)
+    return between.to(start)
+
+
+def lerp(start: Tensor, end: Tensor, alpha: float) -> Tensor:
+    """Go along the line from one tensor to another; 0 gives `start`, 1 `end`, to the bit.
+
+    Taught in: 04
+    """
+    if alpha == 0:
+        return start.clone()
+    if alpha == 1:
+        return end.clone()
+    return torch.lerp(start, end, alpha)
+
+
+def weighted_mean(values: Sequence[float], weights: Sequence[float]) -> float:
+    """Mean of numbers with weights that add up to 1; never outside the range of the numbers.
+
+    So equal numbers give that number: by the sum alone, 0.7 × 0.75 + 0.3 × 0.75 is 0.7499999999999999.
+    """
+    mean = sum(weight * value for value, weight in zip(values, weights, strict=True))
+    return min(max(mean, min(values)), max(values))
