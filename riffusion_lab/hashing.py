@@ -1,4 +1,4 @@
-"""A hash of a pipeline's weights that notices every change of them, and costs next to nothing when there was none."""
+"""A hash of a pipeline's weights that notices every change, and costs next to nothing if nothing has changed."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ _known_hashes: WeakKeyDictionary[nn.Module, tuple[object, str]] = WeakKeyDiction
 def weights_hash(pipe: Pipeline) -> str:
     """SHA-256 (hexadecimal) of the weights of text encoder, U-Net and autoencoder, read as float32.
 
-    And of adapters (LoRA), FreeU, buffers, and the model's settings that clips depend on, but no recipe holds. A
-    compiled network has the hash of the network itself.
+    It also covers active adapters (LoRA), FreeU, buffers, and those of the model's settings that clips depend on but
+    recipes do not hold. A compiled network has the hash of the original.
 
     Notes
     -----
-    SHA-256 is calculated again only after a change. Checksums of all tensors tell whether there was one, since torch
-    counts no changes made through ``weight.data``.
+    SHA-256 is computed again only after a change. Checksums of all tensors detect one, since torch's version counters
+    miss changes made through ``weight.data``.
     """
     hashes = [_module_hash(part) for part in (pipe.text_encoder, pipe.unet, pipe.vae)]
     own, scale = model_settings(pipe), pipe.vae.config.scaling_factor
@@ -44,7 +44,7 @@ def weights_hash(pipe: Pipeline) -> str:
 
 
 def _module_hash(module: nn.Module) -> str:
-    """SHA-256 of names and values of all tensors; calculated again only after a change."""
+    """SHA-256 of names and values of all tensors; computed again only after a change."""
     layers = list(module.named_modules())
     lora_numbers = _lora_numbers(layers)
     tensors = _named_tensors(layers, lora_numbers)
@@ -95,7 +95,7 @@ def _join(layer_name: str, name: str) -> str:
 
 
 def _lora_numbers(layers: Layers) -> dict[str, str]:
-    """Number the LoRAs that act in a network: what they are called changes nothing, nor what is switched off."""
+    """Number the active LoRAs of a network, since neither their names nor inactive ones change a clip."""
     acting = set()
     for _, layer in layers:
         if _is_lora_layer(layer) and not layer.disable_adapters:
@@ -109,25 +109,25 @@ def _is_lora_layer(layer: nn.Module) -> bool:
 
 
 def _acts(name: str, lora_numbers: Mapping[str, str]) -> bool:
-    """Tell whether a parameter is the network's own, or that of a LoRA which acts."""
+    """Whether a parameter is the network's own or that of an active LoRA."""
     lora = re.search(r"\.lora_\w+\.(\w+)", name)
     return lora is None or lora[1] in lora_numbers
 
 
 def _plain_name(name: str, lora_numbers: Mapping[str, str] | None = None) -> str:
-    """Name of a tensor or module without what ``torch.compile`` and peft add to it, and with numbers for LoRAs."""
+    """Name of a tensor or module without the parts that ``torch.compile`` and peft add, and with numbers for LoRAs."""
     numbers = lora_numbers or {}
     name = name.replace("_orig_mod.", "").replace(".base_layer.", ".")
     return re.sub(r"(\.lora_\w+\.)(\w+)", lambda found: found[1] + numbers.get(found[2], found[2]), name)
 
 
 def _is_range(buffer: Tensor) -> bool:
-    """Tell whether a buffer just counts 0, 1, 2 …, as a text encoder's ``position_ids`` do: no hash ever held those."""
+    """Whether a buffer is just 0, 1, 2 …, as a text encoder's ``position_ids``; these never were part of the hash."""
     return buffer.dtype == torch.int64 and torch.equal(buffer.flatten().cpu(), torch.arange(buffer.numel()))
 
 
 def _switches(layers: Layers, lora_numbers: Mapping[str, str]) -> str:
-    """Say what else acts in a network: which adapters of peft, and how strongly, and FreeU; empty without any."""
+    """Active adapters of peft with their strengths, and FreeU's factors; empty without any."""
     found = []
     for name, layer in layers:
         if _is_lora_layer(layer) and not layer.disable_adapters:
@@ -141,10 +141,10 @@ def _switches(layers: Layers, lora_numbers: Mapping[str, str]) -> str:
 
 
 def _checksums(tensors: Sequence[Tensor]) -> list[object]:
-    """A number for each tensor that every change in one place of it changes, and others but once in 2**32.
+    """Checksum of each tensor: any single changed number changes it; other changes are missed once in 2**32.
 
-    It is calculated where the tensor is, since reading memory there is much faster than fetching it; the numbers from
-    other devices are fetched at once.
+    Each is computed on the tensor's own device, which is much faster than copying the tensor; those from other devices
+    are fetched together.
     """
     found: dict[int, object] = {i: _checksum_on_cpu(tensor) for i, tensor in enumerate(tensors) if tensor.is_cpu}
     elsewhere = [i for i in range(len(tensors)) if i not in found]
@@ -156,9 +156,9 @@ def _checksums(tensors: Sequence[Tensor]) -> list[object]:
 
 
 def _checksum_on_cpu(tensor: Tensor) -> tuple[int, bytes]:
-    """Sum of a tensor's bits as `_weighted_sum`, in units of eight bytes, and the bytes left over.
+    """Sum of a tensor's bits as in `_weighted_sum`, in units of eight bytes, and the remaining bytes.
 
-    NumPy's product of whole numbers needs no memory in between: it is three times as fast as CRC-32.
+    NumPy's dot product of integers needs no intermediate array; it is three times as fast as CRC-32.
     """
     data = _units(tensor, torch.uint8).numpy()
     n_units = len(data) // 8
@@ -172,9 +172,9 @@ def _checksum_on_cpu(tensor: Tensor) -> tuple[int, bytes]:
 
 
 def _weighted_sum(tensor: Tensor) -> Tensor:
-    """Sum of a tensor's bits, in units of two bytes, each times a random number that belongs to its place.
+    """Sum of a tensor's bits in units of two bytes, each multiplied by a random weight for its place.
 
-    A sum without weights would be the same for the same numbers in other places.
+    Without weights, the same numbers in another order would have the same sum.
     """
     units = _units(tensor, torch.int16 if tensor.element_size() > 1 else torch.uint8)
     weights = _random_weights(units.device)
@@ -185,18 +185,18 @@ def _weighted_sum(tensor: Tensor) -> Tensor:
 
 @cache
 def _random_weights_on_cpu() -> np.ndarray:
-    """Weights of shape (CPU_PIECE,) for `_checksum_on_cpu`; odd, so that an overflow loses no bit."""
+    """Weights of shape (CPU_PIECE,) for `_checksum_on_cpu`; odd, so an overflow loses no bit."""
     return np.random.default_rng(0).integers(2**62, size=CPU_PIECE, dtype=np.int64) | 1
 
 
 @cache
 def _random_weights(device: torch.device) -> Tensor:
-    """Weights of shape (PIECE,) for `_weighted_sum`, always the same; odd, so that an overflow loses no bit."""
+    """Weights of shape (PIECE,) for `_weighted_sum`, always the same; odd, so an overflow loses no bit."""
     generator = torch.Generator().manual_seed(0)
     weights = torch.randint(2**31, (PIECE,), dtype=torch.int32, generator=generator) | 1
     return weights.to(device)
 
 
 def _units(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """The bits of a tensor, in one dimension, read as whole numbers."""
+    """Bits of a tensor as integers, in one dimension."""
     return tensor.detach().flatten().view(dtype)

@@ -1,4 +1,4 @@
-"""Recipes: all that is needed to make the same clip again, as a plain dict that fits into JSON."""
+"""Recipes: plain dicts, ready for JSON, with all that is needed to generate the same clip again."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ FOLLOWED = {  # kinds of recipes that hold all that is needed, and the arguments
 
 
 def make_recipe(pipe: Pipeline, kind: str, **arguments: Any) -> Recipe:
-    """Write down how a clip is made.
+    """Describe how a clip is generated.
 
     Parameters
     ----------
     pipe : StableDiffusionPipeline
-        The pipeline that makes it.
+        The pipeline that generates it.
     kind : str
-        Name of the function that makes it, such as ``"text_to_audio"``.
+        Name of the function that is called, such as ``"text_to_audio"``.
     **arguments
-        Its arguments but for the pipeline: texts, numbers, ``None``.
+        Its other arguments: str, numbers, ``None``.
 
     Returns
     -------
@@ -63,22 +63,21 @@ def make_recipe(pipe: Pipeline, kind: str, **arguments: Any) -> Recipe:
 
 
 def check_recipe(recipe: object) -> Recipe:
-    """Give a recipe back if it can be followed.
+    """Return a recipe that can be followed.
 
     Parameters
     ----------
     recipe : object
-        Whatever was taken for a recipe.
 
     Returns
     -------
     dict
-        Of one of the kinds in `FOLLOWED`, with all that they need.
+        Of one of the kinds in `FOLLOWED`, and complete.
 
     Raises
     ------
     TypeError, ValueError
-        If it is no recipe, or lacks something; the message says what.
+        If it is no recipe, or something is missing; the message says what.
     """
     if recipe is None:
         raise ValueError("this clip has no recipe, for it was not generated: only generated clips can be replayed")
@@ -98,23 +97,23 @@ def check_recipe(recipe: object) -> Recipe:
 
 
 def seed_from_recipe(seed: int) -> int:
-    """Give the seed of the same noise, where a recipe of an earlier version holds one of more than 32 bits."""
+    """Seed of the same noise, for recipes of earlier versions that hold a seed of more than 32 bits."""
     return seed % N_SEEDS if isinstance(seed, int) and seed >= N_SEEDS else seed
 
 
-def prompt_from_recipe(given: Mapping[str, Any]) -> Prompt:
-    """Build a prompt from what a recipe holds of it."""
-    prompt = Prompt(**given)
+def prompt_from_recipe(facts: Mapping[str, Any]) -> Prompt:
+    """Build a prompt from its arguments in a recipe."""
+    prompt = Prompt(**facts)
     return replace(prompt, seed=seed_from_recipe(prompt.seed))
 
 
 def scheduler_from_recipe(recipe: Recipe) -> SchedulerMixin:
-    """Build the scheduler of a recipe, which may be a stranger's.
+    """Build the scheduler of a recipe. The recipe may come from a stranger, so nothing in it is trusted.
 
     Raises
     ------
     ValueError
-        If diffusers has no such scheduler, or it does not take these settings.
+        If diffusers has no such scheduler, or the scheduler refuses these settings.
     """
     named = recipe["scheduler"]
     if not isinstance(named, Mapping) or not isinstance(named.get("config"), Mapping):
@@ -140,22 +139,22 @@ def scheduler_from_recipe(recipe: Recipe) -> SchedulerMixin:
 
 
 def scheduler_parameters(kind: type[SchedulerMixin]) -> set[str]:
-    """Names of the settings that a scheduler class takes; a scheduler's config may hold others."""
+    """Names of a scheduler class's own arguments; a config may hold more."""
     return set(inspect.signature(kind.__init__).parameters) - {"self"}
 
 
 def load_recipe_model(recipe: Recipe) -> Pipeline:
-    """Load the model of a recipe, which may be a stranger's: nothing is downloaded, and no folder of one's own read.
+    """Load the model of a recipe. The recipe may come from a stranger: nothing is downloaded, and no local folder read.
 
     Returns
     -------
     StableDiffusionPipeline
-        riffling, or a model of the Hugging Face Hub that was downloaded before.
+        riffling, or a model of the Hugging Face Hub that was downloaded earlier.
 
     Raises
     ------
     OSError
-        If it is another model; the message says how to replay with it.
+        If it is any other model; the message says how to replay with it.
     ValueError
         If the clip was made with LoRAs.
     """
@@ -173,7 +172,7 @@ def load_recipe_model(recipe: Recipe) -> Pipeline:
 
 
 def warn_of_other_weights(recipe: Recipe, pipe: Pipeline, made: str) -> None:
-    """Warn if a pipeline has other weights, or other LoRAs, than the one of a recipe; `made` begins the warning."""
+    """Warn if the weights or LoRAs of a pipeline are not those of a recipe; the warning begins with `made`."""
     difference = other_loras(recipe, pipe)
     if difference is None and weights_hash(pipe) != recipe["weights_sha256"]:
         difference = f"with other weights of {recipe['model']}: it will differ"
@@ -186,17 +185,17 @@ def _is_scheduler(kind: object) -> bool:
 
 
 def _scheduler_class(scheduler: SchedulerMixin) -> str:
-    """Name of the class; with its module where it is not the one that diffusers has under this name."""
+    """Name of the class; with its module if it is not diffusers' own class of that name."""
     kind = type(scheduler)
     is_diffusers_own = getattr(diffusers, kind.__name__, None) is kind
     return kind.__name__ if is_diffusers_own else f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _scheduler_config(scheduler: SchedulerMixin) -> dict[str, Any]:
-    """All settings, also those that the scheduler's ``__init__`` does not name.
+    """All settings, also those that are no arguments of the scheduler's ``__init__``.
 
-    diffusers hands the settings of one scheduler on to the next (``from_config``), and some read such a setting: DPM++
-    2M takes ``sigma_min`` and ``sigma_max`` from its config only.
+    ``from_config`` passes settings on from one scheduler to the next, and some schedulers read such a setting: DPM++ 2M
+    takes ``sigma_min`` and ``sigma_max`` from its config only.
     """
     known = sorted(_known_settings(scheduler) & scheduler.config.keys())
     settings = {name: scheduler.config[name] for name in known if not _is_infinite(scheduler.config[name])}
@@ -204,11 +203,11 @@ def _scheduler_config(scheduler: SchedulerMixin) -> dict[str, Any]:
 
 
 def _is_infinite(value: object) -> bool:
-    """Tell whether a setting is infinite: JSON has no such number, and it is the default wherever there is one."""
+    """Whether a setting is infinite: JSON has no such number, and in all schedulers it is the default."""
     return isinstance(value, float) and math.isinf(value)
 
 
 def _known_settings(scheduler: SchedulerMixin) -> set[str]:
-    """Names of the settings that a scheduler, or one that could take its place, is built with."""
+    """Names of the arguments of a scheduler's class and of the classes compatible with it."""
     kinds = [type(scheduler), *scheduler.compatibles]
     return set().union(*map(scheduler_parameters, kinds))

@@ -78,7 +78,11 @@ def test_a_compiled_network_shares_the_lock_of_its_original():
 
 
 def mix(pipe, *weights):
-    prompts = [Prompt("piano", 1, guidance_scale=1.6), Prompt("techno", 2, guidance_scale=3.0), Prompt("jazz", 3, guidance_scale=5.0)]
+    prompts = [
+        Prompt("piano", 1, guidance_scale=1.6),
+        Prompt("techno", 2, guidance_scale=3.0),
+        Prompt("jazz", 3, guidance_scale=5.0),
+    ]
     return check_point(pipe, Point(tuple(prompts), weights))
 
 
