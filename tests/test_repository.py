@@ -24,7 +24,7 @@ import frame
 ROOT = frame.ROOT
 PACKAGE = ROOT / "riffusion_lab"
 NOT_OURS = {".venv", ".venv-colab", ".git", "data", "clips", "build", "dist"}
-NOT_OURS |= {"__pycache__", ".pytest_cache", ".ruff_cache"}
+NOT_OURS |= {"__pycache__", ".mypy_cache", ".pytest_cache", ".ruff_cache"}
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 EXTRAS = PYPROJECT["project"]["optional-dependencies"]
 TEXTS = (".md", ".py", ".yml", ".toml", ".cff", ".cfg", ".txt", "Makefile")
@@ -63,7 +63,7 @@ def readme_commands(shell: str) -> list[list[str]]:
 
 def test_readme_has_the_commands_of_make():
     expected = [make_commands("lab"), make_commands("test")]
-    assert [len(commands) for commands in expected] == [3, 5]
+    assert [len(commands) for commands in expected] == [3, 6]
     assert readme_commands("sh") == expected
     windows = [
         [line.replace("python3", "python").replace(".venv/bin/", ".venv\\Scripts\\") for line in commands]
