@@ -472,7 +472,8 @@ def test_only_what_can_be_read_again_is_written(suffix):
 )
 def test_rates_that_mp3_has_not(tmp_path, rate, saved):
     sound = tone(441, rate, rate=rate)[None]  # one second
-    with pytest.warns(UserWarning, match=rf"\.mp3 does not support a sample rate of {rate:,} Hz: the sound is saved at {saved:,}"):
+    message = rf"\.mp3 does not support a sample rate of {rate:,} Hz: the sound is saved at {saved:,}"
+    with pytest.warns(UserWarning, match=message):
         data = audio.encode_for(".mp3", sound, rate)
     waveform, found = read(tmp_path, data)
     assert found == saved
@@ -489,7 +490,8 @@ def test_rates_that_mp3_has_are_kept(tmp_path, rate):
 @pytest.mark.parametrize(("suffix", "rate"), [(".opus", 44_100), (".m4a", 192_000)])
 def test_other_formats_say_when_they_change_the_rate(suffix, rate):
     require("ffmpeg")
-    with pytest.warns(UserWarning, match=rf"\{suffix} does not support a sample rate of {rate:,} Hz: the sound is saved at"):
+    message = rf"\{suffix} does not support a sample rate of {rate:,} Hz: the sound is saved at"
+    with pytest.warns(UserWarning, match=message):
         audio.encode_for(suffix, tone(441, rate, rate=rate)[None], rate)
 
 
