@@ -242,8 +242,10 @@ def _read_settings(pipe: Pipeline) -> ModelSettings:
         chosen: dict[str, Any] = {key: value for key, value in content.items() if key in known}
     except (ValueError, AttributeError) as error:
         raise OSError(f"{SETTINGS_FILE} of the model {model_name(pipe)!r} is not a JSON object: {error}") from error
-    with_tuples = {key: tuple(value) if isinstance(value, list) else value for key, value in chosen.items()}
-    return ModelSettings(**with_tuples)
+    for key, value in chosen.items():
+        if isinstance(value, list):
+            chosen[key] = tuple(value)
+    return ModelSettings(**chosen)
 
 
 def _settings_file(source: str) -> Path | None:

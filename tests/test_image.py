@@ -379,7 +379,7 @@ def test_bytes_and_open_files_are_read(tmp_path, grey):
             np.testing.assert_array_equal(pixels(Clip.from_image(source).image), pixels(grey))
     with pytest.raises(OSError, match="the picture is torn or not a picture"):
         Clip.from_image(data[: len(data) // 2])
-    with pytest.raises(OSError, match="is an address: download the file first"):
+    with pytest.raises(OSError, match="is a web address: download the file first"):
         Clip.from_image("https://example.org/a.png")
 
 
