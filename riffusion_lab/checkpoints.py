@@ -68,7 +68,7 @@ def tensor_shapes(path: Path) -> dict[str, Shape]:
         if needed:
             advice = "convert it to .safetensors where you trust it"
             raise OSError(f"{path.name} contains code ({needed[1]}), which is never run: {advice}") from error
-        raise OSError(f"{path.name} is torn, or not a PyTorch file") from error
+        raise OSError(f"{path.name} is truncated, or not a PyTorch file") from error
     while isinstance(content, Mapping) and "state_dict" in content:
         content = content["state_dict"]
     if not isinstance(content, Mapping):
@@ -85,7 +85,7 @@ def _safetensors_shapes(path: Path) -> dict[str, Shape]:
             names = file.keys()
             return {name: tuple(file.get_slice(name).get_shape()) for name in names}
     except SafetensorError as error:
-        raise OSError(f"{path.name} is torn, or not a safetensors file: {error}") from error
+        raise OSError(f"{path.name} is truncated, or not a safetensors file: {error}") from error
 
 
 def is_lora(names: Collection[str]) -> bool:

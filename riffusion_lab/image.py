@@ -224,7 +224,7 @@ def _load(source: str | os.PathLike[str] | bytes | BinaryIO) -> Image.Image:
         except Image.DecompressionBombError as error:
             raise ValueError(f"{name}: {error}: save it as PNG, or cut it first") from error
         except (OSError, SyntaxError) as error:  # Pillow's errors for truncated files
-            raise OSError(f"{name} is torn or not a picture ({error}): give a whole PNG") from error
+            raise OSError(f"{name} is truncated or not a picture ({error}): give a whole PNG") from error
     return image
 
 

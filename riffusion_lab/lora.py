@@ -257,7 +257,7 @@ def _layer_name(name: str) -> str:
 
 def _shape(weights: Mapping[str, Tensor], name: str) -> Shape:
     if name not in weights:
-        raise OSError(f"it is torn: it lacks {name}")
+        raise OSError(f"it is incomplete: it lacks {name}")
     return tuple(weights[name].shape)
 
 

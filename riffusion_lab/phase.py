@@ -132,7 +132,7 @@ def lower_peaks(
         mel = _with_end_column(mel)
         frames = _Frames(window, hop, n_columns + 1, n_samples=hop * n_columns)
 
-    def clip(samples: Tensor, iteration: int) -> None:  # noqa: ARG001 - the same in every iteration
+    def clip(samples: Tensor, _iteration: int) -> None:
         samples.clamp_(-ceiling, ceiling)
 
     lowered = [
@@ -382,10 +382,10 @@ def _reconstruct_open(
     mirror = _Mirror(n_samples, margin, mel.device)
     beginning = _Beginning(known, n_fade=FADE * hop)
 
-    def keep_beginning(waveform: Tensor, iteration: int) -> None:  # noqa: ARG001 - the same in every iteration
+    def keep_beginning(waveform: Tensor, _iteration: int) -> None:
         beginning.restore(waveform, first=0)
 
-    def keep_beginning_inside(waveform: Tensor, iteration: int) -> None:  # noqa: ARG001 - the same in every iteration
+    def keep_beginning_inside(waveform: Tensor, _iteration: int) -> None:
         beginning.restore(waveform, first=margin)
 
     def pull_towards_mirror(waveform: Tensor, iteration: int) -> None:

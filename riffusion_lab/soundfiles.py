@@ -76,17 +76,17 @@ def read_audio(source: str | os.PathLike[str] | bytes | BinaryIO, *, torn: Torn 
         If the file is missing, empty, truncated, or not a sound.
     """
     if torn not in ("error", "keep"):
-        raise ValueError(f"torn is {torn!r}: give 'error', or 'keep' to read what is left of a torn file")
+        raise ValueError(f"torn is {torn!r}: give 'error', or 'keep' to read what is left of a truncated file")
     name = name_of(source, "the sound file")
     with _opened(source) as file:
         decoded = _decode(file, name)
     if decoded.missing and torn == "error":
-        raise OSError(f"{name} is torn ({decoded.missing}): give a whole file, or torn='keep' for what is left")
+        raise OSError(f"{name} is truncated ({decoded.missing}): give a whole file, or torn='keep' for what is left")
     if decoded.waveform.shape[1] == 0:
         raise OSError(f"{name} holds no samples: give a file with a sound in it")
     if decoded.missing:
         seconds = decoded.waveform.shape[1] / decoded.sample_rate
-        warn(f"{name} is torn ({decoded.missing}): {seconds:.2f} s are left")
+        warn(f"{name} is truncated ({decoded.missing}): {seconds:.2f} s are left")
     return decoded.waveform, decoded.sample_rate
 
 
@@ -119,7 +119,7 @@ def _decode(file: _Unnamed, name: str) -> _Decoded:
     except (soundfile.LibsndfileError, _NotRead) as error:
         if not shutil.which("ffmpeg"):
             advice = "give a whole WAV, FLAC, Ogg or MP3 file, or install ffmpeg for others"
-            raise OSError(f"{name} is torn or not a known sound ({_reason(error)}): {advice}") from error
+            raise OSError(f"{name} is truncated or not a known sound ({_reason(error)}): {advice}") from error
         return _decode_with_ffmpeg(file, name)
     if decoded.is_certain or not shutil.which("ffmpeg"):
         return decoded
@@ -307,7 +307,7 @@ def _decode_with_ffmpeg(file: _Unnamed, name: str) -> _Decoded:
     start = int.from_bytes(sound[4:8], "big")  # size of the header of an AU file: six numbers, then ffmpeg's name
     if len(sound) <= max(24, start):
         reason = errors[-1] if errors else "no sound in it"
-        raise OSError(f"{name} is torn or not a known sound ({reason}): give another")
+        raise OSError(f"{name} is truncated or not a known sound ({reason}): give another")
     sample_rate = int.from_bytes(sound[16:20], "big")
     n_channels = int.from_bytes(sound[20:24], "big")
     n_samples = (len(sound) - start) // (4 * n_channels)

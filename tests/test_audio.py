@@ -150,9 +150,9 @@ def test_bad_files_are_named(tmp_path, monkeypatch, with_ffmpeg):
     (tmp_path / "text.mp3").write_text("no sound at all")
     (tmp_path / "empty.wav").write_bytes(b"")
     for name, words in [
-        ("torn.wav", "torn.wav is torn"),
-        ("torn.flac", "torn.flac is torn"),
-        ("text.mp3", "text.mp3 is torn or not a known sound"),
+        ("torn.wav", "torn.wav is truncated"),
+        ("torn.flac", "torn.flac is truncated"),
+        ("text.mp3", "text.mp3 is truncated or not a known sound"),
         ("empty.wav", "empty.wav is empty"),
         ("none.wav", "none.wav does not exist"),
         ("", "is a folder"),

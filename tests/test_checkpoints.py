@@ -240,7 +240,7 @@ def test_a_ckpt_never_runs_code(weights, tmp_path):
 def test_torn_file(weights, tmp_path, name, content):
     path = write(tmp_path / name, weights)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2] if content is None else content)
-    with pytest.raises(OSError, match=f"cannot load the model '{name}' .*{name} is torn") as refusal:
+    with pytest.raises(OSError, match=f"cannot load the model '{name}' .*{name} is truncated") as refusal:
         load_pipeline(path, device="cpu")
     assert len(str(refusal.value).splitlines()) == 1
 

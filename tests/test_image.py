@@ -139,8 +139,8 @@ def test_bad_files_are_named(tmp_path, mel):
     text.write_text("no picture")
     empty.write_bytes(b"")
     for path, words in [
-        (torn, "torn.png is torn or not a picture"),
-        (text, "text.png is torn or not a picture"),
+        (torn, "torn.png is truncated or not a picture"),
+        (text, "text.png is truncated or not a picture"),
         (empty, "empty.png is empty"),
         (tmp_path / "none.png", "none.png does not exist"),
         (tmp_path, "is a folder"),
@@ -377,7 +377,7 @@ def test_bytes_and_open_files_are_read(tmp_path, grey):
     with (tmp_path / "a.png").open("rb") as file:
         for source in (data, io.BytesIO(data), file):
             np.testing.assert_array_equal(pixels(Clip.from_image(source).image), pixels(grey))
-    with pytest.raises(OSError, match="the picture is torn or not a picture"):
+    with pytest.raises(OSError, match="the picture is truncated or not a picture"):
         Clip.from_image(data[: len(data) // 2])
     with pytest.raises(OSError, match="is a web address: download the file first"):
         Clip.from_image("https://example.org/a.png")

@@ -348,7 +348,7 @@ def one_elsewhere(weights):
         (one_elsewhere, r"the unet lacks 1 of its \d+ layers, such as mid_block.attentions.9.to_q"),
         (lambda w: renamed(w, "unet.", "text_encoder_2."), "this model has no place for .* such as text_encoder_2"),
         (lambda w: renamed(w, "unet.", "transformer."), "this model has no place for .* such as transformer"),
-        (half_of, "it is torn: it lacks .*lora_B.weight"),
+        (half_of, "it is incomplete: it lacks .*lora_B.weight"),
         (lambda w: renamed(w, "lora_A.weight", "lokr_w1"), "it is a LoKr, LoHa or DoRA"),
         (lambda _: {"model.diffusion_model.out.2.bias": torch.zeros(4)}, "it is not a LoRA; if it is a whole model"),
     ],
@@ -370,7 +370,7 @@ def test_pefts_form_without_its_configuration(folder, funk, tmp_path):
 
 def test_torn_file(folder, tmp_path):
     (tmp_path / "funk.safetensors").write_bytes(b"nothing")
-    with pytest.raises(OSError, match="cannot load the LoRA 'funk.safetensors': funk.safetensors is torn"):
+    with pytest.raises(OSError, match="cannot load the LoRA 'funk.safetensors': funk.safetensors is truncated"):
         load_pipeline(folder, device="cpu", lora=tmp_path / "funk.safetensors")
 
 
