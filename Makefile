@@ -41,11 +41,13 @@ lab: .venv/lab.stamp
 	@$(strip $(BIN)/python tools/open_lab.py $(LAB_OPTIONS))
 
 test: .venv/test.stamp
-	@echo "1 of 3: ruff reads the code and the notebooks."
+	@echo "1 of 4: ruff reads the code and the notebooks."
 	$(BIN)/python -m ruff check .
-	@echo "2 of 3: pytest tests the package; tests that need a missing program are skipped and say how to get it."
+	@echo "2 of 4: mypy checks the type hints of the package."
+	$(BIN)/python -m mypy
+	@echo "3 of 4: pytest tests the package; tests that need a missing program are skipped and say how to get it."
 	$(BIN)/python -m pytest
-	@echo "3 of 3: nbval runs the notebooks and compares what they print."
+	@echo "4 of 4: nbval runs the notebooks and compares what they print."
 	$(BIN)/python -m pytest $(NBVAL) --nbval-current-env --nbval-sanitize-with=tests/nbval_sanitize.cfg --nbval-cell-timeout=180 notebooks
 
 # The set-up cell with notebook 00, and the tests of the widgets; tests/colab_lane.py leaves out what needs a browser.
@@ -87,4 +89,4 @@ notebooks: .venv/test.stamp
 
 clean:
 	@echo "Removing .venv, .venv-colab and what the tools left behind."
-	rm -rf .venv .venv-colab .pytest_cache .ruff_cache build dist *.egg-info
+	rm -rf .venv .venv-colab .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info

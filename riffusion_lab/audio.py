@@ -1,6 +1,7 @@
-"""Sounds: reading, writing, checking, resampling and measuring them.
+"""Reading, writing, checking, resampling and measuring sounds.
 
-Files are in `soundfiles`, samples in memory in `samples`, sample rates in `resampling`; levels are here.
+Levels are measured here. The other functions are imported from `soundfiles` (files), `samples` (arrays in memory) and
+`resampling` (sample rates).
 """
 
 from __future__ import annotations
@@ -30,43 +31,48 @@ __all__ = [
     "rms_dbfs",
 ]
 
-RMS_DBFS, PEAK_DBFS = -18.0, -1.0  # the level of sounds that bring none
-LOUDEST_DBFS = -4.5  # RMS of the loudest sounds that are kept at their level
+RMS_DBFS = -18.0  # of sounds whose level is not known
+PEAK_DBFS = -1.0  # their highest peak
+LOUDEST_DBFS = -4.5  # RMS; louder sounds are turned down to this
 
 
 def peak_dbfs(waveform: np.ndarray) -> float:
-    """Largest sample in dB below full scale; minus infinity for silence."""
+    """Peak level in dBFS: 0 is full scale, minus infinity is silence."""
     return _decibels(float(np.abs(waveform).max(initial=0.0)))
 
 
 def rms_dbfs(waveform: np.ndarray) -> float:
-    """Root mean square in dB below full scale: a full-scale sine has -3.0; minus infinity for silence."""
+    """RMS level in dBFS: a full-scale sine has -3.0, silence minus infinity."""
     return _decibels(math.sqrt(float(np.mean(np.square(waveform, dtype=np.float64)))))
 
 
 def level_gain(waveform: np.ndarray, *, is_known: bool) -> tuple[float, float]:
-    """Gain that brings a reconstructed sound to its level, and the largest amplitude that it may have then.
+    """Gain that brings a reconstructed sound to its level, and the largest amplitude allowed afterwards.
 
     Parameters
     ----------
     waveform : np.ndarray [shape=(channels, samples), float32]
     is_known : bool
-        Whether the sound comes at its own level, which is kept; but above -4.5 dBFS RMS no music is left unharmed by
-        full scale, so what is louder is turned down to that. Otherwise it gets -18 dBFS RMS. Silence stays silence.
+        Whether the sound is at its own level, which is then kept up to -4.5 dBFS RMS: music that is louder cannot stay
+        below full scale without audible damage, so it is turned down. If the level is not known, the sound is brought
+        to -18 dBFS RMS. Silence stays silence.
 
     Returns
     -------
     gain : float
     ceiling : float
-        1 where the level is known, else -1 dBFS.
+        1 if the level is known, else -1 dBFS.
     """
     ceiling = 1.0 if is_known else 10 ** (PEAK_DBFS / 20)
     if not waveform.any():
         return 1.0, ceiling
     level = rms_dbfs(waveform)
-    wanted = min(level, LOUDEST_DBFS) if is_known else RMS_DBFS
-    return 10 ** ((wanted - level) / 20), ceiling
+    target = min(level, LOUDEST_DBFS) if is_known else RMS_DBFS
+    gain: float = 10 ** ((target - level) / 20)
+    return gain, ceiling
 
 
 def _decibels(amplitude: float) -> float:
-    return 20 * math.log10(amplitude) if amplitude > 0 else -math.inf
+    if amplitude > 0:
+        return 20 * math.log10(amplitude)
+    return -math.inf

@@ -1,4 +1,4 @@
-"""A sound and its picture are one thing: the clip."""
+"""The clip: a sound together with its spectrogram picture."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import copy
 import json
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -15,31 +16,33 @@ import numpy as np
 import torch
 from PIL import Image
 
-from . import audio, join
+from . import audio, mixing
 from .files import is_file_like, name_of, write_to
 from .image import Picture, encode_image, image_from_mel, mel_from_image, open_image
 from .params import SpectrogramParams
 from .phase import lower_peaks, waveform_from_mel
 from .samples import Channel
 from .soundfiles import Torn
-from .spectrogram import mel_from_waveform
+from .spectrogram import mel_from_waveform, n_columns
 from .torch_defaults import torch_defaults
-from .values import check_whole, warn
+from .values import check_number, check_whole, warn
 
-LONG_S = 60  # longer sounds work, but slowly
+LONG_S = 60  # longer sounds work, but take time and memory: a warning says so
 
 
 class Clip:
-    """A sound and its picture, with all that is needed to make one from the other.
+    """A sound and its spectrogram picture, with all that is needed to compute either from the other.
 
-    Make one with `Clip.from_audio` or `Clip.from_image`. In a notebook it shows its spectrogram and a player.
-    A clip does not change; what is computed from the other half is computed once, when first asked for.
+    Make one with `Clip.from_audio` or `Clip.from_image`. A notebook shows its spectrogram and a player.
+    A clip is immutable. Its picture or its waveform, whichever it was not made from, is computed once, on first access.
 
     Taught in: 01
     """
 
     def __init__(self, params: SpectrogramParams, *, loop: bool, recipe: dict[str, Any] | None) -> None:
-        self.params, self.loop, self._recipe = params, loop, _json_copy(recipe)
+        self.params = params
+        self.loop = loop
+        self._recipe = _json_copy(recipe)
         self._limited_db = 0.0
 
     @classmethod
@@ -60,45 +63,48 @@ class Clip:
         Parameters
         ----------
         path_or_array : path, bytes, binary file, array, pair or dict
-            A sound file: its path, what it holds, or an open one. Or samples [shape=(samples,), (channels, samples) or
-            (samples, channels)], floats in [-1, 1] or integers of 8, 16 or 32 bits: of NumPy, PyTorch or pandas, or a
-            list; as a pair with their rate, as `librosa.load` or `scipy.io.wavfile.read` give it; or a dict, as
-            🤗 datasets have it: {"array", "sampling_rate"} or {"bytes", "path"}.
+            A sound file: its path, its bytes, or an open file. Or samples [shape=(samples,), (channels, samples) or
+            (samples, channels)], floats in [-1, 1] or integers of 8, 16 or 32 bits, from NumPy, PyTorch, pandas or a
+            list. Samples may come with their rate: as a pair, as `librosa.load` or `scipy.io.wavfile.read` return it,
+            or as a dict of 🤗 datasets: {"array", "sampling_rate"} or {"bytes", "path"}.
         sample_rate : int, optional
-            In Hz; of an array. A file, a pair and a dict bring their own.
+            In Hz, for an array. Files, pairs and dicts contain their own.
         params : SpectrogramParams, optional
-            Default: Riffusion's, which are mono: channels are mixed.
+            Default: Riffusion's. They are mono, so channels are mixed.
         loop : bool
-            Whether the end runs into the beginning.
+            Whether the end continues at the beginning.
         recipe : dict, optional
-            How the sound was made; must fit into JSON.
+            How the sound was made; must be serializable as JSON.
         channel : {"mix", "left", "right", "side"} or int
-            What is heard of several channels: all of them, one (by its name, or its number from 0), or half the
-            difference of left and right.
+            Which of several channels to use: all of them, one (by name, or by number from 0), or half the difference
+            of left and right.
         torn : {"error", "keep"}
-            Whether a file whose end is missing is an error, or what is left of it is read, with a warning.
+            What to do with a truncated file: raise an error, or keep what is left of it, with a warning.
 
         Returns
         -------
         Clip
-            Resampled to `params.sample_rate`, a whole number of columns long: the last half column of sound may fall
-            off, or be filled up with silence.
+            Resampled to `params.sample_rate`, a whole number of columns long: up to half a column at the end is cut
+            off, or padded with silence.
 
         Raises
         ------
         OSError
-            If the file is missing, empty, torn, or no sound.
+            If the file is missing, empty, truncated, or not a sound.
         ValueError, TypeError
-            If there is less than half a column of sound, a sample is NaN, the rate is missing, integers do not say
-            their full scale, or there is no such channel.
+            If there is less than half a column of sound, a sample is NaN, the sample rate is missing, the full scale
+            of integer samples is unknown, or there is no such channel.
         """
         params = params or SpectrogramParams()
         waveform, sample_rate, name = audio.load_sound(path_or_array, sample_rate, torn=torn)
         try:
-            waveform = _fit(audio.pick_channel(waveform, channel), sample_rate, params, loop=loop)
+            waveform = audio.pick_channel(waveform, channel)
+            waveform = _conform(waveform, sample_rate, params, loop=loop)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
-        return _warn_if_long(cls.from_waveform(waveform, params, loop=loop, recipe=recipe), name)
+        clip = cls.from_waveform(waveform, params, loop=loop, recipe=recipe)
+        _warn_if_long(clip, name)
+        return clip
 
     @classmethod
     def from_image(
@@ -117,43 +123,49 @@ class Clip:
         ----------
         path_or_image : path, bytes, binary file or PIL.Image.Image
         params, loop, recipe, maximum : optional
-            Instead of what the picture's metadata says; without any: Riffusion's params, no loop, no recipe, and no
-            maximum. `maximum` is the amplitude of black, for samples in [-1, 1]: the level of another clip.
+            Override the picture's metadata. Without metadata the defaults are Riffusion's params, no loop, no recipe
+            and an unknown maximum. `maximum` is the mel amplitude of black, for samples in [-1, 1]: the level.
         invert : bool
-            Whether bright is loud in this picture. Riffusion's are dark where they are loud.
+            Whether bright means loud in this picture. In Riffusion's, dark means loud.
 
         Returns
         -------
         Clip
-            At its level, where the picture tells it; else at an RMS of -18 dBFS with a peak of -1 dBFS at most.
+            At the picture's own level if it is known; else at an RMS of -18 dBFS, with a peak of at most -1 dBFS.
 
         Raises
         ------
         OSError
-            If the file is missing, torn, or no picture.
+            If the file is missing, truncated, or not a picture.
         ValueError, TypeError
             If the picture cannot be a spectrogram.
         """
         is_picture = isinstance(path_or_image, (str, os.PathLike, Image.Image)) or is_file_like(path_or_image)
         if not is_picture:
-            raise TypeError(f"{type(path_or_image).__name__} is no picture: give a path or a PIL image")
-        given = {"loop": loop, "recipe": recipe, "maximum": maximum}
+            raise TypeError(f"{type(path_or_image).__name__} is not a picture: give a path or a PIL image")
         picture = open_image(path_or_image, params, invert=invert)
-        picture = replace(picture, **{name: value for name, value in given.items() if value is not None})
-        return _warn_if_long(cls.from_picture(picture), "the picture")
+        if loop is not None:
+            picture = replace(picture, loop=loop)
+        if recipe is not None:
+            picture = replace(picture, recipe=recipe)
+        if maximum is not None:
+            picture = replace(picture, maximum=maximum)
+        clip = cls.from_picture(picture)
+        _warn_if_long(clip, "the picture")
+        return clip
 
     @classmethod
     def from_waveform(
         cls, waveform: np.ndarray, params: SpectrogramParams, loop: bool = False, recipe: dict[str, Any] | None = None
     ) -> Clip:
-        """Make a clip from samples that have the form of `waveform` already, a whole number of columns."""
+        """Make a clip from samples that already have the form of `Clip.waveform`, a whole number of columns."""
         clip = cls(params, loop=bool(loop), recipe=recipe)
         clip.waveform = _read_only(waveform)
         return clip
 
     @classmethod
     def from_picture(cls, picture: Picture) -> Clip:
-        """Make a clip from a picture of which all is known."""
+        """Make a clip from a picture and its metadata."""
         clip = cls(picture.params, loop=bool(picture.loop), recipe=picture.recipe)
         clip._picture = picture
         return clip
@@ -169,10 +181,11 @@ class Clip:
     @torch_defaults()
     def waveform(self) -> np.ndarray:
         """Samples, a NumPy array [shape=(channels, samples), float32, range [-1, 1]]; read-only."""
-        picture = self._picture
-        mel = mel_from_image(picture.image, self.params, picture.maximum)
+        image = self._picture.image
+        maximum = self._picture.maximum
+        mel = mel_from_image(image, self.params, maximum)
         waveform = waveform_from_mel(mel, self.params, loop=self.loop)
-        gain, ceiling = audio.level_gain(waveform.numpy(), is_known=picture.maximum is not None)
+        gain, ceiling = audio.level_gain(waveform.numpy(), is_known=maximum is not None)
         waveform = waveform * gain
         peak = float(waveform.abs().max())
         if peak > ceiling:
@@ -182,28 +195,28 @@ class Clip:
 
     @property
     def limited_db(self) -> float:
-        """By how many decibels the highest peak was lowered, since the phases that were found raise peaks; mostly 0."""
-        _ = self.waveform
+        """Decibels by which the highest peak of a reconstructed waveform was lowered; usually 0."""
+        _ = self.waveform  # its reconstruction sets the value
         return self._limited_db
 
     @property
     def image(self) -> Image.Image:
-        """The spectrogram picture: RGB, loud is dark, low frequencies at the bottom. A copy: draw on it as you like."""
+        """The spectrogram picture: RGB, loud is dark, low frequencies at the bottom. A copy, so you may draw on it."""
         return self._picture.image.copy()
 
     @property
     def maximum(self) -> float | None:
-        """The loudest mel amplitude, the level that the picture alone does not tell; None where it is not known."""
+        """The largest mel amplitude, which sets the level of the picture; None if it is not known."""
         return self._picture.maximum
 
     @property
     def recipe(self) -> dict[str, Any] | None:
-        """How the clip was made; None for sounds from elsewhere. A copy."""
+        """How the clip was made; None if it was not generated. A copy."""
         return copy.deepcopy(self._recipe)
 
     @property
     def sample_rate(self) -> int:
-        """Samples per second of `waveform`, in Hz."""
+        """Sample rate of `waveform` in Hz."""
         return self.params.sample_rate
 
     @property
@@ -215,29 +228,29 @@ class Clip:
 
     @property
     def title(self) -> str:
-        """The prompt it was made from, if any."""
+        """The prompt it was generated from, or an empty text."""
         prompt = (self._recipe or {}).get("prompt")
         return prompt if isinstance(prompt, str) else ""
 
     def save(self, path_or_file: str | os.PathLike[str] | BinaryIO, *, format: str | None = None) -> None:
         """Save as a picture that can be played again (`.png`), or as a sound (`.wav`, `.flac`, `.ogg`, `.mp3` …).
 
-        `audio.FORMATS` lists the sounds; with ffmpeg installed there are more, such as `.m4a`: all those that it can
-        read again. A format that has not the clip's sample rate gets another one, with a warning.
+        `audio.FORMATS` lists the sound formats. With ffmpeg installed there are more, such as `.m4a`. If a format does
+        not support the clip's sample rate, the sound is resampled, with a warning.
 
         Parameters
         ----------
         path_or_file : path or binary file
-            Where to write to; an open file is written to at its position.
+            An open file is written to at its current position.
         format : str, optional
-            What to write, "png", "wav", "mp3" …; default: what the file's name ends in.
+            "png", "wav", "mp3" …; default: the extension of the file name.
 
         Raises
         ------
         ValueError
-            If the name ends in no known format, or an open file has no name and `format` is missing.
+            If the extension is not a known format, or an open file has no name and `format` is missing.
         OSError
-            If the file cannot be written; nothing half-written is left behind under a path.
+            If the file cannot be written. A partly written file is never left under the path.
         """
         suffix = _suffix(path_or_file, format)
         if suffix == ".png":
@@ -247,34 +260,94 @@ class Clip:
             data = audio.encode_for(suffix, self.waveform, self.sample_rate, **tags)
         write_to(path_or_file, data)
 
+    def with_waveform(self, waveform: np.ndarray, *, loop: bool = False) -> Clip:
+        """Make a clip from other samples with the same params, cut or padded to a whole number of columns."""
+        n_samples = n_columns(waveform.shape[1], self.params) * self.params.hop_length
+        return self.from_waveform(mixing.fix_length(waveform, n_samples), self.params, loop=loop)
+
     def __getitem__(self, seconds: slice) -> Clip:
-        """Cut out a part: `clip[1.5:3]` goes from 1.5 to 3 s, `clip[-1:]` is the last second."""
+        """Cut out a part: `clip[1.5:3]` is the sound from 1.5 to 3 s, `clip[-1:]` the last second."""
         if not isinstance(seconds, slice) or seconds.step is not None:
             raise TypeError(f"clip[{seconds!r}]: give times in seconds, as in clip[1.5:3]")
-        return join.cut(self, seconds.start, seconds.stop)
+        start_s = self._time_s(seconds.start, default=0.0)
+        stop_s = self._time_s(seconds.stop, default=self.duration_s)
+        if not 0 <= start_s < stop_s <= self.duration_s + 1e-6:
+            raise ValueError(
+                f"cannot cut from {start_s:g} to {stop_s:g} s: the clip goes from 0 to {self.duration_s:g} s"
+            )
+        first = round(start_s * self.sample_rate)
+        last = round(stop_s * self.sample_rate)
+        is_whole = first == 0 and last == self.waveform.shape[1]
+        return self.with_waveform(self.waveform[:, first:last], loop=self.loop and is_whole)
+
+    def _time_s(self, seconds: float | None, *, default: float) -> float:
+        """Seconds from the beginning; negative times count from the end, as indices of a list do."""
+        if seconds is None:
+            return default
+        time_s = check_number("a time in seconds", seconds)
+        if time_s < 0:
+            return time_s + self.duration_s
+        return time_s
 
     def __add__(self, other: Clip) -> Clip:
-        """Put another clip behind this one, sample by sample; `stitch` joins without a jump."""
-        return join.concatenate([self, other])
+        """Append another clip, sample by sample; `stitch` crossfades instead."""
+        check_compatible([self, other])
+        return self.with_waveform(np.concatenate([self.waveform, other.waveform], axis=1))
 
     def __mul__(self, n_times: int) -> Clip:
-        """Play the clip several times: `clip * 4`."""
-        return join.repeat(self, check_whole("how often", n_times, 1, 10_000))
+        """Repeat the clip: `clip * 4`."""
+        n_times = check_whole("how often", n_times, 1, 10_000)
+        return self.with_waveform(np.tile(self.waveform, n_times), loop=self.loop)
 
     __rmul__ = __mul__  # 4 * clip
-    __array_ufunc__ = None  # so that NumPy's whole numbers leave the product to us
+    __array_ufunc__ = None  # so that a NumPy integer leaves the multiplication to `__rmul__`
 
     def __radd__(self, other: object) -> Clip:
-        """Make `sum(clips)` put clips one behind the other: it begins with 0."""
+        """Let `sum(clips)` concatenate clips: it starts from 0."""
         if isinstance(other, int) and other == 0:
             return self
         return NotImplemented
 
-    overlay, fade, difference = join.overlay, join.fade, join.difference
+    def overlay(self, other: Clip, *, start_s: float = 0.0, gain_db: float = 0.0) -> Clip:
+        """Mix another clip into this one from `start_s` on; what reaches beyond the end is cut off.
+
+        `gain_db` makes the other clip louder or softer. If the sum exceeds full scale, all of it is turned down.
+        """
+        check_compatible([self, other])
+        start = round(check_number("start_s", start_s, 0, self.duration_s) * self.sample_rate)
+        gain_db = check_number("gain_db", gain_db)
+        mixed = mixing.overlay(self.waveform, other.waveform, start=start, gain_db=gain_db)
+        is_as_long = start == 0 and self.waveform.shape == other.waveform.shape
+        return self.with_waveform(mixed, loop=self.loop and other.loop and is_as_long)
+
+    def fade(self, in_s: float = 0.0, out_s: float = 0.0) -> Clip:
+        """Fade in over the first `in_s` seconds, and out over the last `out_s`; linear in amplitude."""
+        in_s = check_number("in_s", in_s, 0, self.duration_s)
+        out_s = check_number("out_s", out_s, 0, self.duration_s)
+        gain = mixing.fade_gain(self.waveform.shape[1], self.sample_rate, in_s=in_s, out_s=out_s)
+        is_faded = in_s > 0 or out_s > 0
+        return self.with_waveform(self.waveform * gain, loop=self.loop and not is_faded)
+
+    @torch_defaults()
+    def difference(self, other: Clip) -> Clip:
+        """Keep what this clip has and the other has not: the positive part of the difference of mel amplitudes."""
+        check_compatible([self, other])
+        if self.image.size != other.image.size:
+            raise ValueError(f"clips of {self.duration_s:g} and {other.duration_s:g} s: cut them to one length first")
+        mel = mel_from_waveform(torch.tensor(self.waveform), self.params, loop=self.loop)
+        other_mel = mel_from_waveform(torch.tensor(other.waveform), other.params, loop=other.loop)
+        image, maximum = image_from_mel((mel - other_mel).clamp(min=0), self.params)
+        return self.from_image(image, params=self.params, loop=self.loop, maximum=maximum)
 
     def __repr__(self) -> str:
-        parts = [f"{self.duration_s:.2f} s", f"{self.sample_rate} Hz", "stereo" if self.params.stereo else "mono"]
-        return f"Clip({', '.join(parts + ['loop'] * self.loop)})"
+        facts = [
+            f"{self.duration_s:.2f} s",
+            f"{self.sample_rate} Hz",
+            "stereo" if self.params.stereo else "mono",
+        ]
+        if self.loop:
+            facts.append("loop")
+        return f"Clip({', '.join(facts)})"
 
     def _repr_html_(self) -> str:
         """Spectrogram, player and caption, for notebooks; the same text at every call."""
@@ -283,8 +356,27 @@ class Clip:
         return clip_html(self)
 
 
+def check_compatible(clips: Sequence[Clip]) -> None:
+    """Refuse clips that cannot be joined or mixed: all need the same sample rate and number of channels.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If there is no clip, one is not a `Clip`, or they differ.
+    """
+    if not clips:
+        raise ValueError("there is no clip: give at least one")
+    for clip in clips:
+        if not isinstance(clip, Clip):
+            raise TypeError(f"{clip!r} is not a Clip: make one with Clip.from_audio or Clip.from_image")
+    kinds = {(clip.sample_rate, clip.params.n_channels) for clip in clips}
+    if len(kinds) > 1:
+        named = " and ".join(f"{rate} Hz with {n} channel(s)" for rate, n in sorted(kinds))
+        raise ValueError(f"clips of {named} do not fit together: convert them with Clip.from_audio(…, params=…)")
+
+
 def _suffix(path_or_file: object, format: str | None) -> str:
-    """What a file's name ends in, with its dot, in small letters; or the format that is asked for."""
+    """Lower-case extension of a file name with its dot, or that of the format asked for."""
     if format is not None:
         return f".{format.lower().removeprefix('.')}"
     name = name_of(path_or_file, "")
@@ -293,11 +385,11 @@ def _suffix(path_or_file: object, format: str | None) -> str:
     return Path(name).suffix.lower()
 
 
-def _fit(waveform: np.ndarray, sample_rate: int, params: SpectrogramParams, *, loop: bool) -> np.ndarray:
-    """Bring samples to the params' rate and channels, within [-1, 1], a whole number of columns long."""
+def _conform(waveform: np.ndarray, sample_rate: int, params: SpectrogramParams, *, loop: bool) -> np.ndarray:
+    """Convert samples to the params' channels and rate, within [-1, 1], a whole number of columns long."""
     n_samples = waveform.shape[1]
-    n_columns = round(n_samples * params.sample_rate / sample_rate / params.hop_length)
-    if n_columns == 0:
+    columns = round(n_samples * params.sample_rate / sample_rate / params.hop_length)
+    if columns == 0:
         least = f"half of a column of the picture, {params.step_size_ms / 2:g} ms"
         raise ValueError(f"{n_samples} samples at {sample_rate} Hz are too short: give at least {least}")
     waveform = audio.mix_channels(waveform, params.n_channels)
@@ -305,10 +397,9 @@ def _fit(waveform: np.ndarray, sample_rate: int, params: SpectrogramParams, *, l
     if peak > 1:
         warn(f"the sound peaks at {peak:.3g}, above full scale: turned down to 1")
         waveform = waveform / peak
-    samples = audio.resample(torch.tensor(waveform), sample_rate, params.sample_rate, loop=loop)
-    n_samples = n_columns * params.hop_length
-    samples = torch.nn.functional.pad(samples[:, :n_samples], (0, max(0, n_samples - samples.shape[1])))
-    return samples.clamp(-1, 1).numpy()  # without its highest frequencies a wave may overshoot a little
+    resampled = audio.resample(torch.tensor(waveform), sample_rate, params.sample_rate, loop=loop)
+    clamped = resampled.clamp(-1, 1).numpy()  # without its highest frequencies a wave may overshoot a little
+    return mixing.fix_length(clamped, columns * params.hop_length)
 
 
 def _read_only(waveform: np.ndarray) -> np.ndarray:
@@ -317,12 +408,14 @@ def _read_only(waveform: np.ndarray) -> np.ndarray:
 
 
 def _json_copy(recipe: dict[str, Any] | None) -> dict[str, Any] | None:
-    if recipe is not None and not isinstance(recipe, dict):
+    if recipe is None:
+        return None
+    if not isinstance(recipe, dict):
         raise TypeError(f"recipe must be a dict, not {type(recipe).__name__}")
-    return json.loads(json.dumps(recipe))
+    copied: dict[str, Any] = json.loads(json.dumps(recipe))
+    return copied
 
 
-def _warn_if_long(clip: Clip, name: str) -> Clip:
+def _warn_if_long(clip: Clip, name: str) -> None:
     if clip.duration_s > LONG_S:
         warn(f"{name} lasts {clip.duration_s:.0f} s, more than {LONG_S}: this works, but takes time and memory")
-    return clip

@@ -1,24 +1,20 @@
-"""What a clip looks like in a notebook."""
+"""How a clip is shown in a notebook."""
 
 from __future__ import annotations
 
 import base64
 import html
 import math
-from typing import TYPE_CHECKING
 
 from . import audio
-from .plot import description, spectrogram_png
+from .plot import ClipLike, description, spectrogram_png
 
-if TYPE_CHECKING:
-    from .clip import Clip
-
-PLAYED_S = 60  # of a long sound: half a megabyte
-LIMITED_DB = 1  # by how much peaks must have been lowered for the caption to say so
+PLAYED_S = 60  # the player has this much of a long clip: half a megabyte
+LIMITED_DB = 1  # the caption mentions the limiter if it lowered the peaks by more than this
 
 
-def clip_html(clip: Clip) -> str:
-    """Spectrogram, player and caption in one `<figure>`, free of anything outside; the same text at every call.
+def clip_html(clip: ClipLike) -> str:
+    """Spectrogram, player and caption in one self-contained `<figure>`; the same text at every call.
 
     Taught in: 00
     """
@@ -34,8 +30,8 @@ def clip_html(clip: Clip) -> str:
     )
 
 
-def caption(clip: Clip) -> str:
-    """Say what there is to hear, also to readers who see no player: duration, rate, channels and levels.
+def caption(clip: ClipLike) -> str:
+    """Prompt, duration, sample rate, channels and levels in one line, for readers who see no player.
 
     Taught in: 00
     """
@@ -58,4 +54,6 @@ def caption(clip: Clip) -> str:
 
 
 def _decibels(level: float) -> str:
-    return f"{level:.1f} dBFS".replace("-", "−") if math.isfinite(level) else "−∞ dBFS"
+    if not math.isfinite(level):
+        return "−∞ dBFS"
+    return f"{level:.1f} dBFS".replace("-", "−")

@@ -1,4 +1,4 @@
-"""Files appear whole or not at all."""
+"""Reading and writing files: paths, bytes and open files; a written file appears whole or not at all."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import io
 import os
 import uuid
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, Any, BinaryIO
 
 
 def write_whole(path: str | os.PathLike[str], data: bytes) -> None:
-    """Write a file under another name first, so that no half-written one is ever seen under its own.
+    """Write a file atomically: under a temporary name first, then renamed.
 
     Raises
     ------
     OSError
-        If the folder is missing or cannot be written to; a file that was there is left as it was.
+        If the folder is missing or not writable; an existing file then stays unchanged.
     """
     path = Path(path)
     if not path.parent.is_dir():
@@ -31,15 +31,15 @@ def write_whole(path: str | os.PathLike[str], data: bytes) -> None:
 
 
 def existing_file(path: str | os.PathLike[str], kind: str) -> Path:
-    """Return the path of a file that can be read and is not empty.
+    """Return the path of a file that exists and is not empty; `kind` is what an error asks for, such as "a sound".
 
     Raises
     ------
     OSError
-        If there is no such file, if it is a folder, or if it is empty.
+        If there is no such file, or it is a folder, a web address, or empty.
     """
     if str(path).startswith(("http://", "https://", "ftp://")):
-        raise FileNotFoundError(f"{path} is an address: download the file first, and give its name")
+        raise FileNotFoundError(f"{path} is a web address: download the file first, and give its name")
     path = Path(path)
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder: give the name of {kind} file")
@@ -51,20 +51,22 @@ def existing_file(path: str | os.PathLike[str], kind: str) -> Path:
 
 
 def is_file_like(source: object) -> bool:
-    """Whether this is what a file holds (bytes), or an open file."""
+    """Whether this is the content of a file (bytes) or an open file."""
     if isinstance(source, memoryview):
         return source.itemsize == 1
     return isinstance(source, (bytes, bytearray)) or callable(getattr(source, "read", None))
 
 
 def name_of(source: object, otherwise: str) -> str:
-    """What an error calls a file: its name, where it has one."""
+    """Name of a file for error messages, or `otherwise` if it has none."""
     name = source if isinstance(source, (str, os.PathLike)) else getattr(source, "name", None)
-    return os.fsdecode(name) if isinstance(name, (str, os.PathLike)) else otherwise
+    if isinstance(name, (str, os.PathLike)):
+        return os.fsdecode(name)
+    return otherwise
 
 
-def as_binary_file(source: bytes | BinaryIO, kind: str) -> BinaryIO:
-    """Return what a file holds, or what is left of an open file, as a file in memory.
+def as_binary_file(source: bytes | bytearray | memoryview | BinaryIO, kind: str) -> io.BytesIO:
+    """Return the content of a file, or the rest of an open file, as a file in memory.
 
     An open file at its end, such as an `io.BytesIO` that was just written to, is read from its beginning.
 
@@ -73,31 +75,37 @@ def as_binary_file(source: bytes | BinaryIO, kind: str) -> BinaryIO:
     TypeError
         If the file was opened as text.
     OSError
-        If there is nothing in it.
+        If it is empty.
     """
     if isinstance(source, (bytes, bytearray, memoryview)):
         data = bytes(source)
     else:
-        data = source.read()
-        if len(data) == 0 and hasattr(source, "seek"):
-            source.seek(0)
-            data = source.read()
-    if isinstance(data, str):
-        raise TypeError(f"{name_of(source, 'the file')} is open as text: open it in binary mode, open(name, 'rb')")
+        data = _read_rest(source)
     if not data:
         raise OSError(f"{name_of(source, 'the file')} is empty (0 bytes): give {kind} file with something in it")
     return io.BytesIO(data)
 
 
-def write_to(target: str | os.PathLike[str] | BinaryIO, data: bytes) -> None:
-    """Write to a path, see `write_whole`, or to an open file at its position.
+def _read_rest(file: IO[Any]) -> bytes:
+    """Read an open file from its position, or from its beginning if it is at its end."""
+    data = file.read()
+    if len(data) == 0 and hasattr(file, "seek"):
+        file.seek(0)
+        data = file.read()
+    if isinstance(data, str):
+        raise TypeError(f"{name_of(file, 'the file')} is open as text: open it in binary mode, open(name, 'rb')")
+    return bytes(data)
+
+
+def write_to(target: str | os.PathLike[str] | IO[Any] | io.TextIOBase, data: bytes) -> None:
+    """Write to a path, see `write_whole`, or to an open file at its current position.
 
     Raises
     ------
     TypeError
         If the file was opened as text.
     OSError
-        If it cannot be written to.
+        If it cannot be written.
     """
     if isinstance(target, (str, os.PathLike)):
         write_whole(target, data)

@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
+from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -55,7 +56,7 @@ def _module_hash(module: nn.Module) -> str:
         digest = hashlib.sha256()
         for name, tensor in tensors:
             digest.update(name.encode())
-            digest.update(tensor.detach().cpu().float().flatten().numpy())
+            digest.update(tensor.detach().cpu().float().flatten().numpy().data)
         digest.update(switches.encode())
         _known_hashes[module] = (state, digest.hexdigest())
     return _known_hashes[module][1]
@@ -77,7 +78,10 @@ def _named_tensors(layers: Layers, lora_numbers: Mapping[str, str]) -> list[tupl
                 others[_plain_name(_join(layer_name, name))] = tensor
             seen.add(tensor)
         if is_parametrized(layer):
-            others |= {_plain_name(_join(layer_name, name)): getattr(layer, name) for name in layer.parametrizations}
+            others |= {
+                _plain_name(_join(layer_name, name)): getattr(layer, name)
+                for name in cast("nn.ModuleDict", layer.parametrizations)
+            }
     return sorted(parameters.items()) + sorted(others.items())
 
 
@@ -96,16 +100,19 @@ def _join(layer_name: str, name: str) -> str:
 
 def _lora_numbers(layers: Layers) -> dict[str, str]:
     """Number the active LoRAs of a network, since neither their names nor inactive ones change a clip."""
-    acting = set()
-    for _, layer in layers:
-        if _is_lora_layer(layer) and not layer.disable_adapters:
-            acting.update(layer.active_adapters)
-    return {lora: str(number) for number, lora in enumerate(sorted(acting))}
+    active: set[str] = set()
+    for _, layer in _active_lora_layers(layers):
+        active.update(layer.active_adapters)
+    return {lora: str(number) for number, lora in enumerate(sorted(active))}
 
 
-def _is_lora_layer(layer: nn.Module) -> bool:
-    """Tell whether peft has put its layer around one of the network's own (``peft.tuners.lora.LoraLayer``)."""
-    return isinstance(vars(layer).get("scaling"), dict)
+def _active_lora_layers(layers: Layers) -> Iterator[tuple[str, Any]]:
+    """Layers that peft has put around the network's own (``peft.tuners.lora.LoraLayer``), unless switched off."""
+    for name, layer in layers:
+        lora_layer: Any = layer
+        is_lora = isinstance(vars(layer).get("scaling"), dict)
+        if is_lora and not lora_layer.disable_adapters:
+            yield name, lora_layer
 
 
 def _acts(name: str, lora_numbers: Mapping[str, str]) -> bool:
@@ -128,12 +135,14 @@ def _is_range(buffer: Tensor) -> bool:
 
 def _switches(layers: Layers, lora_numbers: Mapping[str, str]) -> str:
     """Active adapters of peft with their strengths, and FreeU's factors; empty without any."""
+    loras = {name: layer for name, layer in _active_lora_layers(layers)}
     found = []
     for name, layer in layers:
-        if _is_lora_layer(layer) and not layer.disable_adapters:
-            acting = {lora_numbers[lora]: layer.scaling.get(lora) for lora in sorted(layer.active_adapters)}
-            merged = [lora_numbers.get(lora, lora) for lora in layer.merged_adapters]
-            found.append(f"{_plain_name(name)} {acting} {merged}")
+        if name in loras:
+            lora = loras[name]
+            scaling = {lora_numbers[adapter]: lora.scaling.get(adapter) for adapter in sorted(lora.active_adapters)}
+            merged = [lora_numbers.get(adapter, adapter) for adapter in lora.merged_adapters]
+            found.append(f"{_plain_name(name)} {scaling} {merged}")
         free_u = [vars(layer).get(factor) for factor in FREE_U_FACTORS]
         if None not in free_u:
             found.append(f"{_plain_name(name)} {free_u}")

@@ -1,4 +1,4 @@
-"""Mel spectrogram ↔ picture, as Riffusion v1 draws it: loud is dark, low frequencies are at the bottom."""
+"""Mel spectrogram ↔ picture in Riffusion v1's convention: loud is dark, low frequencies are at the bottom."""
 
 from __future__ import annotations
 
@@ -30,29 +30,29 @@ EXIF_TAGS = {
 }
 MAXIMUM_TAG = 11080
 INT16_UNITS = 32_768  # Riffusion analyses 16-bit samples, we analyse samples in [-1, 1]
-STAND_IN_MAXIMUM = 3e7  # what Riffusion takes where it knows no level
-TEXT_KEY = "riffusion_lab"  # PNG text chunk with what EXIF has no place for
+STAND_IN_MAXIMUM = 3e7  # Riffusion's default if the level is not known
+TEXT_KEY = "riffusion_lab"  # PNG text chunk for what EXIF cannot hold
 MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV")
-DEEP_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")  # grey, of more than 8 bits
-MOST_PIXELS = 2 * 360_000 * 512  # two hours of Riffusion's columns: 1.1 GB in RGB
+DEEP_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")  # grey, with more than 8 bits
+MAX_PIXELS = 2 * 360_000 * 512  # two hours of Riffusion's columns: 1.1 GB in RGB
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
-COLOURED = 16  # grey levels between a pixel's colours, on average: what a decoder adds to grey is a few
-DARK = 32  # a picture of which half is darker than this is loud nearly everywhere
+COLOURED = 16  # mean difference between a pixel's channels; an image decoder causes differences of a few grey levels
+DARK = 32  # a picture whose median is darker than this is loud nearly everywhere
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A spectrogram picture and what its file says about it."""
+    """A spectrogram picture and its metadata."""
 
     image: Image.Image  # RGB
     params: SpectrogramParams
-    maximum: float | None = None  # the loudest mel amplitude, for samples in [-1, 1]; None: the level is not known
+    maximum: float | None = None  # the largest mel amplitude, for samples in [-1, 1]; None: the level is not known
     loop: bool = False
     recipe: dict[str, Any] | None = None
 
 
 def pixels_from_mel(mel: torch.Tensor, params: SpectrogramParams) -> tuple[np.ndarray, float]:
-    """Bend amplitudes into brightness.
+    """Convert amplitudes to brightness.
 
     Parameters
     ----------
@@ -65,7 +65,7 @@ def pixels_from_mel(mel: torch.Tensor, params: SpectrogramParams) -> tuple[np.nd
     pixels : np.ndarray [shape=(num_frequencies, n_columns), or (num_frequencies, n_columns, 3) for stereo, uint8]
         Row 0 is the highest frequency; 255 is silence. Stereo: left in green, right in blue.
     maximum : float
-        The loudest amplitude, which the pixels alone no longer tell; 0 for silence.
+        The largest amplitude, which the pixels do not contain; 0 for silence.
 
     Taught in: 01
     """
@@ -100,38 +100,39 @@ def image_from_mel(mel: torch.Tensor, params: SpectrogramParams) -> tuple[Image.
 
 
 def mel_from_image(image: Image.Image, params: SpectrogramParams, maximum: float | None = None) -> torch.Tensor:
-    """Read amplitudes back from a picture.
+    """Convert a picture back to amplitudes.
 
     Parameters
     ----------
     image : PIL.Image.Image
-        `num_frequencies` pixels high.
+        Its height must be `num_frequencies`.
     params : SpectrogramParams
     maximum : float, optional
-        The amplitude of black; 1 where it is not known.
+        The amplitude of black; 1 if it is not known.
 
     Returns
     -------
     torch.Tensor [shape=(channels, num_frequencies, n_columns), float32, non-negative]
-        Mono takes the average of the three colours, which quiets what a decoder adds to each by itself.
+        For mono the three colour channels are averaged, which reduces the noise an image decoder adds to each.
 
     Taught in: 02
     """
-    pixels = torch.from_numpy(np.array(_as_rgb(image, params), dtype=np.float32)).flip(0).permute(2, 0, 1)
+    rgb = np.array(_as_rgb(image, params), dtype=np.float32)
+    pixels = torch.from_numpy(rgb).flip(0).permute(2, 0, 1)  # (colours, num_frequencies, n_columns)
     channels = pixels[1:] if params.stereo else pixels.mean(dim=0, keepdim=True)
     amplitude = (1 - channels / 255).clamp(min=0) ** (1 / params.power_for_image)
     return amplitude * (1.0 if maximum is None else maximum)
 
 
 def encode_image(picture: Picture) -> bytes:
-    """Bytes of a PNG that holds everything needed to play it again."""
+    """Encode a picture as PNG, with everything needed to play it again."""
     exif = Image.Exif()
     for name, tag in EXIF_TAGS.items():
         value = getattr(picture.params, name)
         exif[tag] = int(value) if isinstance(value, bool) else value
     if picture.maximum is not None:
         exif[MAXIMUM_TAG] = float(picture.maximum * INT16_UNITS)
-    # Programs that rewrite EXIF make whole numbers of all of them.
+    # Programs that rewrite EXIF round its numbers: those with a fraction are stored as text, too.
     exact = {name: value for name, value in asdict(picture.params).items() if isinstance(value, float)}
     text = PngInfo()
     text.add_text(TEXT_KEY, json.dumps({"loop": picture.loop, "recipe": picture.recipe, "params": exact}))
@@ -141,12 +142,12 @@ def encode_image(picture: Picture) -> bytes:
 
 
 def save_image(path: str | os.PathLike[str], picture: Picture) -> None:
-    """Write a PNG that holds everything needed to play it again.
+    """Write a PNG with everything needed to play it again.
 
     Raises
     ------
     OSError
-        If the file cannot be written; nothing half-written is left behind.
+        If the file cannot be written. A partly written file is never left behind.
     """
     write_whole(path, encode_image(picture))
 
@@ -157,16 +158,16 @@ def open_image(
     *,
     invert: bool = False,
 ) -> Picture:
-    """Open a spectrogram picture, ours, Riffusion's or anybody's.
+    """Open a spectrogram picture, made by this package, by Riffusion or by any other program.
 
     Parameters
     ----------
     source : path, bytes, binary file or PIL.Image.Image
-        Turned upright, where its EXIF orientation says so.
+        An EXIF orientation is applied.
     params : SpectrogramParams, optional
-        Instead of what the picture's EXIF tags say. A missing tag stands for its default.
+        Override the picture's EXIF tags. Parameters without a tag have their defaults.
     invert : bool
-        Whether bright is loud in this picture.
+        Whether bright means loud in this picture.
 
     Returns
     -------
@@ -175,14 +176,18 @@ def open_image(
     Raises
     ------
     OSError
-        If the file is missing, torn, or no picture.
+        If the file is missing, truncated, or not a picture.
     ValueError
-        If the picture cannot be a spectrogram of these params, or its metadata makes no sense.
+        If the picture cannot be a spectrogram with these params, or its metadata is invalid.
     """
-    image = source if isinstance(source, Image.Image) else _load(source)
-    name = "the picture" if image is source else name_of(source, "the picture")
+    if isinstance(source, Image.Image):
+        image = source
+        name = "the picture"
+    else:
+        image = _load(source)
+        name = name_of(source, "the picture")
     try:
-        image.load()  # before its EXIF is read: Pillow turns a TIFF here, and no other picture
+        image.load()  # before its EXIF is read: Pillow applies the orientation of a TIFF here, but of no other format
         exif = image.getexif()
         extra = _read_text(image)
         is_ours = any(tag in exif for tag in EXIF_TAGS.values())
@@ -200,66 +205,75 @@ def open_image(
 def _read_text(image: Image.Image) -> dict[str, Any]:
     extra = json.loads(image.info.get(TEXT_KEY, "{}"))
     if not isinstance(extra, dict):
-        raise ValueError(f"its text {TEXT_KEY!r} is {extra!r}, no dict: take it out")
+        raise ValueError(f"its text {TEXT_KEY!r} is {extra!r}, not a dict: remove it")
     return extra
 
 
 def _load(source: str | os.PathLike[str] | bytes | BinaryIO) -> Image.Image:
-    """Read a picture whole. Pillow warns of long PNGs as of an attack; here there is a limit of our own."""
-    is_path = isinstance(source, (str, os.PathLike))
+    """Read a picture completely. Pillow's limit for PNGs is too low for long spectrograms; `MAX_PIXELS` replaces it."""
     name = name_of(source, "the picture")
-    file = existing_file(source, "a picture").open("rb") if is_path else as_binary_file(source, "a picture")
-    with file:
+    with _opened(source) as file:
         is_png = file.read(len(PNG_MAGIC)) == PNG_MAGIC
         file.seek(0)
         try:
-            image = PngImageFile(file) if is_png else Image.open(file)
-            if image.width * image.height > MOST_PIXELS:
+            image: Image.Image = PngImageFile(file) if is_png else Image.open(file)
+            if image.width * image.height > MAX_PIXELS:
                 size = f"{image.width:,} × {image.height:,} pixels"
-                raise ValueError(f"{name}: {size} are more than a picture here has, {MOST_PIXELS:,}: cut it first")
+                raise ValueError(f"{name}: {size} are more than the limit of {MAX_PIXELS:,}: cut it first")
             image.load()
         except Image.DecompressionBombError as error:
             raise ValueError(f"{name}: {error}: save it as PNG, or cut it first") from error
-        except (OSError, SyntaxError) as error:  # what Pillow says of a file that is torn
-            raise OSError(f"{name} is torn or no picture ({error}): give a whole PNG") from error
+        except (OSError, SyntaxError) as error:  # Pillow's errors for truncated files
+            raise OSError(f"{name} is truncated or not a picture ({error}): give a whole PNG") from error
     return image
 
 
+def _opened(source: str | os.PathLike[str] | bytes | BinaryIO) -> BinaryIO:
+    if isinstance(source, (str, os.PathLike)):
+        return existing_file(source, "a picture").open("rb")
+    return as_binary_file(source, "a picture")
+
+
 def upright(image: Image.Image) -> Image.Image:
-    """Turn a picture as its EXIF orientation says, and as viewers show it."""
-    is_turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
-    return ImageOps.exif_transpose(image) if is_turned else image  # the former copies, and a long one is large
+    """Apply the EXIF orientation, as picture viewers do."""
+    orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    if orientation == 1:
+        return image  # exif_transpose would copy it, and a long one is large
+    return ImageOps.exif_transpose(image)
 
 
 def _as_rgb(image: Image.Image, params: SpectrogramParams, *, invert: bool = False) -> Image.Image:
     if image.height != params.num_frequencies or image.width < 1:
         wanted = f"{params.num_frequencies} pixels high, one for each mel band"
-        fitting = _code(replace(params, num_frequencies=max(1, image.height)))
-        advice = f"give params={fitting} if each row is one, or resize the picture"
+        matching = _code(replace(params, num_frequencies=max(1, image.height)))
+        advice = f"give params={matching} if each row is one, or resize the picture"
         raise ValueError(f"{image.width} × {image.height} pixels: a spectrogram here is {wanted}; {advice}")
     if image.mode in DEEP_MODES:
         image = Image.fromarray(grey_levels(image))
     if image.mode not in MODES:
         raise ValueError(f"a picture of mode {image.mode}: convert it to RGB first")
-    if has_alpha(image):  # what is transparent is silence
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "black" if invert else "white"), image)
+    if has_alpha(image):
+        silence = "black" if invert else "white"
+        background = Image.new("RGBA", image.size, silence)
+        image = Image.alpha_composite(background, image.convert("RGBA"))
     image = image.convert("RGB")
-    return ImageOps.invert(image) if invert else image
+    if invert:
+        return ImageOps.invert(image)
+    return image
 
 
 def has_alpha(image: Image.Image) -> bool:
-    """Whether some of a picture can be transparent."""
+    """Whether parts of a picture can be transparent."""
     return image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info
 
 
 def grey_levels(image: Image.Image) -> np.ndarray:
-    """Read a grey picture of more than 8 bits, which Pillow's `convert` would cut off at 255.
+    """Convert a grey picture with more than 8 bits to 8 bits; Pillow's `convert` would clip it at 255.
 
     Parameters
     ----------
     image : PIL.Image.Image
-        Of 16 bits; of 32-bit integers from 0 to 65,535, or to 255; or of floats from 0 to 1, or to 255.
+        16-bit integers; 32-bit integers up to 65,535 or up to 255; or floats up to 1 or up to 255.
 
     Returns
     -------
@@ -268,12 +282,13 @@ def grey_levels(image: Image.Image) -> np.ndarray:
     Raises
     ------
     ValueError
-        If a level is none of these.
+        If a level is outside these ranges.
     """
     levels = np.asarray(image).astype(np.float64)
     if not np.isfinite(levels).all():
         raise ValueError(f"a picture of mode {image.mode} with levels that are NaN or infinite: repair it")
-    lowest, highest = float(levels.min(initial=0)), float(levels.max(initial=0))
+    lowest = float(levels.min(initial=0))
+    highest = float(levels.max(initial=0))
     if image.mode.startswith("I;16") or (image.mode == "I" and highest > 255):
         white = 65_535
     elif image.mode == "F" and highest <= 1:
@@ -287,7 +302,7 @@ def grey_levels(image: Image.Image) -> np.ndarray:
 
 
 def _code(params: SpectrogramParams) -> str:
-    """How these params are written in Python, without those that are the defaults."""
+    """Python expression for these params, without the defaults."""
     default = SpectrogramParams()
     values = {field.name: getattr(params, field.name) for field in fields(params)}
     changed = [f"{name}={value!r}" for name, value in values.items() if value != getattr(default, name)]
@@ -295,38 +310,43 @@ def _code(params: SpectrogramParams) -> str:
 
 
 def _remark(name: str, rgb: Image.Image, *, is_chosen: bool) -> None:
-    """Warn of a picture without our tags that is likely read as another one than it is."""
+    """Warn of a picture without our EXIF tags that is likely misinterpreted: as mono, as grey, or as not inverted."""
     pixels = np.asarray(rgb)
-    red, green, blue = (pixels[..., channel] for channel in range(3))
-    is_empty = red.min() == red.max() and red.max() in (0, 255)
-    is_filled = green.min() < green.max() or blue.min() < blue.max()
-    if is_empty and is_filled:
+    red = pixels[..., 0]
+    green = pixels[..., 1]
+    blue = pixels[..., 2]
+    has_no_red = red.min() == red.max() and red.max() in (0, 255)
+    has_green_or_blue = green.min() < green.max() or blue.min() < blue.max()
+    if has_no_red and has_green_or_blue:
         warn(f"{name} has no red: if it is stereo, left in green, give params=SpectrogramParams(stereo=True)")
         return
-    part = pixels[:, :: max(1, pixels.shape[1] // 1_000)].astype(np.int16)  # a thousand columns tell
-    spread = float((part.max(axis=2) - part.min(axis=2)).mean())
+    step = max(1, pixels.shape[1] // 1_000)  # about a thousand columns are enough
+    some = pixels[:, ::step].astype(np.int16)
+    spread = float((some.max(axis=2) - some.min(axis=2)).mean())
     if spread > COLOURED:
-        warn(f"{name} is coloured, and only its mean brightness is read: false colours do not tell what is loud")
-    elif not is_chosen and float(np.median(part)) < DARK:
+        warn(f"{name} is coloured, but only its mean brightness is read, which false colours do not represent")
+    elif not is_chosen and float(np.median(some)) < DARK:
         warn(f"{name} is dark, which is loud, nearly everywhere: if bright is loud in it, give invert=True")
 
 
 def _params_from_exif(exif: Image.Exif, exact: object = None) -> SpectrogramParams:
-    """Read the params from EXIF; what it holds as a whole number may stand in the text beside it as it was."""
-    exact = exact if isinstance(exact, dict) else {}
-    given = {name: _exif_number(exif[tag], name, tag) for name, tag in EXIF_TAGS.items() if tag in exif}
-    for name, value in exact.items():
-        is_param = name in EXIF_TAGS and isinstance(value, float)
-        if is_param and abs(given.get(name, value) - value) < 1:  # else somebody changed the tag
-            given[name] = value
-    return replace(SpectrogramParams(), **given)
+    """Read the params from EXIF; `exact` holds the fractions of numbers that EXIF may have rounded."""
+    values: dict[str, Any] = {
+        name: _exif_number(exif[tag], name, tag) for name, tag in EXIF_TAGS.items() if tag in exif
+    }
+    if isinstance(exact, dict):
+        for name, value in exact.items():
+            is_param = name in EXIF_TAGS and isinstance(value, float)
+            if is_param and abs(values.get(name, value) - value) < 1:  # otherwise the tag was edited since
+                values[name] = value
+    return SpectrogramParams(**values)
 
 
 def _exif_number(value: Any, name: str, tag: int) -> float:
     try:
         number = float(value)
     except (ValueError, TypeError) as error:
-        raise ValueError(f"EXIF tag {tag} ({name}) is {value!r}, no number") from error
+        raise ValueError(f"EXIF tag {tag} ({name}) is {value!r}, not a number") from error
     return number
 
 
@@ -335,7 +355,9 @@ def _maximum_from_exif(exif: Image.Exif) -> float | None:
     try:
         maximum = float(value)
     except (ValueError, TypeError) as error:
-        raise ValueError(f"EXIF tag {MAXIMUM_TAG} (maximum) is {value!r}, no number") from error
+        raise ValueError(f"EXIF tag {MAXIMUM_TAG} (maximum) is {value!r}, not a number") from error
     if not 0 <= maximum < float("inf"):
         raise ValueError(f"EXIF tag {MAXIMUM_TAG} (maximum) is {maximum}: it must be finite and not negative")
-    return None if maximum == STAND_IN_MAXIMUM else maximum / INT16_UNITS
+    if maximum == STAND_IN_MAXIMUM:
+        return None
+    return maximum / INT16_UNITS

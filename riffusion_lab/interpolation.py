@@ -136,5 +136,9 @@ def walk(pipe: Pipeline, prompts: Sequence[Prompt], *, closed: bool = False, **o
     -----
     Taught in: 04
     """
-    start, *rest = list(prompts) or [None]
-    return interpolate(pipe, start, [*rest, start] if closed else rest, **options)
+    prompts = list(prompts)
+    if closed:
+        prompts += prompts[:1]
+    if len(prompts) < 2:
+        raise ValueError(f"a walk needs two prompts at least, not {len(prompts)}")
+    return interpolate(pipe, prompts[0], prompts[1:], **options)

@@ -362,11 +362,11 @@ class Session:
                 self.progress = 0.0
                 is_wanted = self._making is asked
                 self._making = None
-                if is_wanted and clip is None:
+                if is_wanted and clip is not None:
+                    self._add_ready(clip, asked, point)
+                elif is_wanted:
                     self.error = error
                     self.path.appendleft(asked)
-                elif is_wanted:
-                    self._add_ready(clip, asked, point)
                 self.changed.notify_all()
 
     def _may_generate(self) -> bool:

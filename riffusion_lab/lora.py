@@ -1,7 +1,7 @@
-"""LoRAs: small additions to a model's weights, fitted to it when they are loaded, and written into recipes.
+"""LoRAs: loading them into a pipeline, checking that they fit, and describing them in recipes.
 
-A LoRA (https://arxiv.org/abs/2106.09685) adds to the matrix of a layer the product of two thin ones, ``B @ A``, scaled.
-diffusers and peft load it and calculate with it; here is checked what they would pass over in silence.
+A LoRA (https://arxiv.org/abs/2106.09685) adds the scaled product of two low-rank matrices, ``B @ A``, to a layer's
+weight. diffusers and peft load and apply it; this module checks what they would silently ignore.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
 
 LoraSource = str | os.PathLike[str]
-PARTS = ("unet", "text_encoder")  # that a LoRA may change
+PARTS = ("unet", "text_encoder")  # the networks that a LoRA may change
 LORA_FILES = (".safetensors", ".bin", ".pt", ".ckpt")
-# Names that tell nothing of what is in the file: those that diffusers and peft give
+# Default file names of diffusers and peft, which do not describe the LoRA
 USUAL_NAMES = ("pytorch_lora_weights", "adapter_model")
 PEFT_CONFIG = "adapter_config.json"
 _PEFT_PREFIX = "base_model.model."
-_STARTS = tuple(f"{part}." for part in PARTS)  # of the names of matrices, as diffusers writes them
-# What of a peft configuration says how strong a LoRA is, and where
+_PART_PREFIXES = tuple(f"{part}." for part in PARTS)  # of matrix names in diffusers' format
+# The settings of a peft configuration that determine the scale of each layer
 _PEFT_SETTINGS = ("r", "lora_alpha", "target_modules", "rank_pattern", "alpha_pattern", "use_rslora")
 
 
 @dataclass(frozen=True)
 class Lora:
-    """A LoRA to load: its file, how strong it is to be, and the name that it has in the pipeline."""
+    """A LoRA to load: its file, its weight, and its adapter name in the pipeline."""
 
     path: Path
     weight: float
@@ -51,53 +51,54 @@ class Lora:
 
 
 def lora_weights(lora: LoraSource | Mapping[LoraSource, float] | None) -> dict[str, float]:
-    """Check what is given as ``lora``, and give the weight of each.
+    """Check the argument ``lora`` of `load_pipeline`, and return the weight of each LoRA.
 
     Raises
     ------
     TypeError, ValueError
-        If it is neither a name nor a dict of names and weights, or a weight is no finite number.
+        If it is neither a name nor a dict of names and weights, or a weight is not a finite number.
     ImportError
         If the package peft is missing.
     """
     if lora is None:
         return {}
-    given = {lora: 1.0} if isinstance(lora, str | os.PathLike) else lora
-    if not isinstance(given, Mapping) or not all(isinstance(source, str | os.PathLike) for source in given):
+    sources = {lora: 1.0} if isinstance(lora, str | os.PathLike) else lora
+    if not isinstance(sources, Mapping) or not all(isinstance(source, str | os.PathLike) for source in sources):
         raise TypeError(f"lora must be a file, a folder or a name, or a dict of these and weights, not {lora!r}")
-    weights = {
-        os.fspath(source): check_number(f"the weight of the LoRA {os.fspath(source)!r}", weight)
-        for source, weight in given.items()
-    }
+    weights: dict[str, float] = {}
+    for source, weight in sources.items():
+        name = os.fspath(source)
+        weights[name] = check_number(f"the weight of the LoRA {name!r}", weight)
     if weights and not is_peft_available():
         raise ImportError("loading a LoRA needs the package peft: pip install peft")
     return weights
 
 
 def named_loras(weights: Mapping[Path, float]) -> list[Lora]:
-    """Name LoRAs after their files, each differently.
+    """Give LoRAs unique adapter names derived from their file names.
 
     Parameters
     ----------
     weights : dict of Path to float
-        Files, and how strong they are to be.
+        Weight of each file.
     """
     loras: list[Lora] = []
     for path, weight in weights.items():
         stem = path.parent.name if path.stem in USUAL_NAMES else path.stem
-        plain = re.sub(r"\W", "_", stem)  # a dot would end the name of a module
-        # Such a name would be that of a method, or be found in peft's own names
-        is_taken = hasattr(nn.ModuleDict, plain) or plain in "lora_"
-        name, number = (f"{plain}_1", 1) if is_taken else (plain, 1)
+        base = re.sub(r"\W", "_", stem)  # a dot would separate module names
+        # peft uses the name as the key of a ModuleDict, and replaces it inside names that contain "lora_"
+        is_reserved = hasattr(nn.ModuleDict, base) or base in "lora_"
+        name = f"{base}_1" if is_reserved else base
+        number = 1
         while name in (lora.name for lora in loras):
             number += 1
-            name = f"{plain}_{number}"
+            name = f"{base}_{number}"
         loras.append(Lora(path, weight, name))
     return loras
 
 
 def file_in_folder(names: list[str], folder: str) -> str:
-    """Choose the weight file of a LoRA from the names in its folder.
+    """Choose the weight file of a LoRA among the file names in its folder: default names first, safetensors first.
 
     Raises
     ------
@@ -105,20 +106,22 @@ def file_in_folder(names: list[str], folder: str) -> str:
         If there is none, or more than one.
     """
     candidates = sorted(name for name in names if Path(name).suffix in LORA_FILES)
-    for preferred in ([name for name in candidates if Path(name).stem in USUAL_NAMES], candidates):
-        safe = [name for name in preferred if name.endswith(".safetensors")] or preferred
-        if len(safe) == 1:
-            return safe[0]
+    usual = [name for name in candidates if Path(name).stem in USUAL_NAMES]
+    for preferred in (usual, candidates):
+        safetensors = [name for name in preferred if name.endswith(".safetensors")]
+        choice = safetensors or preferred
+        if len(choice) == 1:
+            return choice[0]
     if not candidates:
         raise OSError(f"there is no LoRA in {folder!r}: no file that ends in {', '.join(LORA_FILES)}")
     raise OSError(f"there are {len(candidates)} files in {folder!r}, {', '.join(candidates)}: give one of them as LoRA")
 
 
 def load_loras(pipe: StableDiffusionPipeline, loras: list[Lora]) -> None:
-    """Load LoRAs into a pipeline, and set how strong they are.
+    """Load LoRAs into a pipeline, and set their weights.
 
-    Each is an adapter of diffusers afterwards: ``pipe.set_adapters(names, weights)`` changes how strong they are, and
-    ``pipe.unload_lora_weights()`` takes all of them off, which leaves the model as it was, to the bit.
+    They become diffusers adapters: ``pipe.set_adapters(names, weights)`` changes their weights, and
+    ``pipe.unload_lora_weights()`` removes all of them, which restores the model bit for bit.
 
     Parameters
     ----------
@@ -128,7 +131,7 @@ def load_loras(pipe: StableDiffusionPipeline, loras: list[Lora]) -> None:
     Raises
     ------
     OSError
-        If one cannot be read, or was not made for a model of this kind.
+        If one cannot be read, or does not fit the model.
     """
     for lora in loras:
         try:
@@ -142,22 +145,22 @@ def load_loras(pipe: StableDiffusionPipeline, loras: list[Lora]) -> None:
 def _load(pipe: StableDiffusionPipeline, lora: Lora) -> None:
     names = tensor_shapes(lora.path)
     if not is_lora(names):
-        raise OSError("it is no LoRA; if it is a whole model, give it as the model itself")
+        raise OSError("it is not a LoRA; if it is a whole model, give it as the model itself")
     if any(re.search(r"lokr_|hada_|dora_scale", name) for name in names):
         raise OSError("it is a LoKr, LoHa or DoRA, which cannot be loaded here: give a plain LoRA")
     state_dict, network_alphas, metadata = pipe.lora_state_dict(str(lora.path), return_lora_metadata=True)
     if network_alphas:
         state_dict = _with_alphas(state_dict, network_alphas)
-    # transformers 5.6 did away with the module text_model
+    # transformers 5.6 removed the module text_model
     state_dict = {re.sub(r"\btext_model\.", "", name): weight for name, weight in state_dict.items()}
     if any(name.startswith(_PEFT_PREFIX) for name in state_dict):
         metadata = _peft_settings(lora.path)
-    if not any(name.startswith(_STARTS) for name in state_dict):
+    if not any(name.startswith(_PART_PREFIXES) for name in state_dict):
         state_dict = _with_parts(pipe, state_dict)
-    foreign = [name for name in state_dict if not name.startswith(_STARTS)]
-    if foreign:
+    unknown = [name for name in state_dict if not name.startswith(_PART_PREFIXES)]
+    if unknown:
         raise OSError(
-            f"this model has no place for {len(foreign)} of its {len(state_dict)} matrices, such as {foreign[0]}"
+            f"this model has no place for {len(unknown)} of its {len(state_dict)} matrices, such as {unknown[0]}"
         )
     options = {"network_alphas": None, "adapter_name": lora.name, "metadata": metadata, "_pipeline": pipe}
     changes_unet = _check_fit(pipe, "unet", state_dict)
@@ -169,13 +172,13 @@ def _load(pipe: StableDiffusionPipeline, lora: Lora) -> None:
 
 
 def _with_alphas(state_dict: Mapping[str, Tensor], network_alphas: Mapping[str, float]) -> dict[str, Tensor]:
-    """Multiply the second matrix of each layer by its scale, alpha through rank, as kohya's form has it.
+    """Multiply the second matrix of each layer by its scale alpha / rank, which kohya's format stores separately.
 
-    diffusers would find the scale of most layers only where all have the same.
+    diffusers would apply it to all layers only if they have the same scale.
     """
     scaled = {name: weight.float() for name, weight in state_dict.items()}
     for name, alpha in network_alphas.items():
-        layer = name.removesuffix(".alpha")  # or already the name of its first matrix
+        layer = name.removesuffix(".alpha")  # may already be the name of the first matrix
         down = layer if layer in scaled else f"{layer}.lora.down.weight"
         up = down.replace(".down.", ".up.")
         scaled[up] *= alpha / len(scaled[down])
@@ -183,7 +186,7 @@ def _with_alphas(state_dict: Mapping[str, Tensor], network_alphas: Mapping[str, 
 
 
 def _with_parts(pipe: StableDiffusionPipeline, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Put the part that each layer is in before its name, where peft or an older diffusers has left it out."""
+    """Prefix the name of each matrix with the part it belongs to, which peft and older versions of diffusers omit."""
     layers = {part: dict(getattr(pipe, part).named_modules()) for part in PARTS}
     named = {}
     for name, weight in state_dict.items():
@@ -195,55 +198,71 @@ def _with_parts(pipe: StableDiffusionPipeline, state_dict: Mapping[str, Tensor])
 
 
 def _peft_settings(path: Path) -> dict[str, Any]:
-    """Read how strong a LoRA is from the configuration that peft writes beside it; in diffusers' form."""
+    """Read the scale of a LoRA from the configuration that peft writes beside it, in diffusers' format."""
     file = path.with_name(PEFT_CONFIG)
     if not file.is_file():
-        raise OSError(f"peft has written it, but {PEFT_CONFIG}, which says how strong it is, does not stand beside it")
+        raise OSError(f"it is in peft's format, but {PEFT_CONFIG}, which contains its scale, is not in the same folder")
     content = json.loads(file.read_text(encoding="utf-8"))
-    settings = {"rank_pattern": {}, "alpha_pattern": {}}
+    settings: dict[str, Any] = {"rank_pattern": {}, "alpha_pattern": {}}
     settings |= {name: content[name] for name in _PEFT_SETTINGS if content.get(name)}
     return {f"{part}.{name}": value for part in PARTS for name, value in settings.items()}
 
 
 def _check_fit(pipe: StableDiffusionPipeline, part: str, state_dict: Mapping[str, Tensor]) -> bool:
-    """Tell whether a LoRA changes a part of the model; refuse it if its matrices do not fit the part's layers."""
-    start = f"{part}."
-    plain = {name.removeprefix(start): weight for name, weight in state_dict.items() if name.startswith(start)}
-    if not plain:
+    """Whether a LoRA changes this part of the model.
+
+    Raises
+    ------
+    OSError
+        If it does, but its matrices do not fit the part's layers.
+    """
+    prefix = f"{part}."
+    matrices = {name.removeprefix(prefix): weight for name, weight in state_dict.items() if name.startswith(prefix)}
+    if not matrices:
         return False
     if part == "unet":
-        plain = convert_unet_state_dict_to_peft(plain)
+        matrices = convert_unet_state_dict_to_peft(matrices)
     else:
-        plain = convert_state_dict_to_peft(convert_state_dict_to_diffusers(plain))
-    layers = dict(getattr(pipe, part).named_modules())
-    names = dict.fromkeys(map(_layer_name, plain))
+        matrices = convert_state_dict_to_peft(convert_state_dict_to_diffusers(matrices))
+    layers: dict[str, Any] = dict(getattr(pipe, part).named_modules())
+    names = list(dict.fromkeys(_layer_name(name) for name in matrices))
     absent = [name for name in names if name not in layers]
     if absent:
-        how_many = f"{'all' if len(absent) == len(names) else len(absent)} of its {len(names)} layers"
-        raise OSError(f"the {part} lacks {how_many}, such as {absent[0]}: it was made for another kind of model")
+        how_many = "all" if len(absent) == len(names) else len(absent)
+        advice = "it was made for another kind of model"
+        raise OSError(f"the {part} lacks {how_many} of its {len(names)} layers, such as {absent[0]}: {advice}")
     for name in names:
-        layer = layers[name]
-        full = tuple(getattr(layer, "base_layer", layer).weight.shape)
-        a, b = (_shape(plain, f"{name}.lora_{side}.weight") for side in "AB")
-        if (a[1:], b[0], a[0]) != (full[1:], full[0], b[1]):
-            made_for = f"{a[1]} numbers in and {b[0]} out, the model's {full[1]} and {full[0]}"
-            raise OSError(f"its layer {name} has {made_for}: it was made for another base model")
+        _check_shapes(name, layers[name], matrices)
     return True
 
 
+def _check_shapes(name: str, layer: Any, matrices: Mapping[str, Tensor]) -> None:
+    """Refuse a LoRA whose two matrices do not multiply to the shape of a layer's weight."""
+    weight = tuple(getattr(layer, "base_layer", layer).weight.shape)  # (out, in), or (out, in, height, width)
+    a = _shape(matrices, f"{name}.lora_A.weight")  # (rank, in, ...)
+    b = _shape(matrices, f"{name}.lora_B.weight")  # (out, rank, ...)
+    has_same_inputs = a[1:] == weight[1:]
+    has_same_outputs = b[0] == weight[0]
+    has_same_rank = a[0] == b[1]
+    if has_same_inputs and has_same_outputs and has_same_rank:
+        return
+    sizes = f"{a[1]} inputs and {b[0]} outputs, the model's {weight[1]} and {weight[0]}"
+    raise OSError(f"its layer {name} has {sizes}: it was made for another base model")
+
+
 def _layer_name(name: str) -> str:
-    """Name the layer that a matrix of peft's form belongs to."""
+    """Name of the layer that a matrix in peft's format belongs to."""
     return re.sub(r"\.lora[_.].*", "", name)
 
 
 def _shape(weights: Mapping[str, Tensor], name: str) -> Shape:
     if name not in weights:
-        raise OSError(f"it is torn: it lacks {name}")
+        raise OSError(f"it is incomplete: it lacks {name}")
     return tuple(weights[name].shape)
 
 
 def active_loras(pipe: StableDiffusionPipeline) -> list[dict[str, Any]]:
-    """Tell which LoRAs take part when a pipeline makes a clip, and how strongly; also those that diffusers loaded.
+    """List the LoRAs that are active in a pipeline, including those loaded with diffusers' own functions.
 
     Parameters
     ----------
@@ -252,15 +271,15 @@ def active_loras(pipe: StableDiffusionPipeline) -> list[dict[str, Any]]:
     Returns
     -------
     list of dict
-        Sorted by ``name``. ``sha256`` (hexadecimal) is that of its matrices, read as float32, and of its own scale
-        (alpha through rank). ``weight`` is a number or, where layers have different ones, a dict of layers and numbers.
-        It fits into JSON.
+        Sorted by ``name``, serializable as JSON. ``sha256`` (hexadecimal) is the hash of its matrices as float32 and
+        its own scale (alpha / rank). ``weight`` is a number or, if layers have different weights, a dict of layers and
+        numbers.
     """
     digests: dict[str, Any] = {}
     weights: dict[str, dict[str, float]] = {}
     for layer_name, layer in _adapter_layers(pipe):
         for name in layer.active_adapters:
-            matrices = [(key, value) for key, value in layer.named_parameters() if key.split(".")[1:2] == [name]]
+            matrices = [(key, value) for key, value in layer.named_parameters() if _adapter_name(key) == name]
             if not matrices:
                 continue
             digest = digests.setdefault(name, hashlib.sha256())
@@ -278,13 +297,19 @@ def active_loras(pipe: StableDiffusionPipeline) -> list[dict[str, Any]]:
 
 
 def lora_facts(pipe: StableDiffusionPipeline) -> dict[str, Any]:
-    """Give what a recipe keeps of a pipeline's LoRAs: `active_loras` under ``loras``; nothing where there are none."""
+    """Recipe entry for a pipeline's LoRAs: `active_loras` under ``loras``; empty if there are none."""
     loras = active_loras(pipe)
     return {"loras": loras} if loras else {}
 
 
-def _adapter_layers(pipe: StableDiffusionPipeline) -> Iterator[tuple[str, nn.Module]]:
-    """Go through the layers of a pipeline that have LoRAs which are switched on."""
+def _adapter_name(parameter: str) -> str | None:
+    """Name of the adapter that a parameter such as ``lora_A.funk.weight`` belongs to."""
+    parts = parameter.split(".")
+    return parts[1] if len(parts) > 1 else None
+
+
+def _adapter_layers(pipe: StableDiffusionPipeline) -> Iterator[tuple[str, Any]]:
+    """Names and layers of a pipeline with adapters that are not disabled."""
     parts = {part: getattr(pipe, part) for part in PARTS}
     if not any(getattr(part, "peft_config", None) for part in parts.values()):
         return
@@ -297,25 +322,29 @@ def _adapter_layers(pipe: StableDiffusionPipeline) -> Iterator[tuple[str, nn.Mod
 
 
 def _own_scale(layer: Any, name: str) -> float:
-    """Scale that a LoRA has in a layer at weight 1: alpha through rank, or its root; 1 for other adapters."""
+    """Scale of a LoRA in a layer at weight 1: alpha / rank, or alpha / sqrt(rank) (rsLoRA); 1 for other adapters."""
     if not hasattr(layer, "lora_alpha"):
         return 1.0
-    rank = layer.r[name]
-    return layer.lora_alpha[name] / (rank**0.5 if layer.use_rslora.get(name) else rank)
+    alpha: float = layer.lora_alpha[name]
+    rank: float = layer.r[name]
+    if layer.use_rslora.get(name):
+        return alpha / rank**0.5
+    return alpha / rank
 
 
 def _one_number(weights: dict[str, float]) -> float | dict[str, float]:
+    """The weight of all layers if it is the same, else the weight of each layer."""
     different = set(weights.values())
     return different.pop() if len(different) == 1 else weights
 
 
 def recipe_loras(recipe: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Give the LoRAs of a recipe, as `active_loras` gives those of a pipeline.
+    """LoRAs of a recipe, in the form of `active_loras`.
 
     Raises
     ------
     ValueError
-        If they cannot be understood.
+        If they cannot be parsed.
     """
     loras = recipe.get("loras", [])
     try:
@@ -325,33 +354,37 @@ def recipe_loras(recipe: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def other_loras(recipe: Mapping[str, Any], pipe: StableDiffusionPipeline) -> str | None:
-    """Compare the LoRAs of a recipe with those of the pipeline that is to follow it.
+    """Compare the LoRAs of a recipe with those of the pipeline that is to replay it.
 
     Returns
     -------
     str or None
-        Both, and what would make them the same, to go on from "the clip was made"; None if they are the same.
+        Continuation of "the clip was made" that names both, and what would make them the same; None if they are.
 
     Raises
     ------
     ValueError
-        If those of the recipe cannot be understood.
+        If those of the recipe cannot be parsed.
     """
-    wanted, found = recipe_loras(recipe), active_loras(pipe)
-    strengths = {lora["sha256"]: lora["weight"] for lora in wanted}  # the same ones may have other names here
-    if strengths == {lora["sha256"]: lora["weight"] for lora in found}:
+    wanted = recipe_loras(recipe)
+    found = active_loras(pipe)
+    wanted_weights = {lora["sha256"]: lora["weight"] for lora in wanted}  # adapter names may differ
+    found_weights = {lora["sha256"]: lora["weight"] for lora in found}
+    if wanted_weights == found_weights:
         return None
     advice = ""
-    is_plain = all(isinstance(weight, int | float) for weight in strengths.values())
-    if is_plain and strengths.keys() == {lora["sha256"] for lora in found}:
-        names, weights = [lora["name"] for lora in found], [strengths[lora["sha256"]] for lora in found]
+    are_numbers = all(isinstance(weight, int | float) for weight in wanted_weights.values())
+    if are_numbers and wanted_weights.keys() == found_weights.keys():
+        names = [lora["name"] for lora in found]
+        weights = [wanted_weights[lora["sha256"]] for lora in found]
         advice = f" (pipe.set_adapters({names}, {weights}) makes it the same)"
-    made_with, here = named_with_weights(wanted), named_with_weights(found)
+    made_with = named_with_weights(wanted)
+    here = named_with_weights(found)
     return f"with {made_with}, and the pipeline has {here}: other weights, it will differ{advice}"
 
 
 def named_with_weights(loras: list[dict[str, Any]]) -> str:
-    """Name LoRAs and how strong they are: ``the LoRA funk at 0.8``."""
+    """Names and weights of LoRAs for a sentence: ``the LoRA funk at 0.8``."""
     if not loras:
         return "no LoRA"
     each = []
@@ -359,4 +392,5 @@ def named_with_weights(loras: list[dict[str, Any]]) -> str:
         weight = lora["weight"]
         strength = f"{weight:g}" if isinstance(weight, int | float) else "different weights in its layers"
         each.append(f"{lora['name']} at {strength}")
-    return f"the LoRA{'s' * (len(each) > 1)} {', '.join(each)}"
+    noun = "the LoRA" if len(each) == 1 else "the LoRAs"
+    return f"{noun} {', '.join(each)}"

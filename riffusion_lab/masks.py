@@ -1,21 +1,17 @@
-"""Masks: which part of a clip's picture is made anew."""
+"""Masks: which part of a clip's picture is inpainted (regenerated)."""
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 from scipy.ndimage import distance_transform_edt
 
+from .clip import Clip
 from .deprecation import moved
 from .image import DEEP_MODES, grey_levels, has_alpha, upright
 from .values import check_number
 
-if TYPE_CHECKING:
-    from .clip import Clip
-
-SOFT_EDGE = 8  # pixels inside the mask over which the new picture takes over from the old one: 80 ms
+SOFT_EDGE = 8  # pixels (80 ms) inside the mask over which the old picture fades into the new one
 
 
 def box_mask(
@@ -31,38 +27,48 @@ def box_mask(
     Parameters
     ----------
     clip : Clip
-        Gives the size.
+        The mask has the size of its picture.
     start_s, stop_s : float
         In seconds; default: from the beginning to the end.
     low_hz, high_hz : float, optional
-        In hertz; default: all that the picture shows.
+        In hertz; default: the whole frequency range of the picture.
 
     Returns
     -------
     np.ndarray [shape=(512, columns), bool]
-        As the picture: row 0 is the highest frequency. True is made anew.
+        Like the picture, row 0 is the highest frequency. True is inpainted.
 
     Raises
     ------
     ValueError
-        If the box is empty, or reaches out of the clip.
+        If the box is empty, or exceeds the clip.
 
     Taught in: 05
     """
-    params, n_columns = clip.params, clip.image.width
-    stop_s = clip.duration_s if stop_s is None else stop_s
-    start_s, stop_s = (check_number("a time in seconds", t, 0, clip.duration_s + 1e-9) for t in (start_s, stop_s))
-    limits = params.min_frequency, params.max_frequency
-    wanted = [limit if f is None else f for f, limit in zip((low_hz, high_hz), limits, strict=True)]
-    low_hz, high_hz = (check_number("a frequency in hertz", f, *limits) for f in wanted)
-    per_s = params.sample_rate / params.hop_length
-    columns = np.arange(n_columns) / per_s  # where each begins
-    bands = np.array([params.frequency_hz(band) for band in range(params.num_frequencies)])[::-1]
-    inside = (columns > start_s - 0.5 / per_s) & (columns < stop_s - 0.5 / per_s)
-    mask = ((bands >= low_hz) & (bands <= high_hz))[:, None] & inside[None]
+    params = clip.params
+    if stop_s is None:
+        stop_s = clip.duration_s
+    if low_hz is None:
+        low_hz = params.min_frequency
+    if high_hz is None:
+        high_hz = params.max_frequency
+    latest_s = clip.duration_s + 1e-9
+    start_s = check_number("a time in seconds", start_s, 0, latest_s)
+    stop_s = check_number("a time in seconds", stop_s, 0, latest_s)
+    low_hz = check_number("a frequency in hertz", low_hz, params.min_frequency, params.max_frequency)
+    high_hz = check_number("a frequency in hertz", high_hz, params.min_frequency, params.max_frequency)
+
+    columns_per_s = params.sample_rate / params.hop_length
+    half_column_s = 0.5 / columns_per_s
+    column_s = np.arange(clip.image.width) / columns_per_s
+    in_time = (column_s > start_s - half_column_s) & (column_s < stop_s - half_column_s)
+    band_hz = np.array([params.frequency_hz(band) for band in range(params.num_frequencies)])
+    row_hz = band_hz[::-1]
+    in_band = (row_hz >= low_hz) & (row_hz <= high_hz)
+    mask = in_band[:, None] & in_time[None, :]
     if not mask.any():
         box = f"from {start_s:g} to {stop_s:g} s and {low_hz:g} to {high_hz:g} Hz"
-        raise ValueError(f"a box {box} holds no pixel: a column is {1000 / per_s:g} ms; make it larger")
+        raise ValueError(f"a box {box} holds no pixel: a column is {1000 / columns_per_s:g} ms; make it larger")
     return mask
 
 
@@ -72,8 +78,8 @@ def as_mask(mask: object, clip: Clip) -> np.ndarray:
     Parameters
     ----------
     mask : array, PIL.Image.Image or tuple
-        An array or a picture of the clip's size, in which True, 1, 255 or white is made anew (what is more than half
-        white counts as white); in a picture with transparent parts it is what is painted, in any colour; or a box:
+        An array or a picture of the clip's size, in which True, 1, 255 or white is inpainted (the threshold is half
+        white); in a picture with transparent parts, the painted parts are, in any colour. Or a box:
         (start_s, stop_s) or (start_s, stop_s, low_hz, high_hz).
     clip : Clip
 
@@ -84,7 +90,7 @@ def as_mask(mask: object, clip: Clip) -> np.ndarray:
     Raises
     ------
     TypeError, ValueError
-        If it is no mask, of another size, or empty.
+        If it is not a mask, has another size, or is empty.
     """
     if isinstance(mask, tuple):
         if len(mask) not in (2, 4):
@@ -97,14 +103,15 @@ def as_mask(mask: object, clip: Clip) -> np.ndarray:
     size = (clip.params.num_frequencies, clip.image.width)
     if array.shape != size:
         raise ValueError(f"the mask has the shape {array.shape}, the clip's picture {size}: make them alike")
-    array = array > (127.5 if array.max(initial=0) > 1 else 0.5)
-    if not array.any():
-        raise ValueError("the mask is empty, so there is nothing to make anew: mark something True (white)")
-    return array
+    white = 255 if array.max(initial=0) > 1 else 1
+    marked = array > white / 2
+    if not marked.any():
+        raise ValueError("the mask is empty, so there is nothing to inpaint: mark something True (white)")
+    return marked
 
 
 def _levels(picture: Image.Image) -> np.ndarray:
-    """Brightness of a picture, or its opacity where some of it is transparent; uint8."""
+    """Opacity of a picture if some of it is transparent, else its brightness; uint8."""
     picture = upright(picture)
     if picture.mode in DEEP_MODES:
         return grey_levels(picture)
@@ -118,13 +125,23 @@ def _levels(picture: Image.Image) -> np.ndarray:
 def paste(old: Image.Image, new: Image.Image, mask: np.ndarray) -> Image.Image:
     """Put a new picture into the masked part of an old one; outside, the old one stays bit for bit.
 
-    At its inner edges the mask is softened; not at the picture's own.
+    The mask is softened at its inner edges, but not at the edges of the picture.
     """
-    around = np.pad(mask, SOFT_EDGE, mode="edge")
-    depth = distance_transform_edt(around)[SOFT_EDGE:-SOFT_EDGE, SOFT_EDGE:-SOFT_EDGE]  # pixels from the outside
-    share = np.clip(depth / min(SOFT_EDGE, depth.max()), 0, 1)[..., None] if not mask.all() else 1.0
-    before, after = np.asarray(old.convert("RGB"), np.float32), np.asarray(new.convert("RGB"), np.float32)
-    return Image.fromarray(np.rint(before + share * (after - before)).astype(np.uint8))
+    before = np.asarray(old.convert("RGB"), np.float32)
+    after = np.asarray(new.convert("RGB"), np.float32)
+    mixed = before + _opacity(mask) * (after - before)
+    return Image.fromarray(np.rint(mixed).astype(np.uint8))
+
+
+def _opacity(mask: np.ndarray) -> np.ndarray | float:
+    """Opacity of the new picture, rising from 0 to 1 over the first pixels inside the mask; shape (..., ..., 1)."""
+    if mask.all():
+        return 1.0
+    extended = np.pad(mask, SOFT_EDGE, mode="edge")
+    depth = distance_transform_edt(extended)  # in pixels, from outside the mask
+    depth = depth[SOFT_EDGE:-SOFT_EDGE, SOFT_EDGE:-SOFT_EDGE]
+    opacity = np.clip(depth / min(SOFT_EDGE, depth.max()), 0, 1)
+    return opacity[..., None]
 
 
 __getattr__ = moved(__name__, {"latent_mask": "latents.latent_mask"})

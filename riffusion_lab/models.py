@@ -1,4 +1,4 @@
-"""Models: riffling, Riffusion v1 or any Stable Diffusion made from them, loaded as stock pipelines."""
+"""Models: riffling, Riffusion v1 or any other Stable Diffusion 1.x, loaded as a stock diffusers pipeline."""
 
 from __future__ import annotations
 
@@ -15,34 +15,33 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import diffusers
 import torch
 import transformers
 from huggingface_hub import hf_hub_download, list_repo_files, model_info, snapshot_download, try_to_load_from_cache
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
-from huggingface_hub.utils import HFValidationError
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
 
 from .checkpoints import DTYPE, SINGLE_FILES, load_parts, read_single_file
 from .lora import LORA_FILES, PEFT_CONFIG, Lora, LoraSource, file_in_folder, load_loras, lora_weights, named_loras
 from .torch_defaults import torch_defaults
 from .values import in_one_line
 
-if TYPE_CHECKING:  # importing it makes transformers talk: see _quiet
+if TYPE_CHECKING:  # importing it makes transformers log warnings: see _quiet
     from diffusers import StableDiffusionPipeline
 
 Pipeline: TypeAlias = "StableDiffusionPipeline"
-WEIGHTS = Path(__file__).parent / "weights"  # the embedded models, one folder each
+WEIGHTS = Path(__file__).parent / "weights"  # the models in this package, one folder each
 SETTINGS_FILE = "riffusion_lab.json"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _ORIGIN = "_riffusion_lab"  # attribute of a U-Net: a `_Origin`
-# What is raised where the Hub does not answer. Its own errors refine those of the library it asks with, which is httpx
-# or httpx2, and OSError, of which its offline mode is one as well
-NO_ANSWER = HfHubHTTPError.__bases__
-KEEP_MEMORY_VARIABLE = "RIFFUSION_LAB_KEEP_MEMORY"  # 0: see `keep_freed_memory`
-# What the libraries say about every model of our kind, and we have decided already
-_NO_NEWS = (
+# Errors raised if the Hub cannot be reached. The Hub's own errors derive from those of its HTTP library (httpx or
+# httpx2) and from OSError, and so does the error of its offline mode.
+NO_ANSWER: tuple[type[Exception], ...] = HfHubHTTPError.__bases__
+KEEP_MEMORY_VARIABLE = "RIFFUSION_LAB_KEEP_MEMORY"  # see `keep_freed_memory`
+# Parts of log messages that the libraries write for every Stable Diffusion 1.x, and that need no action
+_EXPECTED_MESSAGES = (
     "Expected types for vae",
     "Defaulting to unsafe serialization",
     "requires torchvision",
@@ -53,22 +52,22 @@ _NO_NEWS = (
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """What a model likes best, read from the file ``riffusion_lab.json`` in its folder.
+    """Recommended settings of a model, read from the file ``riffusion_lab.json`` in its folder.
 
     The defaults are those of Riffusion v1, which has no such file.
     """
 
     num_inference_steps: int = 50
     guidance_scale: float = 7.0
-    loop: bool = False  # whether its clips close into a loop
-    vocabulary: tuple[str, ...] = ()  # words it was taught; empty: not known
-    tempi_bpm: tuple[int, ...] = ()  # tempi it was taught; empty: not known
-    steady_noise_gain: float = 1.0  # how much stronger the lasting part of a clip's first noise is: `first_noise`
-    pag_applied_layers: tuple[str, ...] = ()  # blocks that look nowhere else without the words: `perturbed_attention`
+    loop: bool = False  # whether its clips are loops
+    vocabulary: tuple[str, ...] = ()  # words it was trained on; empty: not known
+    tempi_bpm: tuple[int, ...] = ()  # tempi it was trained on; empty: not known
+    steady_noise_gain: float = 1.0  # gain of the part of the initial noise that is constant in time: `first_noise`
+    pag_applied_layers: tuple[str, ...] = ()  # blocks for perturbed-attention guidance: `perturbed_attention`
 
 
 class _Origin(NamedTuple):
-    """What a U-Net remembers of the model that it comes from, also in another pipeline of the same parts."""
+    """Name and settings of a model, kept with its U-Net, so that other pipelines with this U-Net have them, too."""
 
     name: str
     settings: ModelSettings
@@ -83,26 +82,26 @@ def load_pipeline(
     lora: LoraSource | Mapping[LoraSource, float] | None = None,
     local_files_only: bool = False,
 ) -> Pipeline:
-    """Load a model, and say in one line what was loaded, where and how exactly it calculates.
+    """Load a model, and print one line with its name, device and dtype.
 
     Parameters
     ----------
     model : str or path
-        ``"riffling"`` (comes with this package), a folder in diffusers' layout, a ``.safetensors`` or ``.ckpt`` file
-        with the whole of a Stable Diffusion 1.x, or the name of a model on the Hugging Face Hub, such as
-        ``"riffusion/riffusion-model-v1"``. Parts of a folder that are there as a variant only, such as ``fp16``, are
-        read from it.
+        ``"riffling"`` (included in this package), a folder in diffusers' layout, a ``.safetensors`` or ``.ckpt`` file
+        with a complete Stable Diffusion 1.x, or the name of a model on the Hugging Face Hub, such as
+        ``"riffusion/riffusion-model-v1"``. If a part in a folder exists only as a variant, such as ``fp16``, the
+        variant is loaded.
     device : str or torch.device, optional
-        Default: CUDA, else MPS (a Mac; riffling takes the CPU there), else the CPU.
+        Default: CUDA, else MPS (on a Mac, except for riffling), else the CPU.
     dtype : str or torch.dtype, optional
         ``float16``, ``bfloat16`` or ``float32``. Default: float16 on CUDA, else float32.
     lora : str, path or dict, optional
-        A LoRA to load on top: a file, a folder that holds one, or a name on the Hub. A dict gives one or several with
-        how strong each is to be, ``{"funk.safetensors": 0.8, "dub.safetensors": -0.3}``; alone it has 1. Needs the
-        package ``peft``. In the pipeline it is named after its file: ``pipe.set_adapters("funk", 0.5)`` changes how
-        strong it is, ``pipe.unload_lora_weights()`` takes all off and leaves the model as it was, to the bit.
+        A LoRA to add: a file, a folder with one, or a name on the Hub; or a dict of one or several LoRAs with their
+        weights, ``{"funk.safetensors": 0.8, "dub.safetensors": -0.3}``. The default weight is 1. Needs the package
+        ``peft``. The adapter is named after the file: ``pipe.set_adapters("funk", 0.5)`` changes its weight, and
+        ``pipe.unload_lora_weights()`` removes all LoRAs, which restores the model bit for bit.
     local_files_only : bool
-        Read what is on the Hub from what was downloaded before, and do not ask for a newer version.
+        Use only what was downloaded from the Hub before, and do not check for a newer version.
 
     Returns
     -------
@@ -112,19 +111,18 @@ def load_pipeline(
     Raises
     ------
     OSError
-        If there is no such model or LoRA, it is no Stable Diffusion, it cannot be read, or the LoRA was made for
-        another model.
+        If there is no such model or LoRA, it is not a Stable Diffusion, it cannot be read, or the LoRA does not fit the
+        model.
     TypeError, ValueError
-        If there is no such device or dtype, a LoRA is given twice, or its weight is no finite number.
+        If there is no such device or dtype, a LoRA is listed twice, or its weight is not a finite number.
     ImportError
-        If there is a LoRA, but not the package ``peft``.
+        If a LoRA is to be loaded without the package ``peft``.
 
     Notes
     -----
-    Weights are read from safetensors; older pickles only through torch's weights-only loading,
-    which runs no code. The model's settings are read once, here. No account's token is ever sent. On a CPU with glibc,
-    the process is told to keep freed memory for itself, unless the environment variable ``RIFFUSION_LAB_KEEP_MEMORY``
-    is 0 (`keep_freed_memory`).
+    Weights are read from safetensors. Pickles are read only by torch's weights-only loading, which runs no code. The
+    model's settings are read once, here. No access token is ever sent to the Hub. On a CPU with glibc the process keeps
+    freed memory, unless the environment variable ``RIFFUSION_LAB_KEEP_MEMORY`` is 0; see `keep_freed_memory`.
 
     Taught in: 00, 03
     """
@@ -136,35 +134,36 @@ def load_pipeline(
         keep_freed_memory()
     with _quiet(bars=HUB_ID.fullmatch(source) is not None):
         pipe = _read(source, dtype, local_files_only=local_files_only)
-        model_settings(pipe)  # read now, and kept: the file may change
+        model_settings(pipe)  # read and kept now, because the file may change later
         load_loras(pipe, loras)
         pipe.to(device)
-    pipe.set_progress_bar_config(disable=not sys.stderr.isatty())  # in notebooks each bar would be saved
+    pipe.set_progress_bar_config(disable=not sys.stderr.isatty())  # notebooks would save every bar as output
     added = "".join(f" with LoRA {lora.name} at {lora.weight:g}" for lora in loras)
     print(f"{model_name(pipe)}{added} on {device.type} in {str(dtype).removeprefix('torch.')}")
     return pipe
 
 
 def keep_freed_memory() -> None:
-    """Let the C library keep the memory of freed tensors for the next ones, instead of giving it back to the system.
+    """Let the C library keep the memory of freed tensors for the next ones, instead of returning it to the system.
 
-    With glibc every large tensor is else mapped anew, page by page, which took a third of the time that a U-Net takes
-    on a CPU. Those of more than 32 MB still are, as few of the decoder's: between smaller ones they would leave ever
-    more gaps. Elsewhere this does nothing. See mallopt(3).
+    By default glibc maps every large tensor again, page by page, which took a third of a U-Net's time on a CPU. Tensors
+    of more than 32 MB, of which the decoder has a few, still are: among smaller ones they would fragment the memory.
+    With other C libraries this does nothing. See mallopt(3).
 
-    It holds for the whole process and cannot be taken back. With the environment variable ``RIFFUSION_LAB_KEEP_MEMORY``
-    set to 0, nothing is done.
+    It affects the whole process and cannot be undone. Setting the environment variable ``RIFFUSION_LAB_KEEP_MEMORY`` to
+    0 prevents it.
     """
-    if platform.libc_ver()[0] == "glibc" and os.environ.get(KEEP_MEMORY_VARIABLE) != "0":
+    is_glibc = platform.libc_ver()[0] == "glibc"
+    if is_glibc and os.environ.get(KEEP_MEMORY_VARIABLE) != "0":
         c_library = ctypes.CDLL(None)
-        c_library.mallopt(-3, 32 * 2**20)  # M_MMAP_THRESHOLD: the most it takes
-        c_library.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: give back nothing
+        c_library.mallopt(-3, 32 * 2**20)  # M_MMAP_THRESHOLD: its largest possible value
+        c_library.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: return nothing
 
 
 def is_downloaded(hub_id: str) -> bool:
-    """Tell whether a model of the Hugging Face Hub lies in its cache.
+    """Whether a model of the Hugging Face Hub is in the local cache.
 
-    A folder of the same name in the working directory would be loaded in its place: then the answer is no.
+    False if the working directory has a folder of the same name, which `load_pipeline` would load instead.
     """
     if not HUB_ID.fullmatch(hub_id) or Path(hub_id).exists():
         return False
@@ -175,7 +174,7 @@ def is_downloaded(hub_id: str) -> bool:
 
 
 def vocabulary(pipe: Pipeline) -> list[str]:
-    """Words the model was taught; an empty list where nobody wrote them down.
+    """Words the model was trained on; an empty list if they are not known.
 
     Taught in: 00, 03
     """
@@ -183,34 +182,37 @@ def vocabulary(pipe: Pipeline) -> list[str]:
 
 
 def execution_device(pipe: Pipeline) -> torch.device:
-    """Device on which a pipeline's networks compute: of an offloaded one, not the device where its weights wait.
+    """Device on which a pipeline's networks compute; with offloading, its weights are stored on another one.
 
-    diffusers has no public name for it; all its own pipelines ask for this one.
+    diffusers has no public name for it, but all its pipelines use this one.
     """
-    return pipe._execution_device
+    device: torch.device = pipe._execution_device
+    return device
 
 
 def model_name(pipe: Pipeline) -> str:
-    """Name under which ``load_pipeline`` finds the model again: no path of this machine."""
+    """Name of the model: its name on the Hub, or the name of its folder or file, without the path on this machine."""
     source = _source_of(pipe)
+    if source and HUB_ID.fullmatch(source):
+        return source
     if source:
-        return source if HUB_ID.fullmatch(source) else Path(source).name
-    origin = getattr(pipe.unet, _ORIGIN, None)
+        return Path(source).name
+    origin: _Origin | None = getattr(pipe.unet, _ORIGIN, None)
     return origin.name if origin else "unnamed"
 
 
 def model_settings(pipe: Pipeline) -> ModelSettings:
-    """Give the model's own settings, or Riffusion v1's where the model brings none.
+    """Recommended settings of the model, or those of Riffusion v1 if it has none.
 
-    They are read once, by `load_pipeline` or when first asked for, and kept with the U-Net: so another pipeline of the
-    same parts has them too, and a file that changes later changes nothing.
+    They are read once, by `load_pipeline` or at the first call, and kept with the U-Net. So other pipelines with this
+    U-Net have them too, and later changes of the file have no effect.
 
     Raises
     ------
     OSError
-        If the model's file ``riffusion_lab.json`` cannot be understood.
+        If the model's file ``riffusion_lab.json`` cannot be parsed.
     """
-    origin = getattr(pipe.unet, _ORIGIN, None)
+    origin: _Origin | None = getattr(pipe.unet, _ORIGIN, None)
     if origin is None:
         origin = _Origin(model_name(pipe), _read_settings(pipe))
         setattr(pipe.unet, _ORIGIN, origin)
@@ -218,35 +220,47 @@ def model_settings(pipe: Pipeline) -> ModelSettings:
 
 
 def _source_of(pipe: Pipeline) -> str:
-    """Tell where a pipeline was read from: a path or a name on the Hub; empty where nobody knows."""
+    """Path or Hub name that a pipeline was loaded from; empty if not known."""
     if pipe.name_or_path:
         return str(pipe.name_or_path)
-    part = pipe.unet.config.get("_name_or_path")  # where diffusers read the U-Net, for a pipeline that is made of parts
+    part = pipe.unet.config.get("_name_or_path")  # set if the U-Net was loaded by itself
     if not part:
         return ""
     folder = Path(part).parent
-    if folder.parent.name == "snapshots":  # of the Hub's cache: models--OWNER--NAME/snapshots/COMMIT
+    if folder.parent.name == "snapshots":  # the Hub's cache: models--OWNER--NAME/snapshots/COMMIT
         return folder.parents[1].name.removeprefix("models--").replace("--", "/", 1)
     return str(folder)
 
 
 def _read_settings(pipe: Pipeline) -> ModelSettings:
-    source = _source_of(pipe)
-    in_cache = HUB_ID.fullmatch(source) and not Path(source).is_dir()
-    path = try_to_load_from_cache(source, SETTINGS_FILE) if in_cache else Path(source) / SETTINGS_FILE
-    if not source or not isinstance(path, str | Path) or not Path(path).is_file():
+    path = _settings_file(_source_of(pipe))
+    if path is None or not path.is_file():
         return ModelSettings()
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
         known = {field.name for field in fields(ModelSettings)}
-        chosen = {key: value for key, value in content.items() if key in known}
+        chosen: dict[str, Any] = {key: value for key, value in content.items() if key in known}
     except (ValueError, AttributeError) as error:
-        raise OSError(f"{SETTINGS_FILE} of the model {model_name(pipe)!r} is no JSON object: {error}") from error
-    return ModelSettings(**{key: tuple(value) if isinstance(value, list) else value for key, value in chosen.items()})
+        raise OSError(f"{SETTINGS_FILE} of the model {model_name(pipe)!r} is not a JSON object: {error}") from error
+    for key, value in chosen.items():
+        if isinstance(value, list):
+            chosen[key] = tuple(value)
+    return ModelSettings(**chosen)
+
+
+def _settings_file(source: str) -> Path | None:
+    """Path of a model's settings, in its folder or in the Hub's cache; None if there cannot be any."""
+    if not source:
+        return None
+    is_on_hub = HUB_ID.fullmatch(source) is not None and not Path(source).is_dir()
+    if not is_on_hub:
+        return Path(source) / SETTINGS_FILE
+    cached = try_to_load_from_cache(source, SETTINGS_FILE)
+    return Path(cached) if isinstance(cached, str | Path) else None
 
 
 def _source(model: str | os.PathLike[str]) -> str:
-    """Find where to read a model: an absolute path, or a name on the Hub."""
+    """Where to load a model from: an absolute path, or a name on the Hub."""
     if not isinstance(model, str | os.PathLike):
         raise TypeError(f"model must be a name or a folder, not {model!r}")
     if model == "riffling":
@@ -262,18 +276,18 @@ def _source(model: str | os.PathLike[str]) -> str:
 
 
 def _find_loras(weights: Mapping[str, float], *, local_files_only: bool) -> list[Lora]:
-    """Find the files of LoRAs, before anything large is read."""
+    """Find the files of LoRAs, before the large model is loaded."""
     files: dict[Path, float] = {}
     for source, weight in weights.items():
         path = _lora_file(source, local_files_only=local_files_only)
         if any(path.samefile(other) for other in files):
-            raise ValueError(f"the LoRA {path.name!r} is given twice: give it once, with the sum of both weights")
+            raise ValueError(f"the LoRA {path.name!r} is listed twice: give it once, with the sum of both weights")
         files[path] = weight
     return named_loras(files)
 
 
 def _lora_file(source: str, *, local_files_only: bool) -> Path:
-    """Find a LoRA's weight file: a file, one in a folder, or one on the Hub."""
+    """Find the weight file of a LoRA: a file itself, in a folder, or on the Hub."""
     path = Path(source)
     if source and path.is_file():
         return path.absolute()
@@ -295,108 +309,129 @@ def _lora_file(source: str, *, local_files_only: bool) -> Path:
 
 
 def _device(device: str | torch.device | None, *, prefer_cpu: bool) -> torch.device:
-    mps = torch.backends.mps.is_available()
     if device is None:
-        # on a Mac the GPU would take longer to start than riffling takes on the CPU
-        device = "cuda" if torch.cuda.is_available() else "mps" if mps and not prefer_cpu else "cpu"
+        device = _default_device(prefer_cpu=prefer_cpu)
     try:
         chosen = torch.device(device)
     except (RuntimeError, TypeError) as error:
-        raise ValueError(f"device {device!r} is none that torch knows; take 'cuda', 'mps' or 'cpu'") from error
-    if chosen.type == "cuda" and not torch.cuda.is_available() or chosen.type == "mps" and not mps:
+        raise ValueError(f"device {device!r} is not known to torch; take 'cuda', 'mps' or 'cpu'") from error
+    lacks_cuda = chosen.type == "cuda" and not torch.cuda.is_available()
+    lacks_mps = chosen.type == "mps" and not torch.backends.mps.is_available()
+    if lacks_cuda or lacks_mps:
         raise ValueError(f"device {device!r} is not available here; take 'cpu', or leave device out")
     return chosen
+
+
+def _default_device(*, prefer_cpu: bool) -> str:
+    if torch.cuda.is_available():
+        return "cuda"
+    if torch.backends.mps.is_available() and not prefer_cpu:  # a Mac's GPU takes longer to start than riffling to run
+        return "mps"
+    return "cpu"
 
 
 def _dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
     if dtype is None:
         return torch.float16 if device.type == "cuda" else torch.float32
     chosen = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if chosen not in (torch.float16, torch.bfloat16, torch.float32):
+    if not isinstance(chosen, torch.dtype) or chosen not in (torch.float16, torch.bfloat16, torch.float32):
         raise ValueError(f"dtype must be 'float16', 'bfloat16' or 'float32', not {dtype!r}")
     return chosen
 
 
 def _read(source: str, dtype: torch.dtype, *, local_files_only: bool) -> Pipeline:
-    """Read a stock pipeline; every failure becomes an OSError that names the model, in one line."""
+    """Load a stock pipeline; every failure becomes an OSError that names the model, in one line."""
     on_hub = HUB_ID.fullmatch(source) is not None
     try:
         if Path(source).is_file():
             return read_single_file(Path(source), dtype)
         return _read_folder(source, dtype, on_hub=on_hub, local_files_only=local_files_only)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError, pickle.UnpicklingError) as error:
-        shown = source if on_hub else Path(source).name
-        question = "is it a whole folder in diffusers' layout?"
         if on_hub:
+            name = source
             question = "is this its name, and are you online?"
         elif Path(source).is_file():
+            name = Path(source).name
             question = "is it a whole Stable Diffusion 1.x?"
-        raise OSError(f"cannot load the model {shown!r} ({question}): {in_one_line(error)}") from error
+        else:
+            name = Path(source).name
+            question = "is it a whole folder in diffusers' layout?"
+        raise OSError(f"cannot load the model {name!r} ({question}): {in_one_line(error)}") from error
 
 
 def _read_folder(source: str, dtype: torch.dtype, *, on_hub: bool, local_files_only: bool) -> Pipeline:
-    """Read a pipeline in diffusers' layout, from a folder or the Hub."""
-    # the safety checker judges photographs, and the feature extractor serves nothing else
-    without = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-    where = {"token": False, "local_files_only": on_hub and (local_files_only or not _is_online(source))}
-    kind = diffusers.StableDiffusionPipeline.load_config(source, **where).get("_class_name")
-    if kind != "StableDiffusionPipeline":
-        raise OSError(f"it is a {kind}, not a StableDiffusionPipeline")
-    parts = {}
+    """Load a pipeline in diffusers' layout, from a folder or the Hub."""
+    is_offline = on_hub and (local_files_only or not _is_online(source))
+    config = diffusers.StableDiffusionPipeline.load_config(source, token=False, local_files_only=is_offline)
+    class_name = config.get("_class_name")
+    if class_name != "StableDiffusionPipeline":
+        raise OSError(f"it is a {class_name}, not a StableDiffusionPipeline")
+    parts: dict[str, Any] = {}
     if on_hub:
-        _fetch_settings(source, **where)
+        _fetch_settings(source, local_files_only=is_offline)
     else:
         parts = load_parts(Path(source), dtype)
-    pipe = diffusers.StableDiffusionPipeline.from_pretrained(source, **where, **without, **parts, **{DTYPE: dtype})
-    if len(pipe.tokenizer) < 256:  # without its files transformers makes one that knows not even the bytes
+    pipe = diffusers.StableDiffusionPipeline.from_pretrained(
+        source,
+        token=False,
+        local_files_only=is_offline,
+        safety_checker=None,  # it judges photographs
+        feature_extractor=None,  # only the safety checker needs it
+        requires_safety_checker=False,
+        **parts,
+        **{DTYPE: dtype},
+    )
+    if len(pipe.tokenizer) < 256:  # if its files are missing, transformers makes one without even the 256 bytes
         raise OSError("its tokenizer has no vocabulary")
-    if pipe.unet.config.in_channels != 4:
-        raise OSError(f"its U-Net takes {pipe.unet.config.in_channels} channels, not 4: it makes no clips from text")
+    n_channels = pipe.unet.config.in_channels
+    if n_channels != 4:
+        raise OSError(f"its U-Net takes {n_channels} channels, not 4: it does not generate clips from text")
     return pipe
 
 
 def _is_online(hub_id: str) -> bool:
-    """Ask the Hub for a model once; without an answer, what was downloaded before must do."""
+    """Whether the Hub can be reached; if it can, but does not have the model, its error is raised."""
     try:
         model_info(hub_id, token=False, timeout=10)
-    except HfHubHTTPError:  # an answer, and it is no
+    except HfHubHTTPError:
         raise
     except NO_ANSWER:
         return False
     return True
 
 
-def _fetch_settings(hub_id: str, **where: bool) -> None:
-    """Put the model's settings, which diffusers would not download, into the Hub's cache."""
+def _fetch_settings(hub_id: str, *, local_files_only: bool) -> None:
+    """Download the model's settings, which diffusers ignores, into the Hub's cache."""
     try:
-        hf_hub_download(hub_id, SETTINGS_FILE, **where)
-    except EntryNotFoundError:  # as in Riffusion v1: there are none
-        pass
+        hf_hub_download(hub_id, SETTINGS_FILE, token=False, local_files_only=local_files_only)
+    except EntryNotFoundError:
+        pass  # a model without settings, such as Riffusion v1
 
 
 @contextmanager
 def _quiet(*, bars: bool) -> Iterator[None]:
-    """Keep quiet what is no news, and (unless something is downloaded) the progress bars."""
+    """Suppress expected log messages and warnings, and progress bars unless something may be downloaded."""
 
-    def is_news(record: logging.LogRecord) -> bool:
-        return not any(text in record.getMessage() for text in _NO_NEWS)
+    def is_unexpected(record: logging.LogRecord) -> bool:
+        return not any(text in record.getMessage() for text in _EXPECTED_MESSAGES)
 
-    modules = (
+    names = (
         "diffusers.loaders.single_file_utils",
         "diffusers.models.modeling_utils",
         "diffusers.pipelines.pipeline_utils",
         "transformers.utils.import_utils",
     )
     with ExitStack() as stack, warnings.catch_warnings():
-        for talker in map(logging.getLogger, modules):
-            talker.addFilter(is_news)
-            stack.callback(talker.removeFilter, is_news)
-        for switch in (diffusers.utils.logging, transformers.utils.logging):
-            if switch.is_progress_bar_enabled() and not bars:
-                switch.disable_progress_bar()
-                stack.callback(switch.enable_progress_bar)
-        # diffusers still passes it to a Hub library that has dropped it
+        for name in names:
+            logger = logging.getLogger(name)
+            logger.addFilter(is_unexpected)
+            stack.callback(logger.removeFilter, is_unexpected)
+        for library in (diffusers.utils.logging, transformers.utils.logging):
+            if library.is_progress_bar_enabled() and not bars:
+                library.disable_progress_bar()
+                stack.callback(library.enable_progress_bar)
+        # diffusers still passes an argument that newer versions of huggingface_hub no longer have
         warnings.filterwarnings("ignore", message=".*local_dir_use_symlinks")
-        # peft says of every LoRA but the first
+        # peft warns for every LoRA but the first
         warnings.filterwarnings("ignore", message="Already found a `peft_config`")
         yield

@@ -1,11 +1,11 @@
-"""The frames of an MP3 file, counted: its index (a Xing header) may be missing, or speak of the first part only."""
+"""Counting the frames of an MP3 file: its index (a Xing header) may be missing, or cover only the first part."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 
-# ISO 11172-3 and 13818-3: kbit/s by (MPEG 1 or not, layer), for the index 1 to 14 of a frame's header
+# ISO 11172-3 and 13818-3: kbit/s by (whether MPEG 1, layer) for the bitrate indices 1 to 14 of a frame's header
 BITRATES = {
     (True, 1): (32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),
     (True, 2): (32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
@@ -18,39 +18,41 @@ RATES = {0: (11_025, 12_000, 8_000), 2: (22_050, 24_000, 16_000), 3: (44_100, 48
 MP3_RATES = tuple(sorted(rate for rates in RATES.values() for rate in rates))  # Hz
 XING_MARKS = (b"Xing", b"Info")
 ID3V1_SIZE = 128  # bytes, at the end of a file
-VBRI_POSITION = 36  # in its frame, whatever the version
-INDEX_BITRATE = 5  # of the frame that holds an index: 64 kbit/s (40 in MPEG 2), so that it has room
+VBRI_POSITION = 36  # in its frame, in every version
+INDEX_BITRATE = 5  # bitrate index of the frame that holds our index: 64 kbit/s (40 in MPEG 2) give enough room
 
 
 @dataclass(frozen=True)
 class Frame:
-    """What the four bytes at the beginning of a frame say."""
+    """The header of a frame."""
 
-    kind: tuple[int, int, int, bool]  # version, layer, sample rate in Hz, mono: the same for all frames of a sound
-    size: int  # bytes, with the header
+    kind: tuple[int, int, int, bool]  # version, layer, sample rate in Hz, is mono: the same in all frames of a sound
+    size: int  # bytes, including the header
     n_samples: int
 
     @property
     def is_layer_3(self) -> bool:
-        """Whether it is an MP3 in the narrow sense, which may have an index."""
+        """Whether it is an MP3 in the strict sense, which may have an index."""
         return self.kind[1] == 3
 
     @cached_property
     def index_position(self) -> int:
-        """Where an index stands in a frame of layer III: behind the side information."""
+        """Position of an index in a frame of layer III: after the header and the side information."""
         version, _, _, is_mono = self.kind
         if version == 3:
-            return 4 + (17 if is_mono else 32)
-        return 4 + (9 if is_mono else 17)
+            side_information = 17 if is_mono else 32
+        else:
+            side_information = 9 if is_mono else 17
+        return 4 + side_information
 
 
 @dataclass
 class Part:
-    """Frames of one kind, one behind the other."""
+    """Consecutive frames of the same kind."""
 
     first: Frame
     n_frames: int = 0
-    spans: list[list[int]] = field(default_factory=list)  # first byte and byte behind the last, without a gap
+    spans: list[list[int]] = field(default_factory=list)  # [start, stop] in bytes of each run without a gap
 
     @property
     def n_samples(self) -> int:
@@ -70,63 +72,74 @@ class Part:
 class Frames:
     """The frames of an MP3 file."""
 
-    parts: list[Part]  # one, but for files put together from several kinds
-    n_declared: int | None  # frames by the file's own index, or indices
-    is_cut: bool  # the last frame is not whole
+    parts: list[Part]  # more than one only if files of different kinds were concatenated
+    n_declared: int | None  # number of frames according to the file's index or indices
+    is_cut: bool  # whether the last frame is truncated
 
     @property
     def n_frames(self) -> int:
-        """Frames of sound."""
+        """Number of frames with sound."""
         return sum(part.n_frames for part in self.parts)
 
     @property
     def missing(self) -> str | None:
-        """What the file lacks by its own index; None where nothing is missing, or it cannot be told."""
-        if self.n_declared is not None and self.n_frames + 1 < self.n_declared:  # some count the index itself
+        """What the file lacks compared to its index; None if nothing is missing, or this is not known."""
+        if self.n_declared is not None and self.n_frames + 1 < self.n_declared:  # some encoders count the index itself
             return f"{self.n_frames:,} of {self.n_declared:,} frames"
-        return "its last frame is cut off" if self.is_cut else None
+        if self.is_cut:
+            return "its last frame is cut off"
+        return None
 
 
 @lru_cache(maxsize=4_096)
 def _frame(header: bytes) -> Frame | None:
-    """Read a frame's header; None if these four bytes are none, or do not tell the frame's size."""
+    """Parse a frame header of four bytes; None if it is not one, or does not define the size of the frame."""
     if len(header) < 4 or header[0] != 0xFF or header[1] < 0xE0:
         return None
-    version, layer = header[1] >> 3 & 3, 4 - (header[1] >> 1 & 3)
-    bitrate_index, rate_index, is_padded = header[2] >> 4, header[2] >> 2 & 3, header[2] >> 1 & 1
+    version = header[1] >> 3 & 3
+    layer = 4 - (header[1] >> 1 & 3)
+    bitrate_index = header[2] >> 4
+    rate_index = header[2] >> 2 & 3
+    is_padded = header[2] >> 1 & 1
+    is_mono = header[3] >> 6 == 3
     if version == 1 or layer == 4 or bitrate_index in (0, 15) or rate_index == 3:
         return None
+    is_mpeg_1 = version == 3
     rate = RATES[version][rate_index]
-    bits_per_s = 1_000 * BITRATES[version == 3, layer][bitrate_index - 1]
-    kind = (version, layer, rate, header[3] >> 6 == 3)
+    bits_per_s = 1_000 * BITRATES[is_mpeg_1, layer][bitrate_index - 1]
+    kind = (version, layer, rate, is_mono)
     if layer == 1:
-        return Frame(kind, 4 * (12 * bits_per_s // rate + is_padded), 384)
-    n_samples = 576 if layer == 3 and version != 3 else 1_152
-    return Frame(kind, n_samples // 8 * bits_per_s // rate + is_padded, n_samples)
+        return Frame(kind, size=4 * (12 * bits_per_s // rate + is_padded), n_samples=384)
+    n_samples = 576 if layer == 3 and not is_mpeg_1 else 1_152
+    return Frame(kind, size=n_samples // 8 * bits_per_s // rate + is_padded, n_samples=n_samples)
 
 
 def has_right_index(data: bytes) -> bool:
-    """Whether the file begins with an index that counts its bytes to the end: it is whole, and one sound."""
-    start = _behind_tag(data, 0)
+    """Whether the file begins with an index whose byte count is right: then it is complete, and a single sound."""
+    start = _after_tag(data, 0)
     frame = _frame(data[start : start + 4])
     if frame is None or start + frame.size > len(data):
         return False
     xing = start + frame.index_position
-    if not data.startswith(XING_MARKS, xing) or data[xing + 7] & 3 != 3:  # 3: it has both counts
+    if not data.startswith(XING_MARKS, xing) or data[xing + 7] & 3 != 3:  # 3: has both counts, of frames and bytes
         return False
     n_bytes = int.from_bytes(data[xing + 12 : xing + 16], "big")
-    end = len(data) - ID3V1_SIZE if data.startswith(b"TAG", len(data) - ID3V1_SIZE) else len(data)
+    end = len(data)
+    if data.startswith(b"TAG", end - ID3V1_SIZE):
+        end -= ID3V1_SIZE
     return start + n_bytes == end
 
 
 def read_frames(data: bytes) -> Frames | None:
-    """Walk the frames of an MP3 file, over tags and indices; None if there are none that say their size."""
+    """Walk the frames of an MP3 file, skipping tags and indices; None if it has none of known size."""
     parts: list[Part] = []
-    n_declared, is_cut = 0, False
-    position, previous = 0, None
+    n_declared = 0
+    is_cut = False
+    position = 0
+    previous = None  # kind of the frame before
     while position < len(data) - 3:
         frame = _frame(data[position : position + 4])
-        if frame is None or (frame.kind != previous and not _goes_on(data, position)):
+        if frame is None or (frame.kind != previous and not _is_followed(data, position)):
             position = _next_frame(data, position)
             continue
         if position + frame.size > len(data):
@@ -141,31 +154,36 @@ def read_frames(data: bytes) -> Frames | None:
         else:
             n_declared += n_indexed
         position += frame.size
-    return Frames(parts, n_declared or None, is_cut) if parts else None
+    if not parts:
+        return None
+    return Frames(parts, n_declared or None, is_cut)
 
 
 def with_index(data: bytes, part: Part) -> bytes:
-    """Give some frames of an MP3 file an index that counts them all; tags and other indices are left out."""
+    """Extract some frames of an MP3 file, with an index that counts them all, and without tags and other indices."""
     start = part.spans[0][0]
     header = bytearray(data[start : start + 4])
     header[1] |= 1  # without a checksum
     header[2] = INDEX_BITRATE << 4 | header[2] & 0x0C
     frame = _frame(bytes(header))
-    sound = b"".join(data[first:behind] for first, behind in part.spans)
+    assert frame is not None, "with another valid bitrate, the header stays valid"
+    sound = b"".join(data[first:stop] for first, stop in part.spans)
     index = bytearray(frame.size)
     index[:4] = header
     counts = part.n_frames.to_bytes(4, "big") + (len(sound) + frame.size).to_bytes(4, "big")
-    fields = b"Xing" + (3).to_bytes(4, "big") + counts  # 3: the number of frames and the number of bytes
+    fields = b"Xing" + (3).to_bytes(4, "big") + counts  # 3: has both counts, of frames and bytes
     index[frame.index_position : frame.index_position + len(fields)] = fields
     return bytes(index) + sound
 
 
 def _declared_frames(data: bytes, position: int, frame: Frame) -> int | None:
-    """Number of frames that an index speaks of, 0 where it leaves that out; None if this frame is no index."""
+    """Number of frames according to an index, 0 if the index omits it; None if this frame is not an index."""
     xing = position + frame.index_position
     if data.startswith(XING_MARKS, xing):
         has_count = data[xing + 7] & 1
-        return int.from_bytes(data[xing + 8 : xing + 12], "big") if has_count else 0
+        if not has_count:
+            return 0
+        return int.from_bytes(data[xing + 8 : xing + 12], "big")
     vbri = position + VBRI_POSITION
     if data.startswith(b"VBRI", vbri):
         return int.from_bytes(data[vbri + 14 : vbri + 18], "big")
@@ -173,17 +191,17 @@ def _declared_frames(data: bytes, position: int, frame: Frame) -> int | None:
 
 
 def _next_frame(data: bytes, position: int) -> int:
-    """Position of the next frame that another one follows; the end of the data if there is none."""
+    """Position of the next frame that is followed by another one; the end of the data if there is none."""
     if data.startswith(b"ID3", position):
-        return _behind_tag(data, position)
+        return _after_tag(data, position)
     position = data.find(b"\xff", position + 1)
-    while position >= 0 and not _goes_on(data, position):
+    while position >= 0 and not _is_followed(data, position):
         position = data.find(b"\xff", position + 1)
     return position if position >= 0 else len(data)
 
 
-def _behind_tag(data: bytes, position: int) -> int:
-    """Position behind an ID3v2 tag; the same position where there is none."""
+def _after_tag(data: bytes, position: int) -> int:
+    """Position after an ID3v2 tag; the same position if there is none."""
     if not data.startswith(b"ID3", position):
         return position
     size = 0
@@ -192,13 +210,13 @@ def _behind_tag(data: bytes, position: int) -> int:
     return position + 10 + size
 
 
-def _goes_on(data: bytes, position: int) -> bool:
-    """Whether a frame begins here that is followed by another of its kind, by a tag, or by the end."""
+def _is_followed(data: bytes, position: int) -> bool:
+    """Whether a frame begins here that is followed by another of its kind, by a tag, or by the end of the file."""
     frame = _frame(data[position : position + 4])
     if frame is None:
         return False
-    behind = position + frame.size
-    if behind == len(data) or data[behind : behind + 3] in (b"TAG", b"ID3"):
+    stop = position + frame.size
+    if stop == len(data) or data[stop : stop + 3] in (b"TAG", b"ID3"):
         return True
-    following = _frame(data[behind : behind + 4])
+    following = _frame(data[stop : stop + 4])
     return following is not None and following.kind == frame.kind

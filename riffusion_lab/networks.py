@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from threading import Lock, RLock
-from typing import Any
+from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 import torch
@@ -72,7 +72,7 @@ def circular_time(network: nn.Module) -> Iterator[None]:
 
 def _circular_convolution(layer: nn.Conv2d, image: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Replace ``nn.Conv2d._conv_forward``; image [shape=(batch, channels, height, width)]."""
-    height, width = layer.padding
+    height, width = cast("tuple[int, int]", layer.padding)
     image = F.pad(image, (width, width, 0, 0), mode="circular")
     return F.conv2d(image, weight, bias, layer.stride, (height, 0), layer.dilation, layer.groups)
 
@@ -110,12 +110,12 @@ def sliding_windows(unet: nn.Module, *, width: int, hop: int, loop: bool) -> Ite
             n_windows[columns] += 1
         return (total / n_windows,)
 
-    unet.forward = forward  # type: ignore[method-assign]
+    unet.forward = forward
     try:
         yield
     finally:
         if has_own_forward:
-            unet.forward = predict_window  # type: ignore[method-assign]
+            unet.forward = predict_window
         else:
             del unet.forward
 
@@ -162,7 +162,7 @@ class _PerturbedAttention:
 
     attend: Callable[..., Tensor]
 
-    def __call__(self, attention: nn.Module, hidden_states: Tensor, **options: Any) -> Tensor:
+    def __call__(self, attention: Any, hidden_states: Tensor, **options: Any) -> Tensor:
         unconditional = hidden_states[: len(hidden_states) // 2]
         own_values = attention.to_out[0](attention.to_v(unconditional))
         attended = self.attend(attention, hidden_states, **options)

@@ -1,4 +1,4 @@
-"""The numbers that say how a sound becomes a picture, and back."""
+"""Parameters of the spectrogram: how a sound becomes a picture, and back."""
 
 from __future__ import annotations
 
@@ -8,31 +8,31 @@ from numbers import Real
 
 from .values import as_scalar, check_number
 
-LONGEST_FFT = 1_000_000  # samples; what is longer is a mistake, and would take all memory
-WHOLE = ("sample_rate", "num_frequencies")  # what is counted
+LONGEST_FFT = 1_000_000  # samples; a longer one is a mistake, and would take all memory
+WHOLE = ("sample_rate", "num_frequencies")  # must be whole numbers
 
 
 @dataclass(frozen=True)
 class SpectrogramParams:
-    """How a waveform and its spectrogram picture belong together.
+    """How a waveform is converted into a spectrogram picture, and back.
 
     The defaults are those of Riffusion v1, so that pictures can be exchanged with it:
     https://github.com/riffusion/riffusion-hobby
 
-    Whole numbers become ints, NumPy's numbers Python's.
+    NumPy scalars become Python numbers, and floats with a whole value become ints.
 
     Raises
     ------
     TypeError
         If a value is not a number.
     ValueError
-        If a value is no whole number where one is needed, or cannot belong to any sound.
+        If a value is out of range, or fractional where a whole number is needed.
 
     Taught in: 01
     """
 
     sample_rate: int = 44_100  # Hz
-    step_size_ms: float = 10  # time from one column of the picture to the next
+    step_size_ms: float = 10  # hop: time from one column of the picture to the next
     window_duration_ms: float = 100  # Hann window
     padded_duration_ms: float = 400  # FFT length; a shorter one leaves low mel bands empty
     num_frequencies: int = 512  # mel bands, the rows of the picture
@@ -43,55 +43,63 @@ class SpectrogramParams:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            value = _plain(field.name, getattr(self, field.name), example=field.default)
+            default = getattr(SpectrogramParams, field.name)
+            value = _as_number(field.name, getattr(self, field.name), default=default)
             object.__setattr__(self, field.name, value)  # the class is frozen
         check_number("sample_rate", self.sample_rate, 1_000, 1_000_000)
         if not self.min_frequency < self.max_frequency <= self.sample_rate / 2:
             band = f"min_frequency {self.min_frequency}, max_frequency {self.max_frequency}"
             raise ValueError(f"{band}: give a rising pair up to half the sample rate, {self.sample_rate / 2:g} Hz")
         if not 1 <= self.hop_length <= self.win_length <= self.n_fft:
-            given = f"step {self.step_size_ms}, window {self.window_duration_ms}, padded {self.padded_duration_ms} ms"
-            raise ValueError(f"{given}: give at least one sample, the window no shorter than the step, nor the FFT")
+            durations = (
+                f"step {self.step_size_ms}, window {self.window_duration_ms}, padded {self.padded_duration_ms} ms"
+            )
+            raise ValueError(
+                f"{durations}: give a step of at least one sample, a window no shorter than the step, "
+                "and a padded window no shorter than the window"
+            )
         if self.n_fft > LONGEST_FFT:
             raise ValueError(f"padded_duration_ms is {self.padded_duration_ms}: give at most {LONGEST_FFT:,} samples")
 
     @property
     def n_fft(self) -> int:
-        """Samples in one (zero-padded) FFT."""
+        """FFT length in samples: the zero-padded window."""
         return round(self.padded_duration_ms / 1000 * self.sample_rate)
 
     @property
     def win_length(self) -> int:
-        """Samples under the window."""
+        """Window length in samples."""
         return round(self.window_duration_ms / 1000 * self.sample_rate)
 
     @property
     def hop_length(self) -> int:
-        """Samples from one column to the next."""
+        """Samples between adjacent columns."""
         return round(self.step_size_ms / 1000 * self.sample_rate)
 
     @property
     def n_channels(self) -> int:
-        """Channels of the sound: 1 or 2."""
+        """Number of channels: 1 or 2."""
         return 2 if self.stereo else 1
 
     def duration_s(self, n_columns: int) -> float:
-        """Seconds that a picture of `n_columns` columns lasts."""
+        """Duration of a picture with `n_columns` columns, in seconds."""
         return n_columns * self.hop_length / self.sample_rate
 
     def frequency_hz(self, band: float) -> float:
         """Centre of a mel band in hertz; band 0 is the lowest, the bottom row of the picture."""
-        low, high = hz_to_mel(self.min_frequency), hz_to_mel(self.max_frequency)
+        low = hz_to_mel(self.min_frequency)
+        high = hz_to_mel(self.max_frequency)
         return mel_to_hz(low + (high - low) * (band + 1) / (self.num_frequencies + 1))
 
     def band(self, frequency_hz: float) -> float:
-        """Where between the mel bands a frequency lies; the inverse of `frequency_hz`."""
-        low, high = hz_to_mel(self.min_frequency), hz_to_mel(self.max_frequency)
+        """Fractional mel band of a frequency; the inverse of `frequency_hz`."""
+        low = hz_to_mel(self.min_frequency)
+        high = hz_to_mel(self.max_frequency)
         return (hz_to_mel(frequency_hz) - low) / (high - low) * (self.num_frequencies + 1) - 1
 
 
-def _plain(name: str, value: object, *, example: float) -> float:
-    """Give back a param as a Python number: a whole one as an int where it may be one."""
+def _as_number(name: str, value: object, *, default: float) -> float:
+    """Convert a parameter to a Python number: an int if its value is whole, except for the power."""
     value = as_scalar(value)
     if name == "stereo":
         if isinstance(value, str) or value not in (True, False):  # NumPy's bools too, and EXIF's 0 and 1
@@ -99,19 +107,21 @@ def _plain(name: str, value: object, *, example: float) -> float:
         return bool(value)
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number, not {value!r}")
-    if not math.isfinite(value) or value < 0 or (value == 0 and example):
-        raise ValueError(f"{name} is {value!r}: give a positive number, such as {example}")
-    if float(value).is_integer() and name != "power_for_image":
-        return int(value)
+    number = float(value)
+    may_be_zero = default == 0
+    if not math.isfinite(number) or number < 0 or (number == 0 and not may_be_zero):
+        raise ValueError(f"{name} is {value!r}: give a positive number, such as {default}")
+    if number.is_integer() and name != "power_for_image":
+        return int(number)
     if name in WHOLE:
-        raise ValueError(f"{name} is {value!r}: give a whole number, such as {example}")
-    return float(value)
+        raise ValueError(f"{name} is {value!r}: give a whole number, such as {default}")
+    return number
 
 
-PARAMS = SpectrogramParams()  # of the pictures that the models were trained on
+PARAMS = SpectrogramParams()  # those of the pictures that the models were trained on
 COLUMNS_PER_S = PARAMS.sample_rate / PARAMS.hop_length
 
-# The settings one is likely to want. Models read pictures of the first kind only, unless they were trained on another.
+# Common settings. Models understand pictures of the first kind only, unless they were trained on another.
 PRESETS = {
     "riffusion": PARAMS,
     "stereo": SpectrogramParams(stereo=True),
@@ -121,10 +131,10 @@ PRESETS = {
 
 
 def hz_to_mel(frequency_hz: float) -> float:
-    """Pitch on the mel scale as HTK has it: nearly linear below 700 Hz, logarithmic above."""
+    """Frequency in mel on HTK's scale: nearly linear below 700 Hz, logarithmic above."""
     return 2595.0 * math.log10(1.0 + frequency_hz / 700.0)
 
 
 def mel_to_hz(mel: float) -> float:
-    """Frequency in hertz of a pitch on HTK's mel scale; the inverse of `hz_to_mel`."""
+    """Frequency in hertz of a value on HTK's mel scale; the inverse of `hz_to_mel`."""
     return 700.0 * (10.0 ** (mel / 2595.0) - 1.0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import matplotlib.style
 import numpy as np
@@ -14,29 +14,58 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from .image import mel_from_image
-from .params import hz_to_mel, mel_to_hz
+from .params import SpectrogramParams, hz_to_mel, mel_to_hz
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from .clip import Clip
-
 STYLE = Path(__file__).with_name("style.mplstyle")
 FLOOR_DB = -80.0  # below the loudest point of the picture
-COLOURS = 32  # of the figure in a notebook: half the bytes, no difference to see
+COLOURS = 32  # of the figure in a notebook: half the bytes, no visible difference
 HZ_TICKS = (0, 250, 500, 1_000, 2_000, 4_000, 8_000, 16_000)
 
 
-def spectrogram(clip: Clip, ax: Axes | None = None, *, colorbar: bool = False, title: str | None = None) -> Axes:
-    """Draw a clip's picture with axes in seconds and hertz; what is left out below -80 dB is black.
+class ClipLike(Protocol):
+    """What figures and captions need of a clip; `Clip` has all of it."""
+
+    params: SpectrogramParams
+    loop: bool
+
+    @property
+    def image(self) -> Image.Image:
+        """Spectrogram picture."""
+
+    @property
+    def waveform(self) -> np.ndarray:
+        """Samples [shape=(channels, samples), float32, range [-1, 1]]."""
+
+    @property
+    def sample_rate(self) -> int:
+        """Samples per second."""
+
+    @property
+    def duration_s(self) -> float:
+        """Length in seconds."""
+
+    @property
+    def title(self) -> str:
+        """Prompt, or an empty text."""
+
+    @property
+    def limited_db(self) -> float:
+        """Decibels by which the highest peak was lowered."""
+
+
+def spectrogram(clip: ClipLike, ax: Axes | None = None, *, colorbar: bool = False, title: str | None = None) -> Axes:
+    """Draw a clip's spectrogram with axes in seconds and hertz; -80 dB and everything below is black.
 
     Parameters
     ----------
     clip : Clip
     ax : matplotlib.axes.Axes, optional
-        Default: those of a new figure.
+        Default: the axes of a new figure.
     colorbar : bool
-        Show which colour is how many decibels below the loudest point.
+        Show which colour stands for how many decibels below the loudest point.
     title : str, optional
 
     Returns
@@ -51,16 +80,17 @@ def spectrogram(clip: Clip, ax: Axes | None = None, *, colorbar: bool = False, t
             ax = FigureCanvasAgg(Figure()).figure.add_subplot()
         params = clip.params
         level = decibels(clip)
-        # otypes: some versions of matplotlib also ask for the places of no ticks at all, an empty array.
+        # otypes: some versions of matplotlib also transform an empty array, the minor ticks of which there are none.
         to_mel = np.vectorize(hz_to_mel, otypes=[float])
         to_hz = np.vectorize(mel_to_hz, otypes=[float])
         ax.set_yscale("function", functions=(to_mel, to_hz))
-        # Rows are equally far apart in mel, which is where the axes are after their scale: no need to draw 512 × 512
-        # little rectangles, and thin lines are smoothed instead of lost.
-        edges_mel = [hz_to_mel(params.frequency_hz(band)) for band in (-0.5, params.num_frequencies - 0.5)]
+        # Rows are equally spaced in mel, and so are the axes once their scale is applied. An image in these coordinates
+        # avoids 512 × 512 small rectangles, and smooths thin lines instead of losing them.
+        lowest_mel = hz_to_mel(params.frequency_hz(-0.5))
+        highest_mel = hz_to_mel(params.frequency_hz(params.num_frequencies - 0.5))
         picture = ax.imshow(
             level,
-            extent=(0, clip.duration_s, *edges_mel),
+            extent=(0, clip.duration_s, lowest_mel, highest_mel),
             transform=ax.transLimits + ax.transAxes,
             origin="lower",
             aspect="auto",
@@ -77,8 +107,8 @@ def spectrogram(clip: Clip, ax: Axes | None = None, *, colorbar: bool = False, t
     return ax
 
 
-def decibels(clip: Clip) -> np.ndarray:
-    """Mel amplitudes of a clip's picture in dB below its loudest point, channels averaged.
+def decibels(clip: ClipLike) -> np.ndarray:
+    """Mel amplitudes of a clip's picture in dB below its loudest point, averaged over the channels.
 
     Returns
     -------
@@ -86,28 +116,32 @@ def decibels(clip: Clip) -> np.ndarray:
         Row 0 is the lowest frequency. Silence is -80 throughout.
     """
     mel = mel_from_image(clip.image, clip.params).mean(dim=0).numpy()
-    return 20 * np.log10(np.maximum(mel / (mel.max() or 1.0), 10 ** (FLOOR_DB / 20)))
+    maximum = mel.max() or 1.0
+    floor = 10 ** (FLOOR_DB / 20)
+    return 20 * np.log10(np.maximum(mel / maximum, floor))
 
 
-def description(clip: Clip) -> str:
-    """Say in words what a clip's spectrogram shows, for those who cannot see it."""
+def description(clip: ClipLike) -> str:
+    """Describe a clip's spectrogram in words, for readers who cannot see it."""
     level = decibels(clip)
-    seen = (
+    params = clip.params
+    axes = (
         f"Spectrogram of {clip.duration_s:.2f} s of sound, time from left to right, "
-        f"{clip.params.min_frequency:,} to {clip.params.max_frequency:,} Hz from bottom to top"
+        f"{params.min_frequency:,} to {params.max_frequency:,} Hz from bottom to top"
     )
     if level.max() == FLOOR_DB:
-        return f"{seen}: silence"
-    audible = max(0, math.ceil(clip.params.band(20)))
-    loudest_hz = clip.params.frequency_hz(audible + int(level[audible:].mean(axis=1).argmax()))
-    near_hz = float(f"{loudest_hz:.2g}")
-    filled = float((level > -40).mean())
-    return f"{seen}: strongest near {near_hz:,.0f} Hz; {filled:.0%} of it within 40 dB of the loudest point"
+        return f"{axes}: silence"
+    first_audible = max(0, math.ceil(params.band(20)))
+    mean_level = level[first_audible:].mean(axis=1)
+    loudest_hz = params.frequency_hz(first_audible + int(mean_level.argmax()))
+    rounded_hz = float(f"{loudest_hz:.2g}")
+    loud_share = float((level > -40).mean())
+    return f"{axes}: strongest near {rounded_hz:,.0f} Hz; {loud_share:.0%} of it within 40 dB of the loudest point"
 
 
-def spectrogram_png(clip: Clip) -> bytes:
-    """Draw the figure a clip shows in a notebook, as a small PNG, the same bytes at every call."""
-    figure = spectrogram(clip).figure
+def spectrogram_png(clip: ClipLike) -> bytes:
+    """Draw the figure that a clip shows in a notebook, as a small PNG; the same bytes at every call."""
+    figure = spectrogram(clip).get_figure(root=True)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     picture = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")

@@ -119,7 +119,7 @@ def scheduler_from_recipe(recipe: Recipe) -> SchedulerMixin:
     if not isinstance(named, Mapping) or not isinstance(named.get("config"), Mapping):
         raise ValueError(f"scheduler {named!r:.200} of the recipe is none: it takes a class and a config")
     name, config = named.get("class"), dict(named["config"])
-    kind = getattr(diffusers, str(name), None)
+    kind: Any = getattr(diffusers, str(name), None)
     is_missing_library = isinstance(kind, DummyObject)  # stands for a class, and says what it needs
     if not is_missing_library and not _is_scheduler(kind):
         raise ValueError(f"scheduler {name!r} of the recipe is none of diffusers {diffusers.__version__}")
@@ -171,7 +171,7 @@ def load_recipe_model(recipe: Recipe) -> Pipeline:
     raise OSError(f"the recipe's model {model!r:.100} is neither riffling nor downloaded from the Hub yet; {advice}")
 
 
-def warn_of_other_weights(recipe: Recipe, pipe: Pipeline, made: str) -> None:
+def warn_of_other_weights(recipe: Mapping[str, Any], pipe: Pipeline, made: str) -> None:
     """Warn if the weights or LoRAs of a pipeline are not those of a recipe; the warning begins with `made`."""
     difference = other_loras(recipe, pipe)
     if difference is None and weights_hash(pipe) != recipe["weights_sha256"]:

@@ -88,12 +88,12 @@ class Point:
     @property
     def guidance_scale(self) -> float:
         """Weighted mean of the prompts' guidance scales, which must be known (`check_point`)."""
-        return weighted_mean([prompt.guidance_scale for prompt in self.prompts], self.weights)
+        return weighted_mean([_known(prompt.guidance_scale) for prompt in self.prompts], self.weights)
 
     @property
     def strength(self) -> float:
         """Weighted mean of the prompts' strengths, which must be known (`check_point`)."""
-        return weighted_mean([prompt.strength for prompt in self.prompts], self.weights)
+        return weighted_mean([_known(prompt.strength) for prompt in self.prompts], self.weights)
 
     def to_recipe(self) -> dict[str, Any]:
         """Arguments that make the same point again; fits into JSON.
@@ -106,6 +106,12 @@ class Point:
         if len(self.prompts) == 2:
             return {"start": asdict(self.prompts[0]), "end": asdict(self.prompts[1]), "alpha": self.alpha}
         return {"prompts": [asdict(prompt) for prompt in self.prompts], "weights": list(self.weights)}
+
+
+def _known(setting: float | None) -> float:
+    if setting is None:
+        raise ValueError("a setting of a prompt is not known yet: call check_point first")
+    return setting
 
 
 class CommonOptions(TypedDict, total=False):
@@ -154,7 +160,7 @@ class Options:
             "loop": self.loop,
         }
         if self.mask is not None:
-            facts["mask_sha256"] = hashlib.sha256(self.mask).hexdigest()
+            facts["mask_sha256"] = hashlib.sha256(self.mask.data).hexdigest()
         if self.end_prompt is not None:
             facts["end_prompt"] = self.end_prompt
         return facts | source_facts(self.source)
@@ -210,7 +216,7 @@ def _filled_prompt(pipe: Pipeline, prompt: Prompt, *, has_seed: bool = True) -> 
     strength = SEED_CLIP_STRENGTH if prompt.strength is None else prompt.strength
     return replace(
         prompt,
-        seed=check_seed(prompt.seed) if has_seed else None,
+        seed=check_seed(prompt.seed) if has_seed else prompt.seed,
         guidance_scale=check_number("guidance_scale", guidance_scale, 0),
         strength=check_number("strength", strength, 0, 1),
     )
@@ -368,8 +374,9 @@ def hints(pipe: Pipeline, points: Sequence[Point], end_prompt: str | None = None
         found += vocabulary_hints(pipe, text)
         found += tempo_hints(pipe, text)
     for prompt in prompts:
-        if prompt.negative_prompt and prompt.guidance_scale <= 1:
-            found.append(f"negative_prompt has no effect at guidance_scale={prompt.guidance_scale:g}: take more than 1")
+        guidance_scale = _known(prompt.guidance_scale)
+        if prompt.negative_prompt and guidance_scale <= 1:
+            found.append(f"negative_prompt has no effect at guidance_scale={guidance_scale:g}: take more than 1")
     return list(dict.fromkeys(found))
 
 

@@ -10,7 +10,7 @@ from .torch_defaults import torch_defaults
 
 
 def reflected(index: torch.Tensor, n_samples: int) -> torch.Tensor:
-    """Mirror indices that lie beyond the ends of a sound back into it, at the first and the last sample.
+    """Reflect indices beyond the ends of a sound at its first and its last sample.
 
     Parameters
     ----------
@@ -20,7 +20,7 @@ def reflected(index: torch.Tensor, n_samples: int) -> torch.Tensor:
     Returns
     -------
     torch.Tensor [shape=(n,), int64, range [0, n_samples)]
-        However far the index lies outside: as ``numpy.pad(..., mode="reflect")``.
+        Like ``numpy.pad(..., mode="reflect")``, however far outside the index lies.
     """
     period = max(1, 2 * (n_samples - 1))
     index = index.abs() % period
@@ -29,18 +29,18 @@ def reflected(index: torch.Tensor, n_samples: int) -> torch.Tensor:
 
 @torch_defaults()
 def resample(waveform: torch.Tensor, from_rate: int, to_rate: int, *, loop: bool = False) -> torch.Tensor:
-    """Change the sample rate by cutting or widening the spectrum: exact below both Nyquist frequencies.
+    """Resample by cropping or zero-padding the spectrum: exact below both Nyquist frequencies.
 
-    Unlike a filter bank this keeps a loop closed, loses nothing near the top, and takes any pair of rates.
+    Unlike a resampling filter this keeps loops closed, has no transition band, and works with any pair of rates.
 
     Parameters
     ----------
     waveform : torch.Tensor [shape=(..., n_samples), float32]
     from_rate, to_rate : int
-        Only their ratio counts.
+        Only their ratio matters.
     loop : bool
-        Take the end and the beginning for neighbours; otherwise the sound goes on mirrored beyond both ends, and
-        fades out there, so that an end that is cut off does not ring.
+        Treat the end and the beginning as neighbours. Otherwise the sound is mirrored beyond both ends and fades out
+        there, so that an abrupt end does not ring.
 
     Returns
     -------
@@ -52,14 +52,19 @@ def resample(waveform: torch.Tensor, from_rate: int, to_rate: int, *, loop: bool
     n_resampled = round(n_samples * to_rate / from_rate)
     if loop:
         return _resize_spectrum(waveform, n_resampled)
-    # A second before, and one or more behind, keep the ends apart; whole seconds keep the ratio exact.
-    seconds = math.ceil(n_samples / from_rate) + 2
-    time = torch.arange(-from_rate, (seconds - 1) * from_rate, device=waveform.device)
-    outside = (torch.clamp(-time, min=0) + torch.clamp(time - n_samples + 1, min=0)) / from_rate  # seconds
-    fading = (1 - outside).clamp(min=0)
-    padded = waveform[..., reflected(time, n_samples)] * fading
-    return _resize_spectrum(padded, seconds * to_rate)[..., to_rate : to_rate + n_resampled]
+    # At least a second of padding keeps the two ends apart; whole seconds keep the ratio exact.
+    n_seconds = math.ceil(n_samples / from_rate) + 2
+    position = torch.arange(-from_rate, (n_seconds - 1) * from_rate, device=waveform.device)
+    before = torch.clamp(-position, min=0)
+    behind = torch.clamp(position - n_samples + 1, min=0)
+    fade = (1 - (before + behind) / from_rate).clamp(min=0)
+    padded = waveform[..., reflected(position, n_samples)] * fade
+    resampled = _resize_spectrum(padded, n_seconds * to_rate)
+    return resampled[..., to_rate : to_rate + n_resampled]
 
 
 def _resize_spectrum(waveform: torch.Tensor, n_samples: int) -> torch.Tensor:
-    return torch.fft.irfft(torch.fft.rfft(waveform), n=n_samples) * (n_samples / waveform.shape[-1])
+    """Crop or zero-pad the spectrum to that of `n_samples` samples, keeping the amplitude."""
+    spectrum = torch.fft.rfft(waveform)
+    resized = torch.fft.irfft(spectrum, n=n_samples)
+    return resized * (n_samples / waveform.shape[-1])

@@ -1,4 +1,4 @@
-"""Reading and writing sound files: by libsndfile, or by ffmpeg where it is installed and libsndfile cannot."""
+"""Reading and writing sound files with libsndfile, or with ffmpeg (if installed) where libsndfile cannot."""
 
 from __future__ import annotations
 
@@ -28,41 +28,41 @@ from .values import warn
 FORMATS = {".wav": "WAV", ".flac": "FLAC", ".ogg": "OGG", ".mp3": "MP3", ".aiff": "AIFF", ".caf": "CAF"}
 WRITE_BLOCK = 65_536  # samples; libsndfile overflows its stack on long Ogg Vorbis writes
 READ_BLOCK = 1_048_576  # samples
-SMALL_READ_BLOCK = 4_096  # samples; of a block with a fault in it, libsndfile gives nothing
-PIECE = 67_108_864  # samples of all channels that get memory at once: 256 MiB, a quarter of an hour of stereo
+SMALL_READ_BLOCK = 4_096  # samples; libsndfile returns nothing of a block with an error in it
+PIECE = 67_108_864  # samples (all channels) allocated at once: 256 MiB, a quarter of an hour of stereo
 BUFFER = 262_144  # bytes
-# Bytes of title and comment together: of more, libsndfile writes a file that it cannot read, or loses them.
+# Bytes of title and comment together; with more, libsndfile writes a file that it cannot read, or loses them.
 LONGEST_TEXT = {"WAV": 30_000, "AIFF": 8_000, "CAF": 15_000}
-MOST_NUMBERS = 2**30  # samples of all channels together: 4 GiB, 3.4 hours of stereo
+MOST_NUMBERS = 2**30  # samples (all channels): 4 GiB, 3.4 hours of stereo
 FFMPEG_LIMIT_S = 300
-DURATION_TOLERANCE = 0.02  # of what a header says, and half a second more: some headers are rounded
+DURATION_TOLERANCE = 0.02  # relative, plus half a second: some headers are rounded
 
 Torn = Literal["error", "keep"]
 
 
 class _NotRead(Exception):
-    """libsndfile would read a part of this file only, and take it for the whole."""
+    """libsndfile would read only a part of this file, and take it for the whole."""
 
 
 @dataclass(frozen=True)
 class _Decoded:
     waveform: np.ndarray  # [shape=(channels, samples), float32]
     sample_rate: int
-    missing: str | None  # what the file lacks
-    is_certain: bool = True  # whether ffmpeg could not know it better
+    missing: str | None  # what the file lacks, or None
+    is_certain: bool = True  # False: ffmpeg might read more
 
 
 def read_audio(source: str | os.PathLike[str] | bytes | BinaryIO, *, torn: Torn = "error") -> tuple[np.ndarray, int]:
-    """Read a sound file: WAV, FLAC, Ogg, MP3, AIFF; anything else that ffmpeg knows, where it is installed.
+    """Read a sound file: WAV, FLAC, Ogg, MP3, AIFF, or, with ffmpeg installed, anything ffmpeg can read.
 
-    What a file is, is told by what it holds, not by its name.
+    The format is recognized by the content of the file, not by its name.
 
     Parameters
     ----------
     source : path, bytes or binary file
-        A file, what a file holds, or an open file, read from its position on.
+        A file, the content of a file, or an open file, which is read from its current position.
     torn : {"error", "keep"}
-        Whether a file whose end is missing is an error, or what is left of it is read, with a warning.
+        What to do with a truncated file: raise an error, or keep what is left of it, with a warning.
 
     Returns
     -------
@@ -73,30 +73,30 @@ def read_audio(source: str | os.PathLike[str] | bytes | BinaryIO, *, torn: Torn 
     Raises
     ------
     OSError
-        If the file is missing, empty, torn, or no sound.
+        If the file is missing, empty, truncated, or not a sound.
     """
     if torn not in ("error", "keep"):
-        raise ValueError(f"torn is {torn!r}: give 'error', or 'keep' to read what is left of a torn file")
+        raise ValueError(f"torn is {torn!r}: give 'error', or 'keep' to read what is left of a truncated file")
     name = name_of(source, "the sound file")
     with _opened(source) as file:
         decoded = _decode(file, name)
     if decoded.missing and torn == "error":
-        raise OSError(f"{name} is torn ({decoded.missing}): give a whole file, or torn='keep' for what is left")
+        raise OSError(f"{name} is truncated ({decoded.missing}): give a whole file, or torn='keep' for what is left")
     if decoded.waveform.shape[1] == 0:
         raise OSError(f"{name} holds no samples: give a file with a sound in it")
     if decoded.missing:
         seconds = decoded.waveform.shape[1] / decoded.sample_rate
-        warn(f"{name} is torn ({decoded.missing}): {seconds:.2f} s are left")
+        warn(f"{name} is truncated ({decoded.missing}): {seconds:.2f} s are left")
     return decoded.waveform, decoded.sample_rate
 
 
 class _Unnamed(io.BufferedReader):
-    """A file without a name: soundfile takes one called .raw for bare samples, and libsndfile one called .vox."""
+    """A file without a name: soundfile would take a .raw file for headerless samples, and libsndfile a .vox file."""
 
     name = None
 
     def seek(self, position: int, whence: int = 0) -> int:
-        """Go to a position; stay where a header's stand-in for its size made libsndfile ask for a negative one."""
+        """Seek, but ignore negative positions, which libsndfile computes from placeholders in a header."""
         start = self.tell() if whence == io.SEEK_CUR else 0
         if whence != io.SEEK_END and start + position < 0:
             return self.tell()
@@ -104,7 +104,7 @@ class _Unnamed(io.BufferedReader):
 
 
 @contextmanager
-def _opened(source: str | os.PathLike[str] | bytes | BinaryIO) -> Iterator[BinaryIO]:
+def _opened(source: str | os.PathLike[str] | bytes | BinaryIO) -> Iterator[_Unnamed]:
     if not isinstance(source, (str, os.PathLike)):
         yield _Unnamed(as_binary_file(source, "a sound"), BUFFER)
         return
@@ -112,110 +112,118 @@ def _opened(source: str | os.PathLike[str] | bytes | BinaryIO) -> Iterator[Binar
         yield file
 
 
-def _decode(file: BinaryIO, name: str) -> _Decoded:
+def _decode(file: _Unnamed, name: str) -> _Decoded:
+    """Read a sound with libsndfile, and with ffmpeg where that fails or may have missed something."""
     try:
         decoded = _decode_with_soundfile(file)
     except (soundfile.LibsndfileError, _NotRead) as error:
         if not shutil.which("ffmpeg"):
             advice = "give a whole WAV, FLAC, Ogg or MP3 file, or install ffmpeg for others"
-            raise OSError(f"{name} is torn or no known sound ({_reason(error)}): {advice}") from error
+            raise OSError(f"{name} is truncated or not a known sound ({_reason(error)}): {advice}") from error
         return _decode_with_ffmpeg(file, name)
     if decoded.is_certain or not shutil.which("ffmpeg"):
         return decoded
     try:
-        again = _decode_with_ffmpeg(file, name)
+        by_ffmpeg = _decode_with_ffmpeg(file, name)
     except OSError:
-        return decoded  # with what it lacks
-    is_better = again.missing is None or again.waveform.shape[1] > decoded.waveform.shape[1]
-    return again if is_better else decoded
+        return decoded
+    is_better = by_ffmpeg.missing is None or by_ffmpeg.waveform.shape[1] > decoded.waveform.shape[1]
+    return by_ffmpeg if is_better else decoded
 
 
-class _Straight(soundfile.SoundFile):
-    """A sound read from end to end: after each block, soundfile would seek, which is inexact in an MP3."""
+class _Sequential(soundfile.SoundFile):
+    """A sound that is only read forwards: soundfile would seek after each block, which is inexact in an MP3."""
 
     def seekable(self) -> bool:
-        """Whether it may be read from elsewhere: no."""
+        """Pretend that seeking is impossible."""
         return False
 
 
 def _reason(error: Exception) -> str:
-    """What libsndfile says, without the address of the file object."""
-    return getattr(error, "error_string", str(error)).rstrip(". ")
+    """Message of libsndfile, without the address of the file object."""
+    message: str = getattr(error, "error_string", str(error))
+    return message.rstrip(". ")
 
 
-def _decode_with_soundfile(file: BinaryIO) -> _Decoded:
+def _decode_with_soundfile(file: _Unnamed) -> _Decoded:
     if file.read(4) == b"OggS":
         return _decode_ogg(file)
     missing = containers.missing_part(file)
-    whole = containers.with_length(file)
-    with _Straight(_plain_path(file) if whole is file else whole) as sound:
+    repaired = containers.with_length(file)
+    is_repaired = repaired is not file
+    with _Sequential(repaired if is_repaired else _path_or_file(file)) as sound:
         if sound.format != "MP3":
             decoded = _read_blocks(sound)
             if missing:
                 return replace(decoded, missing=missing, is_certain=True)
-            if decoded.waveform.shape[1] == 0 and whole is file:
+            if decoded.waveform.shape[1] == 0 and not is_repaired:
                 raise _NotRead("no samples")
             return decoded
     return _decode_mp3(file)
 
 
-def _plain_path(file: BinaryIO) -> str | BinaryIO:
-    """The path of a file whose name says what libsndfile reads anyway, which is faster; any other file as it is."""
-    path = file.raw.name if isinstance(file.raw, io.FileIO) else None
-    if path is None or path.suffix.lower() not in FORMATS:
+def _path_or_file(file: _Unnamed) -> str | _Unnamed:
+    """Path of the file if libsndfile may see it, which is faster: its extension must be that of a known format."""
+    if not isinstance(file.raw, io.FileIO):
+        return file
+    path = Path(file.raw.name)
+    if path.suffix.lower() not in FORMATS:
         return file
     is_utf_8 = str(path).encode(errors="replace") == os.fsencode(path)
     return str(path) if is_utf_8 else file
 
 
-def _decode_ogg(file: BinaryIO) -> _Decoded:
-    """Read all of the sounds in an Ogg file, one behind the other."""
+def _decode_ogg(file: _Unnamed) -> _Decoded:
+    """Read all chained streams of an Ogg file, one after the other."""
     streams = containers.ogg_streams(file)
     file.seek(0)
     data = file.read()
     bounds = [*streams.starts, len(data)]
     parts = [_decode_bytes(data[start:stop]) for start, stop in pairwise(bounds)]
     decoded = _join(parts)
-    return replace(decoded, missing=streams.missing, is_certain=True) if streams.missing else decoded
+    if streams.missing:
+        return replace(decoded, missing=streams.missing, is_certain=True)
+    return decoded
 
 
-def _decode_mp3(file: BinaryIO) -> _Decoded:
-    """Read an MP3 whole: libsndfile believes its index, and guesses from the first frame where there is none."""
+def _decode_mp3(file: _Unnamed) -> _Decoded:
+    """Read an MP3 completely: libsndfile trusts its index, and estimates from the first frame if there is none."""
     file.seek(0)
     data = file.read()
     file.seek(0)
-    with _Straight(_plain_path(file)) as sound:
+    with _Sequential(_path_or_file(file)) as sound:
         if mp3.has_right_index(data):
             return _read_blocks(sound)
         frames = mp3.read_frames(data)
-        if frames is None or _sees_all(sound, frames):  # None: they do not say their size
+        if frames is None or _expects_all(sound, frames):  # None: the size of the frames is not known
             decoded = _read_blocks(sound)
         elif all(part.first.is_layer_3 for part in frames.parts):
             decoded = _join([_decode_bytes(mp3.with_index(data, part)) for part in frames.parts])
         else:
             raise _NotRead("its length is not known")  # the other layers have no index
-    missing = frames.missing if frames else None
-    return replace(decoded, missing=missing, is_certain=True) if missing else decoded
+    if frames is not None and frames.missing:
+        return replace(decoded, missing=frames.missing, is_certain=True)
+    return decoded
 
 
-def _sees_all(sound: soundfile.SoundFile, frames: mp3.Frames) -> bool:
+def _expects_all(sound: soundfile.SoundFile, frames: mp3.Frames) -> bool:
     """Whether libsndfile expects all frames of an MP3."""
     if len(frames.parts) > 1:
         return False
     part = frames.parts[0]
-    least = part.n_samples
+    n_expected = part.n_samples
     if frames.n_declared is not None and frames.n_declared >= frames.n_frames:
-        least -= 3 * part.first.n_samples  # what the encoder put before and behind the sound is cut away
-    return sound.frames >= least
+        n_expected -= 3 * part.first.n_samples  # libsndfile removes the encoder's padding at both ends
+    return bool(sound.frames >= n_expected)
 
 
 def _decode_bytes(data: bytes) -> _Decoded:
-    with _Straight(io.BytesIO(data)) as sound:
+    with _Sequential(io.BytesIO(data)) as sound:
         return _read_blocks(sound)
 
 
 def _join(parts: list[_Decoded]) -> _Decoded:
-    """Put sounds one behind the other: at the rate of the first, mono on all channels of the others."""
+    """Concatenate sounds at the sample rate of the first one; mono is copied to all channels of the others."""
     if len(parts) == 1:
         return parts[0]
     rate = parts[0].sample_rate
@@ -227,23 +235,26 @@ def _join(parts: list[_Decoded]) -> _Decoded:
         waveform = resample(torch.tensor(part.waveform), part.sample_rate, rate).numpy()
         waveforms.append(np.broadcast_to(waveform, (n_channels, waveform.shape[1])))
     missing = next((part.missing for part in parts if part.missing), None)
-    return _Decoded(np.concatenate(waveforms, axis=1), rate, missing, all(part.is_certain for part in parts))
+    is_certain = all(part.is_certain for part in parts)
+    return _Decoded(np.concatenate(waveforms, axis=1), rate, missing, is_certain)
 
 
 def _read_blocks(sound: soundfile.SoundFile) -> _Decoded:
-    """Read block by block to the end, whatever the header says of the length."""
-    pieces: list[np.ndarray] = []  # of many blocks: one, if the header is right and the sound not long
-    n_samples, missing, is_full = 0, None, True
+    """Read block by block to the end, whatever length the header declares."""
+    pieces: list[np.ndarray] = []  # many blocks each; a single piece if the header is right and the sound not long
+    n_samples = 0
+    missing: str | None = None
+    is_full = True
     while is_full:
-        expected = min(sound.frames - n_samples, PIECE // sound.channels)
-        piece = np.empty((max(WRITE_BLOCK, expected), sound.channels), np.float32)
+        n_expected = min(sound.frames - n_samples, PIECE // sound.channels)
+        piece = np.empty((max(WRITE_BLOCK, n_expected), sound.channels), np.float32)
         n_read, missing = _fill(piece, sound, start=n_samples)
         pieces.append(piece[:n_read])
         n_samples += n_read
         _check_size(n_samples * sound.channels)
         is_full = n_read == len(piece)
     pieces = [piece for piece in pieces if len(piece)] or pieces[:1]
-    samples = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+    samples = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)  # a single piece needs no copy
     is_exact = sound.format != "MP3" and sound.frames < containers.LARGEST  # an MP3's length may be an estimate
     if missing is None and is_exact and n_samples < sound.frames:
         missing = f"{n_samples:,} of {sound.frames:,} samples"
@@ -251,16 +262,23 @@ def _read_blocks(sound: soundfile.SoundFile) -> _Decoded:
 
 
 def _fill(piece: np.ndarray, sound: soundfile.SoundFile, start: int) -> tuple[int, str | None]:
-    """Read samples from `start` on until an array is full or the sound ends: how many, and what stopped it too early.
+    """Read samples into an array until it is full or the sound ends.
 
-    Where the sound stands is counted, since ``sound.tell`` would seek.
+    `start` is the position of the sound, which is counted because ``sound.tell`` would seek.
+
+    Returns
+    -------
+    n_read : int
+    error : str or None
+        What ended the sound too early.
     """
-    n_read, block_size = 0, READ_BLOCK
+    n_read = 0
+    block_size = READ_BLOCK
     while n_read < len(piece):
         try:
             block = sound.read(out=piece[n_read : n_read + block_size])
         except soundfile.LibsndfileError as error:
-            if block_size > SMALL_READ_BLOCK:  # what lies before the fault is still to be had
+            if block_size > SMALL_READ_BLOCK:  # try again: what lies before the error can be read
                 block_size = SMALL_READ_BLOCK
                 sound.seek(start + n_read)
                 continue
@@ -275,56 +293,71 @@ def _fill(piece: np.ndarray, sound: soundfile.SoundFile, start: int) -> tuple[in
 
 def _check_size(n_numbers: int) -> None:
     if n_numbers > MOST_NUMBERS:
-        raise OSError(f"a sound of more than {MOST_NUMBERS:,} samples (all channels): cut it into parts first")
+        raise OSError(f"a sound with more than {MOST_NUMBERS:,} samples (all channels): cut it into parts first")
 
 
-def _decode_with_ffmpeg(file: BinaryIO, name: str) -> _Decoded:
-    """Read a sound with ffmpeg, by what it holds: its name, and with it everything beside it, stays unknown."""
+def _decode_with_ffmpeg(file: _Unnamed, name: str) -> _Decoded:
+    """Read a sound with ffmpeg, from a copy or link, so that ffmpeg sees neither its name nor the files beside it."""
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "sound"
-        _lay_down(file, copy)
-        sound, messages, is_whole = _run_ffmpeg(copy)
-    reasons = [line.replace(f"file:{copy}", "the file") for line in _complaints(messages)]
-    start = int.from_bytes(sound[4:8], "big")  # the header of an AU file: six numbers, then ffmpeg's name
+        _link_or_copy(file, copy)
+        output = _run_ffmpeg(copy)
+    errors = [line.replace(f"file:{copy}", "the file") for line in _errors(output.messages)]
+    sound = output.sound
+    start = int.from_bytes(sound[4:8], "big")  # size of the header of an AU file: six numbers, then ffmpeg's name
     if len(sound) <= max(24, start):
-        reason = reasons[-1] if reasons else "no sound in it"
-        raise OSError(f"{name} is torn or no known sound ({reason}): give another")
+        reason = errors[-1] if errors else "no sound in it"
+        raise OSError(f"{name} is truncated or not a known sound ({reason}): give another")
     sample_rate = int.from_bytes(sound[16:20], "big")
     n_channels = int.from_bytes(sound[20:24], "big")
     n_samples = (len(sound) - start) // (4 * n_channels)
     numbers = np.frombuffer(sound, ">f4", count=n_samples * n_channels, offset=start)
     waveform = numbers.astype(np.float32).reshape(n_samples, n_channels).T
-    missing = containers.missing_part(file) or (reasons[-1] if reasons else None)
+    missing = containers.missing_part(file)
+    if missing is None and errors:
+        missing = errors[-1]
     if missing is None:
-        missing = _missing_time(messages, n_samples / sample_rate)
-    if missing is None and not is_whole:
+        missing = _missing_time(output.messages, n_samples / sample_rate)
+    if missing is None and not output.is_complete:
         missing = "ffmpeg gave up"
     return _Decoded(waveform, sample_rate, missing)
 
 
-def _lay_down(file: BinaryIO, copy: Path) -> None:
-    """Put a file where ffmpeg finds it, by a link where that is possible."""
+def _link_or_copy(file: _Unnamed, copy: Path) -> None:
+    """Link to a file on disk if possible, else copy its content."""
     if isinstance(file.raw, io.FileIO):
         try:
             copy.symlink_to(Path(file.raw.name).resolve())
             return
         except OSError:
-            pass  # Windows asks for a privilege
+            pass  # on Windows links need a privilege
     file.seek(0)
     with copy.open("wb") as target:
         shutil.copyfileobj(file, target, BUFFER)
 
 
-def _run_ffmpeg(path: Path) -> tuple[bytearray, str, bool]:
-    """Give ffmpeg's output, an AU file of 32-bit floats, its messages, and whether it ended well."""
+@dataclass(frozen=True)
+class _FfmpegOutput:
+    sound: bytearray  # an AU file with 32-bit floats
+    messages: str
+    is_complete: bool  # whether ffmpeg reported success
+
+
+def _run_ffmpeg(path: Path) -> _FfmpegOutput:
     command = ["ffmpeg", "-nostdin", "-hide_banner", "-nostats", "-loglevel", "level+info"]
     command += ["-protocol_whitelist", "file,pipe", "-i", f"file:{path}"]
     command += ["-vn", "-sn", "-dn", "-f", "au", "-c:a", "pcm_f32be", "-"]
     sound = bytearray()
+    is_late = threading.Event()
     with tempfile.TemporaryFile() as messages:
         run = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=messages)
-        is_late = threading.Event()
-        timer = threading.Timer(FFMPEG_LIMIT_S, lambda: (is_late.set(), run.kill()))
+        assert run.stdout is not None, "stdout is a pipe"
+
+        def stop() -> None:
+            is_late.set()
+            run.kill()
+
+        timer = threading.Timer(FFMPEG_LIMIT_S, stop)
         timer.start()
         try:
             while block := run.stdout.read(BUFFER):
@@ -333,25 +366,25 @@ def _run_ffmpeg(path: Path) -> tuple[bytearray, str, bool]:
             run.wait()
         finally:
             timer.cancel()
-            run.kill()  # where the sound is too long
+            run.kill()  # if the sound is too long
             run.stdout.close()
             run.wait()
         messages.seek(0)
-        said = messages.read().decode(errors="replace")
+        text = messages.read().decode(errors="replace")
     if is_late.is_set():
         raise OSError(f"ffmpeg took more than {FFMPEG_LIMIT_S} s to read the sound: give a shorter one, or a WAV file")
-    return sound, said, run.returncode == 0
+    return _FfmpegOutput(sound, text, is_complete=run.returncode == 0)
 
 
-def _complaints(messages: str) -> list[str]:
-    """What ffmpeg calls an error, or a packet that is not whole, a warning; not what it says of its own output."""
+def _errors(messages: str) -> list[str]:
+    """Errors in ffmpeg's messages, and warnings of corrupt packets, but not what concerns only its own output."""
     lines = re.findall(r"^(?:\[[^\]\n]* @ \w+\] )?\[(error|fatal|panic|warning)\] (.*)$", messages, re.MULTILINE)
-    complaints = [line for level, line in lines if level != "warning" or "corrupt" in line]
-    return [line for line in complaints if "monotonically increasing dts to muxer" not in line]
+    errors = [line for level, line in lines if level != "warning" or "corrupt" in line]
+    return [line for line in errors if "monotonically increasing dts to muxer" not in line]
 
 
 def _missing_time(messages: str, duration_s: float) -> str | None:
-    """What a sound lacks by its header. A film may be longer than its sound; an estimated duration may be wrong."""
+    """What a sound lacks compared to the duration in its header, unless that is a film's or an estimate."""
     is_film = any("Video:" in line and "(attached pic)" not in line for line in messages.splitlines())
     if is_film or "Estimating duration" in messages:
         return None
@@ -368,24 +401,24 @@ def _missing_time(messages: str, duration_s: float) -> str | None:
 def encode_audio(
     waveform: np.ndarray, sample_rate: int, file_format: str, *, title: str = "", comment: str = ""
 ) -> bytes:
-    """Bytes of a sound file. WAV, FLAC and MP3 come out the same at every call.
+    """Encode a sound file; WAV, FLAC and MP3 give the same bytes at every call.
 
     Parameters
     ----------
     waveform : np.ndarray [shape=(channels, samples), float32, range [-1, 1]]
     sample_rate : int
-        Hz; MP3 has nine of them, see `rate_for_mp3`.
+        Hz; MP3 supports nine rates, see `rate_for_mp3`.
     file_format : str
         One of the values of `FORMATS`.
     title, comment : str
-        Stored in the file; what is too long for WAV, AIFF or CAF is left out, with a warning.
+        Stored in the file; omitted with a warning if too long for WAV, AIFF or CAF.
 
     Raises
     ------
     ValueError
-        If the format has no such sample rate or number of channels.
+        If the format does not support the sample rate or the number of channels.
     """
-    title, comment = _fitting(file_format, title, comment)
+    title, comment = _shortened(file_format, title, comment)
     file = io.BytesIO()
     try:
         with soundfile.SoundFile(file, "w", sample_rate, len(waveform), format=file_format) as sound:
@@ -403,23 +436,26 @@ def encode_audio(
     return file.getvalue()
 
 
-def _fitting(file_format: str, title: str, comment: str) -> tuple[str, str]:
-    """Leave out what a format cannot hold: the comment, and a title that is itself too long."""
-    title, comment = (text.encode(errors="replace").decode() for text in (title, comment))
-    most = LONGEST_TEXT.get(file_format)
+def _shortened(file_format: str, title: str, comment: str) -> tuple[str, str]:
+    """Omit what a format cannot hold: the comment, and a title that is too long by itself."""
+    title = title.encode(errors="replace").decode()
+    comment = comment.encode(errors="replace").decode()
+    limit = LONGEST_TEXT.get(file_format)
     n_bytes = len((title + comment).encode())
-    if most is None or n_bytes <= most:
+    if limit is None or n_bytes <= limit:
         return title, comment
     warn(
         f"{n_bytes:,} bytes of title and recipe are too much for {file_format}: save as FLAC, Ogg, MP3 or PNG for them"
     )
-    return title if len(title.encode()) <= most else "", ""
+    if len(title.encode()) > limit:
+        title = ""
+    return title, ""
 
 
 def id3_tag(title: str, comment: str) -> bytes:
-    """An ID3v2.3 tag with both texts as UTF-16, as any player reads them; nothing if both are empty.
+    """ID3v2.3 tag with both texts as UTF-16, which all players understand; empty if both texts are.
 
-    libsndfile writes its bytes of UTF-8 into a field that is Latin-1.
+    libsndfile would write UTF-8 into fields that are declared as Latin-1.
     """
     frames = b""
     if title:
@@ -428,8 +464,8 @@ def id3_tag(title: str, comment: str) -> bytes:
         frames += _id3_frame(b"COMM", b"\x01eng" + _utf_16("") + b"\0\0" + _utf_16(comment))
     if not frames:
         return b""
-    size = len(frames)
-    return b"ID3\x03\x00\x00" + bytes(size >> shift & 0x7F for shift in (21, 14, 7, 0)) + frames
+    size = bytes(len(frames) >> shift & 0x7F for shift in (21, 14, 7, 0))
+    return b"ID3\x03\x00\x00" + size + frames
 
 
 def _id3_frame(name: bytes, content: bytes) -> bytes:
@@ -441,14 +477,14 @@ def _utf_16(text: str) -> bytes:
 
 
 def rate_for_mp3(sample_rate: int) -> int:
-    """The sample rate an MP3 can have that keeps all of a sound, or as much as it can: at most 48,000 Hz."""
+    """The lowest sample rate of MP3 that loses nothing of a sound; at most 48,000 Hz."""
     if sample_rate > 48_000:
         return 44_100 if sample_rate % 44_100 == 0 else 48_000
     return min(rate for rate in mp3.MP3_RATES if rate >= sample_rate)
 
 
 def encode_mp3(waveform: np.ndarray, sample_rate: int, **tags: str) -> bytes:
-    """Bytes of an MP3 file; where MP3 has no such sample rate, the sound is resampled. See `encode_audio`."""
+    """Encode as MP3, resampled if MP3 does not support the sample rate; see `encode_audio`."""
     rate = rate_for_mp3(sample_rate)
     if rate != sample_rate:
         waveform = resample(torch.tensor(waveform), sample_rate, rate).clamp(-1, 1).numpy()
@@ -456,21 +492,21 @@ def encode_mp3(waveform: np.ndarray, sample_rate: int, **tags: str) -> bytes:
 
 
 def encode_for(suffix: str, waveform: np.ndarray, sample_rate: int, **tags: str) -> bytes:
-    """Bytes of a sound file in the format that a suffix stands for: one of `FORMATS`, else what ffmpeg takes it for.
+    """Encode in the format of a file name extension: one of `FORMATS`, or one that ffmpeg knows.
 
-    A format that has not the sound's sample rate gets another one, and there is a warning.
+    If the format does not support the sample rate, the sound is resampled, with a warning.
 
     Parameters
     ----------
     suffix : str
-        With its dot, in small letters.
+        With its dot, in lower case.
     waveform, sample_rate, tags
         As in `encode_audio`.
 
     Raises
     ------
     ValueError
-        If the suffix is none of `FORMATS`, and ffmpeg is missing or writes no file that can be read again.
+        If the suffix is not in `FORMATS`, and ffmpeg is missing or cannot write a file that can be read again.
     """
     if suffix == ".mp3":
         _warn_of_rate(suffix, sample_rate, rate_for_mp3(sample_rate))
@@ -495,18 +531,18 @@ def encode_for(suffix: str, waveform: np.ndarray, sample_rate: int, **tags: str)
 
 
 def _rate_read_back(file: Path, waveform: np.ndarray, sample_rate: int, known: str) -> int:
-    """Sample rate of a file that was just written; an error if it does not bring the sound back."""
+    """Sample rate of a file that ffmpeg has written; an error if reading it does not return the same sound."""
     refused = f"what ffmpeg writes for {file.suffix!r} cannot be read again as the same sound: {known}"
     try:
         again, rate = read_audio(file)
     except OSError as error:
         raise ValueError(refused) from error
     longer_s = again.shape[1] / rate - waveform.shape[1] / sample_rate
-    if len(again) != len(waveform) or not -0.1 < longer_s < 0.2:  # lossy formats fill up their last block
+    if len(again) != len(waveform) or not -0.1 < longer_s < 0.2:  # lossy formats pad their last block
         raise ValueError(refused)
     return rate
 
 
 def _warn_of_rate(suffix: str, sample_rate: int, rate: int) -> None:
     if rate != sample_rate:
-        warn(f"{suffix} has no sample rate of {sample_rate:,} Hz: the sound is saved at {rate:,} Hz")
+        warn(f"{suffix} does not support a sample rate of {sample_rate:,} Hz: the sound is saved at {rate:,} Hz")

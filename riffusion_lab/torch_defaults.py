@@ -1,4 +1,4 @@
-"""torch's own defaults, whatever the program around us has set."""
+"""torch's own defaults, whatever the calling program has set."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ AUTOCAST_DEVICES = ("cpu", "cuda", "mps", "xpu")
 
 
 class _Float32:
-    """float32 as the default dtype, which all threads share: the first to come sets it, the last to go puts it back."""
+    """float32 as the default dtype of all threads: the first one to enter sets it, the last one to leave resets it."""
 
     def __init__(self) -> None:
         self._lock = Lock()
         self._n_inside = 0
-        self._found = torch.float32
+        self._previous = torch.float32
 
     def __enter__(self) -> None:
         with self._lock:
             if self._n_inside == 0:
-                self._found = torch.get_default_dtype()
-                if self._found != torch.float32:
+                self._previous = torch.get_default_dtype()
+                if self._previous != torch.float32:
                     torch.set_default_dtype(torch.float32)
             self._n_inside += 1
 
     def __exit__(self, *_: object) -> None:
         with self._lock:
             self._n_inside -= 1
-            if self._n_inside == 0 and self._found != torch.float32:
-                torch.set_default_dtype(self._found)
+            if self._n_inside == 0 and self._previous != torch.float32:
+                torch.set_default_dtype(self._previous)
 
 
 _float32 = _Float32()
@@ -39,10 +39,10 @@ _float32 = _Float32()
 
 @contextmanager
 def torch_defaults() -> Iterator[None]:
-    """Calculate with default dtype float32, default device CPU and without autocast; also a decorator of functions.
+    """Compute with default dtype float32, default device CPU and without autocast; also usable as a decorator.
 
-    So ``torch.set_default_dtype``, ``torch.set_default_device`` and ``torch.autocast`` of the program around us change
-    neither pictures nor sounds. Which device and dtype a model computes in, `load_pipeline` says.
+    The calling program's ``torch.set_default_dtype``, ``torch.set_default_device`` and ``torch.autocast`` then change
+    neither pictures nor sounds. The device and dtype of a model are set by `load_pipeline`.
     """
     with ExitStack() as stack:
         stack.enter_context(_float32)

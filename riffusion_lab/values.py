@@ -1,4 +1,4 @@
-"""Single numbers, checked, and warnings: nothing here needs torch."""
+"""Checks of single arguments, and warnings; importing this does not import torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import threading
 import warnings
 from collections.abc import Sequence
 from numbers import Real
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,31 +20,39 @@ _this_thread = threading.local()
 
 
 def as_scalar(value: object) -> object:
-    """Give a scalar of NumPy or torch as Python's own bool, int, float or str; anything else as it is.
+    """Convert a scalar of NumPy or torch to a Python bool, int, float or str; return anything else unchanged.
 
     An array or a tensor without dimensions is a scalar too.
     """
     if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
-        return value.item()
+        scalar: object = value.item()
+        return scalar
     return value
 
 
-def as_list(values: object) -> list | None:
-    """Give a list, a tuple, a range, or an array of one dimension or more as a list; None for a single value."""
+def as_list(values: object) -> list[Any] | None:
+    """Convert a list, a tuple, a range, or an array with at least one dimension to a list; None for a single value."""
     if isinstance(values, str | bytes):
         return None
     if isinstance(values, Sequence):
         return list(values)
     if getattr(values, "ndim", 0) > 0 and hasattr(values, "tolist"):
-        return values.tolist()
+        items: list[Any] = values.tolist()
+        return items
     return None
 
 
 def check_whole(name: str, value: object, least: float, most: float) -> int:
-    """Give back a whole number that lies between the two limits, as an int."""
+    """Return a whole number as an int.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is not a whole number, or not between the two limits.
+    """
     scalar = as_scalar(value)
     is_array = getattr(scalar, "ndim", 0) > 0
-    if isinstance(scalar, bool) or is_array or not hasattr(scalar, "__index__"):
+    if isinstance(scalar, bool) or is_array or not isinstance(scalar, SupportsIndex):
         raise TypeError(f"{name} must be a whole number, not {value!r}")
     number = operator.index(scalar)
     if not least <= number <= most:
@@ -53,10 +61,15 @@ def check_whole(name: str, value: object, least: float, most: float) -> int:
 
 
 def check_seed(seed: object) -> int:
-    """Give back a seed as an int, if torch uses the whole of it.
+    """Return a seed as an int.
 
-    Noise is drawn on the CPU, where torch's generator uses the lowest 32 bits of a seed: 5 and 2**32 + 5 would be the
-    same noise.
+    Noise is drawn on the CPU, where torch's generator uses only the lowest 32 bits of a seed: 5 and 2**32 + 5 would
+    give the same noise, so larger seeds are refused.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is not a whole number from 0 to 2**32 - 1.
     """
     number = check_whole("seed", seed, -math.inf, math.inf)
     if number >= N_SEEDS:
@@ -66,48 +79,59 @@ def check_seed(seed: object) -> int:
 
 
 def check_number(name: str, value: object, least: float = -math.inf, most: float = math.inf) -> float:
-    """Give back a finite number that lies between the two limits, as a float."""
+    """Return a finite number as a float.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is not a finite number, or not between the two limits.
+    """
     scalar = as_scalar(value)
     if isinstance(scalar, bool) or not isinstance(scalar, Real):
         raise TypeError(f"{name} must be a number, not {value!r}")
-    if not math.isfinite(scalar):
+    number = float(scalar)
+    if not math.isfinite(number):
         raise ValueError(f"{name} must be finite, not {scalar!r}")
-    if not least <= scalar <= most:
+    if not least <= number <= most:
         limits = f"{least:g} or more" if math.isinf(most) else f"between {least:.7g} and {most:.7g}"
         raise ValueError(f"{name} must be {limits}, not {scalar!r}")
-    return float(scalar)
+    return number
 
 
 def check_finite(what: str, tensor: Tensor) -> None:
-    """Refuse a calculated tensor with a NaN or an infinity in it, from which a black picture would be made.
+    """Refuse a computed tensor that contains NaN or infinity, which would become a black picture.
 
     Raises
     ------
     FloatingPointError
-        If there is one; the message begins with `what`, which says whose fault that is likely to be.
+        If it does; the message begins with `what`, which names the likely culprit.
     """
     if bool(tensor.isfinite().all()):
         return
+    message = f"{what}: not all numbers are finite"
     dtype = str(tensor.dtype).removeprefix("torch.")
-    overflow = f"; numbers may be too large for {dtype}: try load_pipeline(..., dtype='float32')"
-    raise FloatingPointError(f"{what}: not all numbers are finite{'' if dtype == 'float32' else overflow}")
+    if dtype != "float32":
+        message += f"; numbers may be too large for {dtype}: try load_pipeline(..., dtype='float32')"
+    raise FloatingPointError(message)
 
 
 def in_one_line(error: Exception) -> str:
-    """Give what an error says in one line, without what goes on for more than 300 characters."""
+    """Message of an error in one line, shortened to 300 characters."""
     return textwrap.shorten(str(error), width=300, placeholder=" …") or type(error).__name__
 
 
 def warn(message: str) -> None:
-    """Warn, and name the line outside this package that led here."""
+    """Warn, and attribute the warning to the line outside this package that called it."""
     if getattr(_this_thread, "is_silent", False):
         return
-    frame, level = sys._getframe(1), 2
+    frame = sys._getframe(1)
+    level = 2
     while frame.f_back and frame.f_globals["__name__"].startswith(f"{__package__}."):
-        frame, level = frame.f_back, level + 1
+        frame = frame.f_back
+        level += 1
     warnings.warn(message, stacklevel=level)
 
 
 def silence_thread() -> None:
-    """Give no warnings in this thread any more: a thread's warnings end up in any cell of a notebook."""
+    """Silence `warn` in this thread: in a notebook, a thread's warnings would appear below an arbitrary cell."""
     _this_thread.is_silent = True

@@ -150,9 +150,9 @@ def test_bad_files_are_named(tmp_path, monkeypatch, with_ffmpeg):
     (tmp_path / "text.mp3").write_text("no sound at all")
     (tmp_path / "empty.wav").write_bytes(b"")
     for name, words in [
-        ("torn.wav", "torn.wav is torn"),
-        ("torn.flac", "torn.flac is torn"),
-        ("text.mp3", "text.mp3 is torn or no known sound"),
+        ("torn.wav", "torn.wav is truncated"),
+        ("torn.flac", "torn.flac is truncated"),
+        ("text.mp3", "text.mp3 is truncated or not a known sound"),
         ("empty.wav", "empty.wav is empty"),
         ("none.wav", "none.wav does not exist"),
         ("", "is a folder"),
@@ -171,7 +171,7 @@ def test_arrays_of_every_kind():
 @pytest.mark.parametrize(
     ("samples", "error", "words"),
     [
-        (np.array([0.0, np.nan, np.inf, 0.0]), ValueError, "2 samples are NaN or infinite, the first is number 1"),
+        (np.array([0.0, np.nan, np.inf, 0.0]), ValueError, "2 samples are NaN or infinite, the first at index 1"),
         (np.zeros((2, 2, 2)), ValueError, r"\(2, 2, 2\)"),
         (np.array(["a"]), TypeError, "dtype <U1"),
         (np.zeros(4, complex), TypeError, "complex128"),
@@ -226,7 +226,7 @@ def test_integers_are_scaled_by_their_width(samples):
     ],
 )
 def test_integers_that_do_not_say_their_full_scale_are_refused(samples):
-    with pytest.raises(TypeError, match=r"samples of dtype u?int\d\d do not say what full scale is: .* / 32768"):
+    with pytest.raises(TypeError, match=r"the full scale of samples of dtype u?int\d\d is not known: .* / 32768"):
         audio.as_waveform(samples)
 
 
@@ -278,9 +278,9 @@ def test_samples_before_channels_are_turned(shape):
     ("samples", "error", "words"),
     [
         (np.zeros((0, 100)), ValueError, r"\(0, 100\) has no channels"),
-        ([TONE, TONE[:9]], ValueError, "its channels are not of one length"),
+        ([TONE, TONE[:9]], ValueError, "its channels differ in length"),
         (np.ma.array(TONE, mask=TONE > 0.4), ValueError, "samples are NaN or infinite"),
-        (Series([0.5, None, 0.5]), ValueError, "1 samples are NaN or infinite, the first is number 1"),
+        (Series([0.5, None, 0.5]), ValueError, "1 samples are NaN or infinite, the first at index 1"),
         (np.zeros((300, 20)), ValueError, r"\(300, 20\): give .channels, samples., perhaps `\.T` is missing"),
         (np.zeros(9, bool), TypeError, "dtype bool"),
     ],
@@ -341,12 +341,12 @@ def test_a_dict_with_a_path_only(tmp_path):
     [
         ((TONE, RATE), RATE, ValueError, "sample_rate 44100 for a pair with the rate 44100: leave one of them out"),
         ({"array": TONE, "sampling_rate": RATE}, 8_000, ValueError, "8000 for a dict with the rate 44100"),
-        ({"array": TONE}, None, ValueError, "does not say its rate"),
-        ({"text": "a"}, None, TypeError, "a dict with text is no sound: give one with 'array' and 'sampling_rate'"),
-        ({}, None, TypeError, "a dict with no keys is no sound"),
+        ({"array": TONE}, None, ValueError, "contains no sample rate"),
+        ({"text": "a"}, None, TypeError, "a dict with text is not a sound: give one with 'array' and 'sampling_rate'"),
+        ({}, None, TypeError, "a dict with no keys is not a sound"),
         ((TONE, 44_100.5), None, ValueError, "sample_rate is 44100.5: give a whole number"),
         ((None, RATE), None, TypeError, "dtype object"),
-        (wav_bytes(), RATE, ValueError, "files say it"),
+        (wav_bytes(), RATE, ValueError, "files contain it"),
     ],
 )
 def test_bad_sounds_in_memory_are_named(source, rate, error, words):

@@ -270,7 +270,7 @@ def test_bad_sounds_are_named(sound, options, error, words):
 def test_bad_pictures_are_named(tmp_path):
     with pytest.raises(ValueError, match="1 × 1 pixels"):
         Clip.from_image(Image.new("RGB", (1, 1)))
-    with pytest.raises(TypeError, match="int is no picture"):
+    with pytest.raises(TypeError, match="int is not a picture"):
         Clip.from_image(3)
     Image.new("RGB", (300, 300)).save(tmp_path / "small.png")
     with pytest.raises(ValueError, match="small.png: 300 × 300"):

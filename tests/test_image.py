@@ -139,8 +139,8 @@ def test_bad_files_are_named(tmp_path, mel):
     text.write_text("no picture")
     empty.write_bytes(b"")
     for path, words in [
-        (torn, "torn.png is torn or no picture"),
-        (text, "text.png is torn or no picture"),
+        (torn, "torn.png is truncated or not a picture"),
+        (text, "text.png is truncated or not a picture"),
         (empty, "empty.png is empty"),
         (tmp_path / "none.png", "none.png does not exist"),
         (tmp_path, "is a folder"),
@@ -286,7 +286,7 @@ def test_a_text_that_is_no_dict_is_named(tmp_path, grey, text):
     info = PngInfo()
     info.add_text("riffusion_lab", text)
     grey.save(tmp_path / "a.png", pnginfo=info)
-    with pytest.raises(ValueError, match=r"a\.png: its text 'riffusion_lab' is .*, no dict"):
+    with pytest.raises(ValueError, match=r"a\.png: its text 'riffusion_lab' is .*, not a dict"):
         open_image(tmp_path / "a.png")
 
 
@@ -310,7 +310,7 @@ def png_header(width: int, height: int) -> bytes:
 
 def test_there_is_a_bound(tmp_path):
     (tmp_path / "a.png").write_bytes(png_header(1_000_000, 512))
-    with pytest.raises(ValueError, match="1,000,000 × 512 pixels are more than a picture here has, 368,640,000"):
+    with pytest.raises(ValueError, match="1,000,000 × 512 pixels are more than the limit of 368,640,000"):
         open_image(tmp_path / "a.png")
     Image.new("1", (400_000, 512)).save(tmp_path / "a.tiff", compression="group4")
     with pytest.raises(ValueError, match=r"a\.tiff: .*save it as PNG, or cut it first"):
@@ -352,7 +352,7 @@ def false_colours(grey: Image.Image) -> Image.Image:
 def test_a_remark_on_what_is_likely_read_wrong(grey):
     with pytest.warns(UserWarning, match=r"has no red: .* give params=SpectrogramParams\(stereo=True\)"):
         open_image(stereo_without_its_tag())
-    with pytest.warns(UserWarning, match="is coloured, .*false colours do not tell"):
+    with pytest.warns(UserWarning, match="is coloured, .*which false colours do not represent"):
         open_image(false_colours(grey))
     with pytest.warns(UserWarning, match="is dark, .*give invert=True"):
         open_image(Image.new("L", (20, 512), 10))
@@ -377,9 +377,9 @@ def test_bytes_and_open_files_are_read(tmp_path, grey):
     with (tmp_path / "a.png").open("rb") as file:
         for source in (data, io.BytesIO(data), file):
             np.testing.assert_array_equal(pixels(Clip.from_image(source).image), pixels(grey))
-    with pytest.raises(OSError, match="the picture is torn or no picture"):
+    with pytest.raises(OSError, match="the picture is truncated or not a picture"):
         Clip.from_image(data[: len(data) // 2])
-    with pytest.raises(OSError, match="is an address: download the file first"):
+    with pytest.raises(OSError, match="is a web address: download the file first"):
         Clip.from_image("https://example.org/a.png")
 
 

@@ -64,7 +64,7 @@ def test_clips_that_are_no_loops_overlap():
     ("clips", "crossfade_s", "error", "message"),
     [
         ([], 0.03, ValueError, "there is no clip"),
-        ([3], 0.03, TypeError, "3 is no Clip"),
+        ([3], 0.03, TypeError, "3 is not a Clip"),
         ([loop(220)], -1, ValueError, "crossfade_s must be between 0 and 2.56, not -1"),
         ([loop(220)], 3, ValueError, "not 3"),
         ([loop(220), Clip.from_audio(tone(220), RATE, params=SpectrogramParams(stereo=True))], 0.03, ValueError,

@@ -134,7 +134,7 @@ def test_what_is_no_name_is_refused(folder, given):
 
 def test_the_same_lora_twice(folder, funk):
     other_spelling = funk.parent / ".." / funk.parent.name / funk.name
-    with pytest.raises(ValueError, match="the LoRA 'funk.safetensors' is given twice: give it once"):
+    with pytest.raises(ValueError, match="the LoRA 'funk.safetensors' is listed twice: give it once"):
         load_pipeline(folder, lora={funk: 1, other_spelling: 0.5})
 
 
@@ -340,7 +340,7 @@ def one_elsewhere(weights):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (wider, "its layer .* has 320 numbers in and 320 out, the model's .*: it was made for another base model"),
+        (wider, "its layer .* has 320 inputs and 320 outputs, the model's .*: it was made for another base model"),
         (
             lambda w: renamed(w, "unet.", "unet.transformer."),
             r"the unet lacks all of its \d+ layers, such as transformer",
@@ -348,9 +348,9 @@ def one_elsewhere(weights):
         (one_elsewhere, r"the unet lacks 1 of its \d+ layers, such as mid_block.attentions.9.to_q"),
         (lambda w: renamed(w, "unet.", "text_encoder_2."), "this model has no place for .* such as text_encoder_2"),
         (lambda w: renamed(w, "unet.", "transformer."), "this model has no place for .* such as transformer"),
-        (half_of, "it is torn: it lacks .*lora_B.weight"),
+        (half_of, "it is incomplete: it lacks .*lora_B.weight"),
         (lambda w: renamed(w, "lora_A.weight", "lokr_w1"), "it is a LoKr, LoHa or DoRA"),
-        (lambda _: {"model.diffusion_model.out.2.bias": torch.zeros(4)}, "it is no LoRA; if it is a whole model"),
+        (lambda _: {"model.diffusion_model.out.2.bias": torch.zeros(4)}, "it is not a LoRA; if it is a whole model"),
     ],
 )
 def test_a_lora_for_another_model_is_refused_in_one_line(folder, funk, tmp_path, change, said):
@@ -364,13 +364,13 @@ def test_pefts_form_without_its_configuration(folder, funk, tmp_path):
     path = Path(shutil.copy(funk, tmp_path / "funk.safetensors"))
     in_pefts_form(path)
     (tmp_path / "adapter_config.json").unlink()
-    with pytest.raises(OSError, match="but adapter_config.json, which says how strong it is, does not stand beside"):
+    with pytest.raises(OSError, match="but adapter_config.json, which contains its scale, is not in the same folder"):
         load_pipeline(folder, device="cpu", lora=path)
 
 
 def test_torn_file(folder, tmp_path):
     (tmp_path / "funk.safetensors").write_bytes(b"nothing")
-    with pytest.raises(OSError, match="cannot load the LoRA 'funk.safetensors': funk.safetensors is torn"):
+    with pytest.raises(OSError, match="cannot load the LoRA 'funk.safetensors': funk.safetensors is truncated"):
         load_pipeline(folder, device="cpu", lora=tmp_path / "funk.safetensors")
 
 

@@ -113,7 +113,7 @@ def test_a_hub_models_settings_are_read_from_the_cache(folder, monkeypatch):
 
 def test_torn_settings_name_the_model(own_folder):
     (own_folder / "riffusion_lab.json").write_text('{"loop": tr')
-    with pytest.raises(OSError, match="riffusion_lab.json of the model 'small' is no JSON"):
+    with pytest.raises(OSError, match="riffusion_lab.json of the model 'small' is not a JSON"):
         load_pipeline(own_folder, device="cpu")
 
 

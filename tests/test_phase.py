@@ -141,7 +141,7 @@ def test_original_method_still_works():
     [
         ({"method": "vocoder"}, "method 'vocoder' is unknown: give one of 'fast', 'best', 'riffusion'"),
         ({"n_iter": 0}, "n_iter must be between 1 and inf, not 0"),
-        ({"method": "riffusion", "loop": True}, "knows no loops"),
+        ({"method": "riffusion", "loop": True}, "cannot make loops"),
     ],
 )
 def test_bad_options_are_named(options, words):
