@@ -75,7 +75,7 @@ def graph() -> dict[str, set[str]]:
 
 
 def test_all_modules_are_seen(graph):
-    assert {"riffusion_lab", "riffusion_lab.clip", "riffusion_lab.widgets.session"} <= graph.keys()
+    assert {"riffusion_lab", "riffusion_lab.clip", "riffusion_lab.widgets.studio"} <= graph.keys()
     assert "riffusion_lab.clip" in graph["riffusion_lab.join"]
     assert "riffusion_lab.display" in graph["riffusion_lab.clip"]  # inside a function
 

@@ -232,6 +232,7 @@ def test_bad_input_is_refused_at_once(pipe, given, error, message):
         interpolate(pipe, **{"start": A, "end": B, "num_clips": 3, **given})
 
 
-def test_a_walk_needs_two_prompts(pipe):
-    with pytest.raises(ValueError, match="two prompts at least, not 1"):
-        walk(pipe, [A], num_clips=3)
+@pytest.mark.parametrize(("prompts", "closed", "n_prompts"), [([A], False, 1), ([], False, 0), ([], True, 0)])
+def test_a_walk_needs_two_prompts(pipe, prompts, closed, n_prompts):
+    with pytest.raises(ValueError, match=f"two prompts at least, not {n_prompts}"):
+        walk(pipe, prompts, closed=closed, num_clips=3)
