@@ -62,7 +62,9 @@ class ModelSettings:
     loop: bool = False  # whether its clips are loops
     vocabulary: tuple[str, ...] = ()  # words it was trained on; empty: not known
     tempi_bpm: tuple[int, ...] = ()  # tempi it was trained on; empty: not known
-    steady_noise_gain: float = 1.0  # gain of the part of the initial noise that is constant in time: `scale_static_noise`
+    steady_noise_gain: float = (
+        1.0  # gain of the part of the initial noise that is constant in time: `scale_static_noise`
+    )
     pag_applied_layers: tuple[str, ...] = ()  # blocks for perturbed-attention guidance: `perturbed_attention`
 
 

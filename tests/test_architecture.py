@@ -1,6 +1,7 @@
 """How the modules of the package build on one another: no import cycles, and a core that stands alone."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 import riffusion_lab
 
 PACKAGE = Path(riffusion_lab.__file__).parent
+ROOT = PACKAGE.parent
 OUTER = ("riffusion_lab.widgets", "riffusion_lab.training")
 
 
@@ -127,3 +129,16 @@ def test_imports_of_packages_are_found(tmp_path):
         "pack.inner": {"pack.inner.b", "pack.a"},
         "pack.inner.b": {"pack.a", "pack.inner"},
     }
+
+
+def test_the_layout_names_every_module_after_those_that_it_imports(graph):
+    """docs/architecture.md lists the modules of the core in an order in which each imports only those before it."""
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    tables = re.findall(r"^\| (`.*?`) \|", text, re.MULTILINE)
+    listed = [f"riffusion_lab.{name}" for row in tables for name in re.findall(r"`(\w+)`", row)]
+    aliases = {"riffusion_lab.denoise", "riffusion_lab.loops", "riffusion_lab.seeds"}
+    core = {name for name in graph if re.fullmatch(r"riffusion_lab\.\w+", name)}
+    assert sorted(listed) == sorted(core - aliases - {"riffusion_lab.widgets", "riffusion_lab.training"})
+    for place, name in enumerate(listed):
+        imported = {other for other in graph[name] if other in listed}
+        assert imported <= set(listed[:place]), (name, imported - set(listed[:place]))

@@ -22,7 +22,7 @@ def script(name: str) -> str:
     return "\n".join((STATIC / part).read_text(encoding="utf-8") for part in ("picture.js", name))
 
 
-class ClipTrait(traitlets.TraitType):
+class ClipTrait(traitlets.TraitType):  # type: ignore[type-arg]  # generic in newer versions only
     """An attribute that takes clips only."""
 
     def validate(self, widget: Any, value: object) -> Clip:

@@ -121,8 +121,7 @@ class Live(anywidget.AnyWidget):
 
     def _add(self, content: dict[str, Any]) -> str:
         n_waiting = len(self.session.queue)
-        text = content.get("text")
-        check_prompt(text, may_be_empty=False)  # an empty text box is likely an oversight
+        text = check_prompt(content.get("text"), may_be_empty=False)  # an empty text box is likely an oversight
         self.session.add(text)
         name = text if len(text) <= LONGEST_NAME else f"{text[:LONGEST_NAME]}…"
         place = f" ({n_waiting} before it)" if n_waiting else ""

@@ -20,7 +20,7 @@ from .pictures import picture_image, png_bytes
 TINT = (64, 224, 208)  # what is marked, in the figure and in the widget
 
 
-class MaskTrait(traitlets.TraitType):
+class MaskTrait(traitlets.TraitType):  # type: ignore[type-arg]  # generic in newer versions only
     """An attribute that takes what `as_mask` takes for the widget's clip, and None for nothing."""
 
     def validate(self, painter: MaskPainter, value: object) -> np.ndarray:

@@ -6,7 +6,7 @@ import base64
 import html
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from functools import partial
 from itertools import count, islice
@@ -102,16 +102,21 @@ class Studio(widgets.VBox):
         folder: str | Path = "clips",
         words: bool = False,
     ) -> None:
-        self._cancelled, self._lock, self._job = Event(), RLock(), None
+        self._cancelled = Event()
+        self._lock = RLock()
+        self._job: Future[None] | None = None
         self._worker = ThreadPoolExecutor(1, "riffusion_lab studio", _begin_thread)
-        self.pipe, self.painter, self.folder, self.history = pipe, painter, Path(folder), []
+        self.pipe = pipe
+        self.painter = painter
+        self.folder = Path(folder)
+        self.history: list[Clip] = []
         sources = {"clip": source} if isinstance(source, Clip) else dict(source or {})
         self._sources = {name: as_model_clip(clip) for name, clip in sources.items()}
         if painter is not None and (sources or not isinstance(painter, MaskPainter)):
             raise TypeError(f"painter must be a MaskPainter, and there must be no source, not {painter!r:.80}")
         strength = (1.0 if painter else 0.75) if strength is None else strength
-        checked = check_point(pipe, Point((Prompt(prompt, seed, negative_prompt, strength=strength),))).start
-        self._make_parts(prompt, negative_prompt, checked.seed, checked.strength)
+        point = check_point(pipe, Point((Prompt(prompt, seed, negative_prompt, strength=strength),)))
+        self._make_parts(prompt, negative_prompt, point.start.seed, point.strength)
         super().__init__(self._rows(vocabulary(pipe) if words else []))
         for name, clip in reversed(list(islice(_clips_in(self.folder), N_SHOWN))):
             self._list_clip(name, clip)
@@ -158,9 +163,10 @@ class Studio(widgets.VBox):
             if self.generate.disabled:
                 return self._say("A clip is being made already: wait for it, or press Cancel.")
             self._switch(busy=True)
-            self._job = self._worker.submit(self._make, *order)
+            job = self._worker.submit(self._make, *order)
+            self._job = job
         if "google.colab" in sys.modules:  # it shows what a thread does only until the click is answered
-            wait([self._job])
+            wait([job])
 
     def _stop(self, button: widgets.Button) -> None:
         self._cancelled.set()
@@ -218,7 +224,8 @@ class Studio(widgets.VBox):
 
     def _save(self, clip: Clip) -> str:
         """Save a clip, and say where, or why not."""
-        stem = f"{file_stem(clip)}-seed-{clip.recipe['seed']}"
+        recipe = clip.recipe or {}
+        stem = f"{file_stem(clip)}-seed-{recipe['seed']}"
         paths = (self.folder / f"{stem}{f'-{number}' * (number > 1)}.png" for number in count(1))
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -239,6 +246,8 @@ class Studio(widgets.VBox):
     @traitlets.observe("clip")
     def _show(self, _: object) -> None:
         with self._lock:  # of threads that show a clip at once, the last one wins in the player too
+            if self.clip is None:
+                return
             self.go_on.disabled = False
             self._player.children = self._player.children or (Player(self.clip),)
             self._player.children[0].clip = self.clip
