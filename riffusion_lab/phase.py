@@ -79,7 +79,7 @@ def waveform_from_mel(
     Taught in: 02
     """
     if method not in N_ITER:
-        raise ValueError(f"method {method!r} is unknown: give one of {', '.join(map(repr, get_args(Method)))}")
+        raise ValueError(f"method {method!r} is unknown: use one of {', '.join(map(repr, get_args(Method)))}")
     if n_iter is None:
         n_iter = _default_n_iter(method, loop=loop)
     n_iter = check_whole("n_iter", n_iter, 1, math.inf)
