@@ -198,15 +198,15 @@ def _check_family(shapes: Mapping[str, Shape]) -> None:
         raise OSError("it is not a Stable Diffusion 1.x: it has neither U-Net nor autoencoder nor text encoder")
     _check_unet(shapes)
     if lacking:
-        raise OSError(f"it lacks the {' and the '.join(lacking)}: give a file with the whole model")
+        raise OSError(f"it lacks the {' and the '.join(lacking)}: use a file with the whole model")
 
 
 def _check_kind(shapes: Mapping[str, Shape]) -> None:
     """Refuse LoRAs, single parts of a model, and Stable Diffusion XL."""
     if is_lora(shapes):
-        raise OSError("it is a LoRA, not a model: give it as lora=…, together with a model")
+        raise OSError("it is a LoRA, not a model: pass it as lora=…, together with a model")
     if "conv_in.weight" in shapes or "encoder.conv_in.weight" in shapes:
-        raise OSError("it is one part of a model in diffusers' layout: give the model's folder")
+        raise OSError("it is one part of a model in diffusers' layout: pass the model's folder")
     if any(name.startswith("conditioner.") for name in shapes):
         raise OSError("it is Stable Diffusion XL, not Stable Diffusion 1.x")
 

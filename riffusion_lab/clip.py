@@ -142,7 +142,7 @@ class Clip:
         """
         is_picture = isinstance(path_or_image, (str, os.PathLike, Image.Image)) or is_file_like(path_or_image)
         if not is_picture:
-            raise TypeError(f"{type(path_or_image).__name__} is not a picture: give a path or a PIL image")
+            raise TypeError(f"{type(path_or_image).__name__} is not a picture: pass a path or a PIL image")
         picture = open_image(path_or_image, params, invert=invert)
         if loop is not None:
             picture = replace(picture, loop=loop)
@@ -268,7 +268,7 @@ class Clip:
     def __getitem__(self, seconds: slice) -> Clip:
         """Cut out a part: `clip[1.5:3]` is the sound from 1.5 to 3 s, `clip[-1:]` the last second."""
         if not isinstance(seconds, slice) or seconds.step is not None:
-            raise TypeError(f"clip[{seconds!r}]: give times in seconds, as in clip[1.5:3]")
+            raise TypeError(f"clip[{seconds!r}]: pass times in seconds, as in clip[1.5:3]")
         start_s = self._time_s(seconds.start, default=0.0)
         stop_s = self._time_s(seconds.stop, default=self.duration_s)
         if not 0 <= start_s < stop_s <= self.duration_s + 1e-6:
@@ -365,7 +365,7 @@ def check_compatible(clips: Sequence[Clip]) -> None:
         If there is no clip, one is not a `Clip`, or they differ.
     """
     if not clips:
-        raise ValueError("there is no clip: give at least one")
+        raise ValueError("there is no clip: pass at least one")
     for clip in clips:
         if not isinstance(clip, Clip):
             raise TypeError(f"{clip!r} is not a Clip: make one with Clip.from_audio or Clip.from_image")
@@ -381,7 +381,7 @@ def _suffix(path_or_file: object, format: str | None) -> str:
         return f".{format.lower().removeprefix('.')}"
     name = name_of(path_or_file, "")
     if not name:
-        raise ValueError("an open file without a name: give format='png', 'wav', 'mp3' or another")
+        raise ValueError("an open file without a name: pass format='png', 'wav', 'mp3' or another")
     return Path(name).suffix.lower()
 
 
@@ -391,7 +391,7 @@ def _conform(waveform: np.ndarray, sample_rate: int, params: SpectrogramParams, 
     columns = round(n_samples * params.sample_rate / sample_rate / params.hop_length)
     if columns == 0:
         least = f"half of a column of the picture, {params.step_size_ms / 2:g} ms"
-        raise ValueError(f"{n_samples} samples at {sample_rate} Hz are too short: give at least {least}")
+        raise ValueError(f"{n_samples} samples at {sample_rate} Hz are too short: use at least {least}")
     waveform = audio.mix_channels(waveform, params.n_channels)
     peak = float(np.abs(waveform).max())
     if peak > 1:

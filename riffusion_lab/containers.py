@@ -76,14 +76,14 @@ class _Chunk:
     size: int  # of the data after the header; from the chunk ds64 in an RF64 file
 
 
-def _data_end(file: BinaryIO, size: int, wanted: bytes, order: ByteOrder) -> int | None:
-    chunk = _find_chunk(file, size, wanted, order)
+def _data_end(file: BinaryIO, size: int, chunk_id: bytes, order: ByteOrder) -> int | None:
+    chunk = _find_chunk(file, size, chunk_id, order)
     if chunk is None or _is_placeholder(chunk.size):
         return None
     return chunk.start + 8 + chunk.size
 
 
-def _find_chunk(file: BinaryIO, size: int, wanted: bytes, order: ByteOrder) -> _Chunk | None:
+def _find_chunk(file: BinaryIO, size: int, chunk_id: bytes, order: ByteOrder) -> _Chunk | None:
     """Walk the chunks of a RIFF or IFF file to the one with the sound."""
     size_64: int | None = None  # of RF64, whose 32-bit size is a placeholder
     position = 12
@@ -93,7 +93,7 @@ def _find_chunk(file: BinaryIO, size: int, wanted: bytes, order: ByteOrder) -> _
         chunk_size = int.from_bytes(header[4:8], order)
         if header[:4] == b"ds64":
             size_64 = int.from_bytes(header[16:24], "little")
-        if header[:4] == wanted:
+        if header[:4] == chunk_id:
             if size_64 is not None and chunk_size == 0xFFFFFFFF:
                 return _Chunk(position, size_64)
             return _Chunk(position, chunk_size)

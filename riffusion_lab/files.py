@@ -21,7 +21,7 @@ def write_whole(path: str | os.PathLike[str], data: bytes) -> None:
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path} cannot be saved: the folder {path.parent} does not exist")
     if path.is_dir():
-        raise IsADirectoryError(f"{path} cannot be saved: it is a folder; give a file's name")
+        raise IsADirectoryError(f"{path} cannot be saved: it is a folder; use the path of a file")
     part = path.with_name(f".{uuid.uuid4().hex}.part")
     try:
         part.write_bytes(data)
@@ -39,14 +39,14 @@ def existing_file(path: str | os.PathLike[str], kind: str) -> Path:
         If there is no such file, or it is a folder, a web address, or empty.
     """
     if str(path).startswith(("http://", "https://", "ftp://")):
-        raise FileNotFoundError(f"{path} is a web address: download the file first, and give its name")
+        raise FileNotFoundError(f"{path} is a web address: download the file first, and pass its path")
     path = Path(path)
     if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder: give the name of {kind} file")
+        raise IsADirectoryError(f"{path} is a folder: pass the path of {kind} file")
     if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist: give the name of {kind} file")
+        raise FileNotFoundError(f"{path} does not exist: pass the path of {kind} file")
     if path.stat().st_size == 0:
-        raise OSError(f"{path} is empty (0 bytes): give {kind} file with something in it")
+        raise OSError(f"{path} is empty (0 bytes): use {kind} file with something in it")
     return path
 
 
@@ -82,7 +82,7 @@ def as_binary_file(source: bytes | bytearray | memoryview | BinaryIO, kind: str)
     else:
         data = _read_rest(source)
     if not data:
-        raise OSError(f"{name_of(source, 'the file')} is empty (0 bytes): give {kind} file with something in it")
+        raise OSError(f"{name_of(source, 'the file')} is empty (0 bytes): use {kind} file with something in it")
     return io.BytesIO(data)
 
 

@@ -224,7 +224,7 @@ def _load(source: str | os.PathLike[str] | bytes | BinaryIO) -> Image.Image:
         except Image.DecompressionBombError as error:
             raise ValueError(f"{name}: {error}: save it as PNG, or cut it first") from error
         except (OSError, SyntaxError) as error:  # Pillow's errors for truncated files
-            raise OSError(f"{name} is truncated or not a picture ({error}): give a whole PNG") from error
+            raise OSError(f"{name} is truncated or not a picture ({error}): use a whole PNG") from error
     return image
 
 
@@ -244,10 +244,10 @@ def upright(image: Image.Image) -> Image.Image:
 
 def _as_rgb(image: Image.Image, params: SpectrogramParams, *, invert: bool = False) -> Image.Image:
     if image.height != params.num_frequencies or image.width < 1:
-        wanted = f"{params.num_frequencies} pixels high, one for each mel band"
+        expected = f"{params.num_frequencies} pixels high, one for each mel band"
         matching = _code(replace(params, num_frequencies=max(1, image.height)))
-        advice = f"give params={matching} if each row is one, or resize the picture"
-        raise ValueError(f"{image.width} × {image.height} pixels: a spectrogram here is {wanted}; {advice}")
+        advice = f"pass params={matching} if each row is one, or resize the picture"
+        raise ValueError(f"{image.width} × {image.height} pixels: a spectrogram here is {expected}; {advice}")
     if image.mode in DEEP_MODES:
         image = Image.fromarray(grey_levels(image))
     if image.mode not in MODES:
@@ -296,8 +296,8 @@ def grey_levels(image: Image.Image) -> np.ndarray:
     else:
         white = 255
     if lowest < 0 or highest > white:
-        wanted = "0 to 1 or 0 to 255" if image.mode == "F" else "0 to 65535 or 0 to 255"
-        raise ValueError(f"a picture of mode {image.mode} with levels from {lowest:g} to {highest:g}: give {wanted}")
+        expected = "0 to 1 or 0 to 255" if image.mode == "F" else "0 to 65535 or 0 to 255"
+        raise ValueError(f"a picture of mode {image.mode} with levels from {lowest:g} to {highest:g}: use {expected}")
     return np.rint(levels * (255 / white)).astype(np.uint8)
 
 
@@ -318,7 +318,7 @@ def _remark(name: str, rgb: Image.Image, *, is_chosen: bool) -> None:
     has_no_red = red.min() == red.max() and red.max() in (0, 255)
     has_green_or_blue = green.min() < green.max() or blue.min() < blue.max()
     if has_no_red and has_green_or_blue:
-        warn(f"{name} has no red: if it is stereo, left in green, give params=SpectrogramParams(stereo=True)")
+        warn(f"{name} has no red: if it is stereo, left in green, pass params=SpectrogramParams(stereo=True)")
         return
     step = max(1, pixels.shape[1] // 1_000)  # about a thousand columns are enough
     some = pixels[:, ::step].astype(np.int16)
@@ -326,7 +326,7 @@ def _remark(name: str, rgb: Image.Image, *, is_chosen: bool) -> None:
     if spread > COLOURED:
         warn(f"{name} is coloured, but only its mean brightness is read, which false colours do not represent")
     elif not is_chosen and float(np.median(some)) < DARK:
-        warn(f"{name} is dark, which is loud, nearly everywhere: if bright is loud in it, give invert=True")
+        warn(f"{name} is dark, which is loud, nearly everywhere: if bright is loud in it, pass invert=True")
 
 
 def _params_from_exif(exif: Image.Exif, exact: object = None) -> SpectrogramParams:

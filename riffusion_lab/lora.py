@@ -114,7 +114,7 @@ def file_in_folder(names: list[str], folder: str) -> str:
             return choice[0]
     if not candidates:
         raise OSError(f"there is no LoRA in {folder!r}: no file that ends in {', '.join(LORA_FILES)}")
-    raise OSError(f"there are {len(candidates)} files in {folder!r}, {', '.join(candidates)}: give one of them as LoRA")
+    raise OSError(f"there are {len(candidates)} files in {folder!r}, {', '.join(candidates)}: pass one of them as LoRA")
 
 
 def load_loras(pipe: StableDiffusionPipeline, loras: list[Lora]) -> None:
@@ -145,9 +145,9 @@ def load_loras(pipe: StableDiffusionPipeline, loras: list[Lora]) -> None:
 def _load(pipe: StableDiffusionPipeline, lora: Lora) -> None:
     names = tensor_shapes(lora.path)
     if not is_lora(names):
-        raise OSError("it is not a LoRA; if it is a whole model, give it as the model itself")
+        raise OSError("it is not a LoRA; if it is a whole model, pass it as the model")
     if any(re.search(r"lokr_|hada_|dora_scale", name) for name in names):
-        raise OSError("it is a LoKr, LoHa or DoRA, which cannot be loaded here: give a plain LoRA")
+        raise OSError("it is a LoKr, LoHa or DoRA, which cannot be loaded here: use a plain LoRA")
     state_dict, network_alphas, metadata = pipe.lora_state_dict(str(lora.path), return_lora_metadata=True)
     if network_alphas:
         state_dict = _with_alphas(state_dict, network_alphas)

@@ -94,7 +94,7 @@ def as_mask(mask: object, clip: Clip) -> np.ndarray:
     """
     if isinstance(mask, tuple):
         if len(mask) not in (2, 4):
-            raise ValueError(f"the box {mask!r}: give (start_s, stop_s) or (start_s, stop_s, low_hz, high_hz)")
+            raise ValueError(f"the box {mask!r}: use (start_s, stop_s) or (start_s, stop_s, low_hz, high_hz)")
         low_hz, high_hz = mask[2:] or (None, None)
         return box_mask(clip, mask[0], mask[1], low_hz=low_hz, high_hz=high_hz)
     array = _levels(mask) if isinstance(mask, Image.Image) else np.asarray(mask)

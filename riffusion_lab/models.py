@@ -274,7 +274,7 @@ def _source(model: str | os.PathLike[str]) -> str:
         return model
     files = f"a {' or '.join(SINGLE_FILES)} file"
     known = f"'riffling', a folder, {files}, or a name on the Hub such as 'riffusion/riffusion-model-v1'"
-    raise OSError(f"there is no model {str(model)!r}: give {known}")
+    raise OSError(f"there is no model {str(model)!r}: use {known}")
 
 
 def _find_loras(weights: Mapping[str, float], *, local_files_only: bool) -> list[Lora]:
@@ -283,7 +283,7 @@ def _find_loras(weights: Mapping[str, float], *, local_files_only: bool) -> list
     for source, weight in weights.items():
         path = _lora_file(source, local_files_only=local_files_only)
         if any(path.samefile(other) for other in files):
-            raise ValueError(f"the LoRA {path.name!r} is listed twice: give it once, with the sum of both weights")
+            raise ValueError(f"the LoRA {path.name!r} is listed twice: pass it once, with the sum of both weights")
         files[path] = weight
     return named_loras(files)
 
@@ -296,7 +296,7 @@ def _lora_file(source: str, *, local_files_only: bool) -> Path:
     if source and path.is_dir():
         return path.absolute() / file_in_folder(os.listdir(path), path.absolute().name)
     if not HUB_ID.fullmatch(source) or path.suffix in LORA_FILES:
-        raise OSError(f"there is no LoRA {source!r}: give a .safetensors file, its folder, or a name on the Hub")
+        raise OSError(f"there is no LoRA {source!r}: use a .safetensors file, its folder, or a name on the Hub")
     try:
         if local_files_only or not _is_online(source):
             folder = Path(snapshot_download(source, local_files_only=True))

@@ -49,17 +49,19 @@ class SpectrogramParams:
         check_number("sample_rate", self.sample_rate, 1_000, 1_000_000)
         if not self.min_frequency < self.max_frequency <= self.sample_rate / 2:
             band = f"min_frequency {self.min_frequency}, max_frequency {self.max_frequency}"
-            raise ValueError(f"{band}: give a rising pair up to half the sample rate, {self.sample_rate / 2:g} Hz")
+            raise ValueError(
+                f"{band}: use an increasing pair of at most half the sample rate, {self.sample_rate / 2:g} Hz"
+            )
         if not 1 <= self.hop_length <= self.win_length <= self.n_fft:
             durations = (
                 f"step {self.step_size_ms}, window {self.window_duration_ms}, padded {self.padded_duration_ms} ms"
             )
             raise ValueError(
-                f"{durations}: give a step of at least one sample, a window no shorter than the step, "
+                f"{durations}: use a step of at least one sample, a window no shorter than the step, "
                 "and a padded window no shorter than the window"
             )
         if self.n_fft > LONGEST_FFT:
-            raise ValueError(f"padded_duration_ms is {self.padded_duration_ms}: give at most {LONGEST_FFT:,} samples")
+            raise ValueError(f"padded_duration_ms is {self.padded_duration_ms}: use at most {LONGEST_FFT:,} samples")
 
     @property
     def n_fft(self) -> int:
@@ -110,11 +112,11 @@ def _as_number(name: str, value: object, *, default: float) -> float:
     number = float(value)
     may_be_zero = default == 0
     if not math.isfinite(number) or number < 0 or (number == 0 and not may_be_zero):
-        raise ValueError(f"{name} is {value!r}: give a positive number, such as {default}")
+        raise ValueError(f"{name} is {value!r}: use a positive number, such as {default}")
     if number.is_integer() and name != "power_for_image":
         return int(number)
     if name in WHOLE:
-        raise ValueError(f"{name} is {value!r}: give a whole number, such as {default}")
+        raise ValueError(f"{name} is {value!r}: use a whole number, such as {default}")
     return number
 
 

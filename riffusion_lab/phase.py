@@ -79,7 +79,7 @@ def waveform_from_mel(
     Taught in: 02
     """
     if method not in N_ITER:
-        raise ValueError(f"method {method!r} is unknown: give one of {', '.join(map(repr, get_args(Method)))}")
+        raise ValueError(f"method {method!r} is unknown: use one of {', '.join(map(repr, get_args(Method)))}")
     if n_iter is None:
         n_iter = _default_n_iter(method, loop=loop)
     n_iter = check_whole("n_iter", n_iter, 1, math.inf)
@@ -205,9 +205,10 @@ class PhaseStream:
         returned_now = n_final - FADE
         self.mel = mel[..., first_kept:]
         self.known = waveform[..., first_kept * hop : n_final * hop]
-        resampled = resample(waveform, hop, self.params.hop_length)
-        self.rest = resampled[..., returned_now * self.params.hop_length :]
-        return resampled[..., returned_before * self.params.hop_length : returned_now * self.params.hop_length]
+        full_hop = self.params.hop_length
+        resampled = resample(waveform, hop, full_hop)
+        self.rest = resampled[..., returned_now * full_hop :]
+        return resampled[..., returned_before * full_hop : returned_now * full_hop]
 
 
 @torch_defaults()

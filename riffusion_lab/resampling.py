@@ -56,8 +56,8 @@ def resample(waveform: torch.Tensor, from_rate: int, to_rate: int, *, loop: bool
     n_seconds = math.ceil(n_samples / from_rate) + 2
     position = torch.arange(-from_rate, (n_seconds - 1) * from_rate, device=waveform.device)
     before = torch.clamp(-position, min=0)
-    behind = torch.clamp(position - n_samples + 1, min=0)
-    fade = (1 - (before + behind) / from_rate).clamp(min=0)
+    after = torch.clamp(position - n_samples + 1, min=0)
+    fade = (1 - (before + after) / from_rate).clamp(min=0)
     padded = waveform[..., reflected(position, n_samples)] * fade
     resampled = _resize_spectrum(padded, n_seconds * to_rate)
     return resampled[..., to_rate : to_rate + n_resampled]

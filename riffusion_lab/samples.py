@@ -86,8 +86,8 @@ def _load_dict(source: Mapping[str, Any], sample_rate: int | None, *, torn: Torn
     file = _first_of(source, ("bytes", "path"))
     if file is None:
         keys = ", ".join(map(str, source)) or "no keys"
-        wanted = "give one with 'array' and 'sampling_rate', or with 'bytes' or 'path'"
-        raise TypeError(f"a dict with {keys} is not a sound: {wanted}")
+        advice = "pass one with 'array' and 'sampling_rate', or with 'bytes' or 'path'"
+        raise TypeError(f"a dict with {keys} is not a sound: {advice}")
     return load_sound(file, sample_rate, torn=torn)
 
 
@@ -135,16 +135,16 @@ def as_waveform(samples: Any) -> np.ndarray:
     """
     array = _as_array(samples)
     if array.dtype.kind not in "fiu":
-        raise TypeError(f"a sound of dtype {array.dtype}: give an array of floats in [-1, 1], or of signed integers")
+        raise TypeError(f"a sound of dtype {array.dtype}: use an array of floats in [-1, 1], or of signed integers")
     if array.ndim not in (1, 2):
-        raise ValueError(f"a sound of shape {array.shape}: give (samples,) or (channels, samples)")
+        raise ValueError(f"a sound of shape {array.shape}: use (samples,) or (channels, samples)")
     array = np.atleast_2d(array)
     if array.shape[0] > MAX_CHANNELS >= array.shape[1] > 0:
         array = array.T
     if array.shape[0] == 0:
-        raise ValueError(f"a sound of shape {array.shape} has no channels: give at least one")
+        raise ValueError(f"a sound of shape {array.shape} has no channels: pass at least one")
     if array.shape[0] > max(MAX_CHANNELS, array.shape[1]):
-        raise ValueError(f"a sound of shape {array.shape}: give (channels, samples), perhaps `.T` is missing")
+        raise ValueError(f"a sound of shape {array.shape}: use (channels, samples), perhaps `.T` is missing")
     waveform = _as_floats(array)
     broken = ~np.isfinite(waveform)
     if broken.any():
@@ -167,11 +167,11 @@ def _as_array(samples: Any) -> np.ndarray:
             return samples.data
         return np.ma.filled(samples.astype(float), np.nan)
     if hasattr(samples, "waveform") and hasattr(samples, "sample_rate"):
-        raise TypeError("this is a clip already: give its samples, Clip.from_audio(clip.waveform, clip.sample_rate)")
+        raise TypeError("this is a clip already: pass its samples, Clip.from_audio(clip.waveform, clip.sample_rate)")
     try:
         array = np.asarray(samples)
     except ValueError as error:  # NumPy's message speaks of inhomogeneous shapes
-        raise ValueError("its channels differ in length: give (samples,) or (channels, samples)") from error
+        raise ValueError("its channels differ in length: use (samples,) or (channels, samples)") from error
     if array.dtype == object and hasattr(samples, "to_numpy"):  # pandas' nullable dtypes, with NA for NaN
         return np.asarray(samples.to_numpy(dtype=float, na_value=math.nan))
     return array
@@ -183,7 +183,7 @@ def _as_floats(array: np.ndarray) -> np.ndarray:
         return array.astype(np.float32)
     full_scale = FULL_SCALE.get(array.dtype.name)
     if full_scale is None:
-        advice = "divide by it, samples / 32768 for 16 bits, or give an array of dtype int16"
+        advice = "divide by it, samples / 32768 for 16 bits, or use an array of dtype int16"
         raise TypeError(f"the full scale of samples of dtype {array.dtype} is not known: {advice}")
     zero = full_scale if array.dtype.kind == "u" else 0.0
     scaled = (array - zero) / full_scale
@@ -199,11 +199,11 @@ def check_rate(sample_rate: object) -> int:
         If it is missing, not a whole number, or out of range.
     """
     if sample_rate is None:
-        raise ValueError("an array of samples contains no sample rate: give sample_rate=44100, or whatever it is")
+        raise ValueError("an array of samples contains no sample rate: pass sample_rate=44100, or whatever it is")
     sample_rate = as_scalar(sample_rate)
     number = check_number("sample_rate", sample_rate, 1_000, 1_000_000)
     if not number.is_integer():
-        raise ValueError(f"sample_rate is {sample_rate!r}: give a whole number of hertz")
+        raise ValueError(f"sample_rate is {sample_rate!r}: use a whole number of hertz")
     return int(number)
 
 
@@ -232,7 +232,7 @@ def pick_channel(waveform: np.ndarray, channel: Channel) -> np.ndarray:
     if channel == "mix":
         return waveform
     if channel not in ("left", "right", "side"):
-        raise ValueError(f"channel is {channel!r}: give 'mix', 'left', 'right', 'side', or a number from 0")
+        raise ValueError(f"channel is {channel!r}: use 'mix', 'left', 'right', 'side', or a number from 0")
     if len(waveform) < 2:
         raise ValueError(f"channel is {channel!r}, but the sound has one channel only: leave it out")
     left = waveform[:1]
@@ -275,7 +275,7 @@ def _warn_if_cancelled(waveform: np.ndarray, mix: np.ndarray) -> None:
         loss = "silent"
     else:
         loss = f"{10 * math.log10(power / mixed_power):.0f} dB quieter than they are"
-    warn(f"the channels cancel each other, their mix is {loss}: give channel='left', 'right' or 'side'")
+    warn(f"the channels cancel each other, their mix is {loss}: pass channel='left', 'right' or 'side'")
 
 
 def _power(waveform: np.ndarray) -> float:

@@ -76,14 +76,14 @@ def read_audio(source: str | os.PathLike[str] | bytes | BinaryIO, *, torn: Torn 
         If the file is missing, empty, truncated, or not a sound.
     """
     if torn not in ("error", "keep"):
-        raise ValueError(f"torn is {torn!r}: give 'error', or 'keep' to read what is left of a truncated file")
+        raise ValueError(f"torn is {torn!r}: use 'error', or 'keep' to read what is left of a truncated file")
     name = name_of(source, "the sound file")
     with _opened(source) as file:
         decoded = _decode(file, name)
     if decoded.missing and torn == "error":
-        raise OSError(f"{name} is truncated ({decoded.missing}): give a whole file, or torn='keep' for what is left")
+        raise OSError(f"{name} is truncated ({decoded.missing}): use a whole file, or torn='keep' for what is left")
     if decoded.waveform.shape[1] == 0:
-        raise OSError(f"{name} holds no samples: give a file with a sound in it")
+        raise OSError(f"{name} holds no samples: use a file with a sound in it")
     if decoded.missing:
         seconds = decoded.waveform.shape[1] / decoded.sample_rate
         warn(f"{name} is truncated ({decoded.missing}): {seconds:.2f} s are left")
@@ -118,7 +118,7 @@ def _decode(file: _Unnamed, name: str) -> _Decoded:
         decoded = _decode_with_soundfile(file)
     except (soundfile.LibsndfileError, _NotRead) as error:
         if not shutil.which("ffmpeg"):
-            advice = "give a whole WAV, FLAC, Ogg or MP3 file, or install ffmpeg for others"
+            advice = "use a whole WAV, FLAC, Ogg or MP3 file, or install ffmpeg for others"
             raise OSError(f"{name} is truncated or not a known sound ({_reason(error)}): {advice}") from error
         return _decode_with_ffmpeg(file, name)
     if decoded.is_certain or not shutil.which("ffmpeg"):
@@ -307,7 +307,7 @@ def _decode_with_ffmpeg(file: _Unnamed, name: str) -> _Decoded:
     start = int.from_bytes(sound[4:8], "big")  # size of the header of an AU file: six numbers, then ffmpeg's name
     if len(sound) <= max(24, start):
         reason = errors[-1] if errors else "no sound in it"
-        raise OSError(f"{name} is truncated or not a known sound ({reason}): give another")
+        raise OSError(f"{name} is truncated or not a known sound ({reason}): use another")
     sample_rate = int.from_bytes(sound[16:20], "big")
     n_channels = int.from_bytes(sound[20:24], "big")
     n_samples = (len(sound) - start) // (4 * n_channels)
@@ -372,7 +372,7 @@ def _run_ffmpeg(path: Path) -> _FfmpegOutput:
         messages.seek(0)
         text = messages.read().decode(errors="replace")
     if is_late.is_set():
-        raise OSError(f"ffmpeg took more than {FFMPEG_LIMIT_S} s to read the sound: give a shorter one, or a WAV file")
+        raise OSError(f"ffmpeg took more than {FFMPEG_LIMIT_S} s to read the sound: use a shorter one, or a WAV file")
     return _FfmpegOutput(sound, text, is_complete=run.returncode == 0)
 
 
@@ -430,7 +430,7 @@ def encode_audio(
                 sound.write(waveform[:, start : start + WRITE_BLOCK].T)
     except soundfile.LibsndfileError as error:
         kind = f"{len(waveform)} channel(s) at {sample_rate} Hz"
-        raise ValueError(f"{file_format} cannot hold {kind} ({_reason(error)}): give another format or rate") from error
+        raise ValueError(f"{file_format} cannot hold {kind} ({_reason(error)}): use another format or rate") from error
     if file_format == "MP3":
         return id3_tag(title, comment) + file.getvalue()
     return file.getvalue()
@@ -513,7 +513,7 @@ def encode_for(suffix: str, waveform: np.ndarray, sample_rate: int, **tags: str)
         return encode_mp3(waveform, sample_rate, **tags)
     if suffix in FORMATS:
         return encode_audio(waveform, sample_rate, FORMATS[suffix], **tags)
-    known = f"give .png for a picture, {', '.join(FORMATS)} for a sound"
+    known = f"use .png for a picture, {', '.join(FORMATS)} for a sound"
     if not shutil.which("ffmpeg"):
         raise ValueError(f"no known format ends in {suffix!r}: {known}, or install ffmpeg for others")
     with tempfile.TemporaryDirectory() as folder:  # some formats cannot be written to a pipe

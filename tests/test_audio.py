@@ -110,7 +110,7 @@ def test_other_formats_are_refused(monkeypatch, with_ffmpeg):
         require("ffmpeg")
     else:
         monkeypatch.setattr(shutil, "which", lambda _: None)
-    words = r"'\.jpg'.*give \.png for a picture, \.wav" + ("" if with_ffmpeg else ".*install ffmpeg")
+    words = r"'\.jpg'.*use \.png for a picture, \.wav" + ("" if with_ffmpeg else ".*install ffmpeg")
     with pytest.raises(ValueError, match=words):
         audio.encode_for(".jpg", tone(441, 4_410)[None], RATE)
 
@@ -281,7 +281,7 @@ def test_samples_before_channels_are_turned(shape):
         ([TONE, TONE[:9]], ValueError, "its channels differ in length"),
         (np.ma.array(TONE, mask=TONE > 0.4), ValueError, "samples are NaN or infinite"),
         (Series([0.5, None, 0.5]), ValueError, "1 samples are NaN or infinite, the first at index 1"),
-        (np.zeros((300, 20)), ValueError, r"\(300, 20\): give .channels, samples., perhaps `\.T` is missing"),
+        (np.zeros((300, 20)), ValueError, r"\(300, 20\): use .channels, samples., perhaps `\.T` is missing"),
         (np.zeros(9, bool), TypeError, "dtype bool"),
     ],
 )
@@ -342,9 +342,9 @@ def test_a_dict_with_a_path_only(tmp_path):
         ((TONE, RATE), RATE, ValueError, "sample_rate 44100 for a pair with the rate 44100: leave one of them out"),
         ({"array": TONE, "sampling_rate": RATE}, 8_000, ValueError, "8000 for a dict with the rate 44100"),
         ({"array": TONE}, None, ValueError, "contains no sample rate"),
-        ({"text": "a"}, None, TypeError, "a dict with text is not a sound: give one with 'array' and 'sampling_rate'"),
+        ({"text": "a"}, None, TypeError, "a dict with text is not a sound: pass one with 'array' and 'sampling_rate'"),
         ({}, None, TypeError, "a dict with no keys is not a sound"),
-        ((TONE, 44_100.5), None, ValueError, "sample_rate is 44100.5: give a whole number"),
+        ((TONE, 44_100.5), None, ValueError, "sample_rate is 44100.5: use a whole number"),
         ((None, RATE), None, TypeError, "dtype object"),
         (wav_bytes(), RATE, ValueError, "files contain it"),
     ],
@@ -377,7 +377,7 @@ def test_a_channel_is_chosen(channel, expected):
 @pytest.mark.parametrize(
     ("n_channels", "channel", "error", "words"),
     [
-        (2, "middle", ValueError, "channel is 'middle': give 'mix', 'left', 'right', 'side', or a number from 0"),
+        (2, "middle", ValueError, "channel is 'middle': use 'mix', 'left', 'right', 'side', or a number from 0"),
         (1, "left", ValueError, "channel is 'left', but the sound has one channel only"),
         (2, 2, ValueError, "channel, of 2, must be between 0 and 1, not 2"),
         (2, -1, ValueError, "must be between 0 and 1, not -1"),
@@ -395,7 +395,7 @@ def test_channels_that_are_not_there_are_named(n_channels, channel, error, words
     [
         ([TONE, -TONE], "their mix is silent"),
         ([TONE, -0.9 * TONE], "their mix is 26 dB quieter"),
-        ([TONE, -TONE, TONE, -TONE, 0.1 * TONE], "quieter than they are: give channel='left'"),
+        ([TONE, -TONE, TONE, -TONE, 0.1 * TONE], "quieter than they are: pass channel='left'"),
     ],
 )
 def test_a_mix_that_cancels_says_so(channels, words):

@@ -209,7 +209,7 @@ def without(weights, start):
             "it lacks some of the weights",
         ),
         (lambda w: without(w, "cond_stage_model.transformer.text_model.final"), "it lacks some of the weights"),
-        (lambda _: {"lora_unet_x.lora_down.weight": torch.zeros(4, 8)}, r"it is a LoRA, not a model: give it as lora="),
+        (lambda _: {"lora_unet_x.lora_down.weight": torch.zeros(4, 8)}, r"it is a LoRA, not a model: pass it as lora="),
         (lambda _: {"conv_in.weight": torch.zeros(8, 4, 3, 3)}, "it is one part of a model in diffusers' layout"),
         (lambda _: {"encoder.layer.0": torch.zeros(3)}, "it is not a Stable Diffusion 1.x: it has neither"),
     ],
@@ -223,7 +223,7 @@ def test_another_kind_of_file_is_refused_in_one_line(weights, tmp_path, change, 
 
 def test_rifflings_own_kind_is_refused_as_a_part():
     part = Path(checkpoints.__file__).parent / "weights" / "riffling" / "unet" / "diffusion_pytorch_model.safetensors"
-    with pytest.raises(OSError, match="it is one part of a model in diffusers' layout: give the model's folder"):
+    with pytest.raises(OSError, match="it is one part of a model in diffusers' layout: pass the model's folder"):
         load_pipeline(part)
 
 

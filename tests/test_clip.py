@@ -220,7 +220,7 @@ def test_presets_there_and_back(name, tmp_path):
 
 def test_save_takes_known_endings_and_folders_only(clip, tmp_path):
     for name, error, words in [
-        ("clip.jpg", ValueError, r"'.jpg': give .png|'.jpg'.*ffmpeg"),
+        ("clip.jpg", ValueError, r"'.jpg': use .png|'.jpg'.*ffmpeg"),
         ("clip", ValueError, "''"),
         ("none/clip.png", OSError, "folder .*none does not exist"),
         ("none/clip.wav", OSError, "folder .*none does not exist"),
@@ -252,7 +252,7 @@ def test_a_failed_save_leaves_the_old_file(clip, tmp_path, monkeypatch, name):
         (np.zeros(0), {"sample_rate": RATE}, ValueError, "0 samples at 44100 Hz are too short"),
         (np.zeros(1), {"sample_rate": RATE}, ValueError, "1 samples at 44100 Hz are too short"),
         (np.full(900, np.nan), {"sample_rate": RATE}, ValueError, "900 samples are NaN"),
-        (np.zeros(900), {}, ValueError, "give sample_rate"),
+        (np.zeros(900), {}, ValueError, "pass sample_rate"),
         (np.zeros(900), {"sample_rate": 0}, ValueError, "sample_rate must be between 1000 and 1000000, not 0"),
         (np.zeros(900), {"sample_rate": float("nan")}, ValueError, "sample_rate must be finite"),
         (np.zeros(900), {"sample_rate": "44100"}, TypeError, "'44100'"),
@@ -385,7 +385,7 @@ def test_the_format_may_be_another_than_the_name_says(clip, tmp_path):
 
 
 def test_bad_targets_are_named(clip, tmp_path):
-    with pytest.raises(ValueError, match="an open file without a name: give format='png', 'wav'"):
+    with pytest.raises(ValueError, match="an open file without a name: pass format='png', 'wav'"):
         clip.save(io.BytesIO())
     with pytest.raises(ValueError, match="'.jpeg'"):
         clip.save(io.BytesIO(), format="jpeg")

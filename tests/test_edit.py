@@ -64,7 +64,7 @@ def test_masks_come_as_arrays_and_pictures():
         (np.ones((512, 100)), ValueError, r"shape \(512, 100\), the clip's picture \(512, 200\)"),
         (np.ones((512, 200, 3)), ValueError, "the mask has the shape"),
         ("all", TypeError, "an array, a picture or a box, not str"),
-        ((1.0,), ValueError, "give .start_s, stop_s. or"),
+        ((1.0,), ValueError, "use .start_s, stop_s. or"),
         ((1.0, 3.0), ValueError, "a time in seconds must be between 0 and 2, not 3.0"),
         ((1.0, 0.5), ValueError, "a box from 1 to 0.5 s .* holds no pixel"),
         ((math.nan, 1.0), ValueError, "a time in seconds must be finite"),

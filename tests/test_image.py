@@ -223,10 +223,10 @@ def test_files_of_sixteen_bits_open(tmp_path, grey, suffix):
 @pytest.mark.parametrize(
     ("levels", "words"),
     [
-        (np.full((512, 4), 300.0, np.float32), "mode F with levels from 0 to 300: give 0 to 1 or 0 to 255"),
+        (np.full((512, 4), 300.0, np.float32), "mode F with levels from 0 to 300: use 0 to 1 or 0 to 255"),
         (np.full((512, 4), -1.0, np.float32), "mode F with levels from -1 to 0"),
         (np.full((512, 4), np.nan, np.float32), "mode F with levels that are NaN"),
-        (np.full((512, 4), 70_000, np.int32), "mode I with levels from 0 to 70000: give 0 to 65535 or 0 to 255"),
+        (np.full((512, 4), 70_000, np.int32), "mode I with levels from 0 to 70000: use 0 to 65535 or 0 to 255"),
     ],
 )
 def test_levels_that_are_none_are_named(levels, words):
@@ -350,11 +350,11 @@ def false_colours(grey: Image.Image) -> Image.Image:
 
 
 def test_a_remark_on_what_is_likely_read_wrong(grey):
-    with pytest.warns(UserWarning, match=r"has no red: .* give params=SpectrogramParams\(stereo=True\)"):
+    with pytest.warns(UserWarning, match=r"has no red: .* pass params=SpectrogramParams\(stereo=True\)"):
         open_image(stereo_without_its_tag())
     with pytest.warns(UserWarning, match="is coloured, .*which false colours do not represent"):
         open_image(false_colours(grey))
-    with pytest.warns(UserWarning, match="is dark, .*give invert=True"):
+    with pytest.warns(UserWarning, match="is dark, .*pass invert=True"):
         open_image(Image.new("L", (20, 512), 10))
 
 

@@ -91,7 +91,7 @@ def test_cutting_in_seconds():
     ):
         with pytest.raises(ValueError, match=message):
             clip[bad]
-    with pytest.raises(TypeError, match="give times in seconds"):
+    with pytest.raises(TypeError, match="pass times in seconds"):
         clip[2]
 
 

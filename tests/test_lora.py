@@ -134,7 +134,7 @@ def test_what_is_no_name_is_refused(folder, given):
 
 def test_the_same_lora_twice(folder, funk):
     other_spelling = funk.parent / ".." / funk.parent.name / funk.name
-    with pytest.raises(ValueError, match="the LoRA 'funk.safetensors' is listed twice: give it once"):
+    with pytest.raises(ValueError, match="the LoRA 'funk.safetensors' is listed twice: pass it once"):
         load_pipeline(folder, lora={funk: 1, other_spelling: 0.5})
 
 
@@ -170,7 +170,7 @@ def test_a_folder_with_one_file(folder, funk, tmp_path):
     shutil.copy(funk, tmp_path)
     assert load_pipeline(folder, device="cpu", lora=tmp_path).get_active_adapters() == ["funk"]
     shutil.copy(funk, tmp_path / "more.safetensors")
-    with pytest.raises(OSError, match="there are 2 files in .*, funk.safetensors, more.safetensors: give one of them"):
+    with pytest.raises(OSError, match="there are 2 files in .*, funk.safetensors, more.safetensors: pass one of them"):
         load_pipeline(folder, lora=tmp_path)
     shutil.copy(funk, tmp_path / "pytorch_lora_weights.safetensors")  # the one that diffusers writes
     name = re.sub(r"\W", "_", tmp_path.name)

@@ -45,7 +45,7 @@ def test_bands_lie_where_the_filters_do():
         ({"power_for_image": math.nan}, ValueError, "power_for_image is nan"),
         ({"num_frequencies": "512"}, TypeError, "num_frequencies must be a number, not '512'"),
         ({"max_frequency": 30_000}, ValueError, "30000"),
-        ({"min_frequency": 10_000}, ValueError, "rising pair"),
+        ({"min_frequency": 10_000}, ValueError, "increasing pair"),
         ({"window_duration_ms": 500}, ValueError, "window 500"),
         ({"step_size_ms": 200}, ValueError, "step 200"),
         ({"sample_rate": 10**9}, ValueError, "between 1000 and 1000000, not 1000000000"),
@@ -83,8 +83,8 @@ def test_numbers_of_every_kind_become_plain(given, plain):
 @pytest.mark.parametrize(
     ("values", "error", "words"),
     [
-        ({"num_frequencies": 256.5}, ValueError, "num_frequencies is 256.5: give a whole number"),
-        ({"sample_rate": 44_100.7}, ValueError, "sample_rate is 44100.7: give a whole number"),
+        ({"num_frequencies": 256.5}, ValueError, "num_frequencies is 256.5: use a whole number"),
+        ({"sample_rate": 44_100.7}, ValueError, "sample_rate is 44100.7: use a whole number"),
         ({"step_size_ms": True}, TypeError, "step_size_ms must be a number, not True"),
         ({"stereo": 2}, TypeError, "stereo must be True or False, not 2"),
         ({"stereo": "yes"}, TypeError, "stereo must be True or False, not 'yes'"),

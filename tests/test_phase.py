@@ -139,7 +139,7 @@ def test_original_method_still_works():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"method": "vocoder"}, "method 'vocoder' is unknown: give one of 'fast', 'best', 'riffusion'"),
+        ({"method": "vocoder"}, "method 'vocoder' is unknown: use one of 'fast', 'best', 'riffusion'"),
         ({"n_iter": 0}, "n_iter must be between 1 and inf, not 0"),
         ({"method": "riffusion", "loop": True}, "cannot make loops"),
     ],

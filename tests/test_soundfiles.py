@@ -288,7 +288,7 @@ def test_no_samples_is_an_error(tmp_path):
 
 
 def test_torn_is_one_of_two_words(tmp_path):
-    with pytest.raises(ValueError, match="torn is 'yes': give 'error', or 'keep'"):
+    with pytest.raises(ValueError, match="torn is 'yes': use 'error', or 'keep'"):
         read(tmp_path, encoded("WAV"), torn="yes")
 
 
@@ -462,7 +462,7 @@ def test_half_a_character_does_no_harm(tmp_path):
 @pytest.mark.parametrize("suffix", [".raw", ".sw", ".ul", ".g722", ".m3u8", ".mpd", ".txt", ".gif", ".yuv", ".md5", ""])
 def test_only_what_can_be_read_again_is_written(suffix):
     require("ffmpeg")
-    with pytest.raises(ValueError, match=rf"{suffix!r}.*: give \.png for a picture, \.wav"):
+    with pytest.raises(ValueError, match=rf"{suffix!r}.*: use \.png for a picture, \.wav"):
         audio.encode_for(suffix, np.stack([NOISE, NOISE / 2]), RATE)
 
 
