@@ -88,7 +88,7 @@ def check_recipe(recipe: object) -> Recipe:
         raise ValueError(f"this is no recipe that can be followed: its kind is {kind!r}, not {' or '.join(FOLLOWED)}")
     missing = [name for name in (*FOLLOWED[kind], "scheduler", "model", "weights_sha256") if name not in recipe]
     if missing:
-        raise ValueError(f"this recipe is torn: it lacks {', '.join(missing)}")
+        raise ValueError(f"this recipe is incomplete: it lacks {', '.join(missing)}")
     if recipe.get("source_sha256"):
         raise ValueError("this clip was made from another clip, which its recipe does not hold: call interpolate again")
     if kind == "text_to_audio" and recipe["seed"] is None:

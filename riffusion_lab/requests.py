@@ -202,7 +202,7 @@ def check_walk_prompt(pipe: Pipeline, prompt: object) -> Prompt:
     """Check one end of a walk and fill in the model's defaults."""
     check_pipeline(pipe)
     if not isinstance(prompt, Prompt):
-        raise TypeError(f"{prompt!r} is no Prompt: give Prompt('piano', seed=1)")
+        raise TypeError(f"{prompt!r} is not a Prompt: use Prompt('piano', seed=1)")
     return _filled_prompt(pipe, prompt)
 
 

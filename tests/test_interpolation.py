@@ -213,7 +213,7 @@ def test_a_seed_clip_of_other_params_and_length(pipe):
 @pytest.mark.parametrize(
     ("given", "error", "message"),
     [
-        ({"start": "piano"}, TypeError, "'piano' is no Prompt"),
+        ({"start": "piano"}, TypeError, "'piano' is not a Prompt"),
         ({"end": []}, ValueError, "two prompts at least, not 1"),
         ({"start": Prompt("a", seed=-1)}, ValueError, "seed must be between"),
         ({"end": Prompt("a", seed=2**32)}, ValueError, "seed must be between 0 and 4294967295, not 4294967296"),
