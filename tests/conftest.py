@@ -53,6 +53,17 @@ def mastered(sound: np.ndarray, crest_db: float) -> np.ndarray:
     return pressed.astype(np.float32)
 
 
+BROWSER_FIXTURES = {"page", "lab", "printed"}  # a page, JupyterLab in a browser, `make lab`
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that need a browser: ``-m browser`` selects them, see the Makefile."""
+    for item in items:
+        if BROWSER_FIXTURES & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.browser)
+
+
 @pytest.fixture(scope="session")
 def music() -> np.ndarray:
     """Chords of decaying harmonics over a drum loop, shape (1, 225792): an exact loop."""

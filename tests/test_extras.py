@@ -7,8 +7,11 @@ import pytest
 
 import frame
 import notebooks as tool
+from notebook_lane import AsyncOwnFilesKernelManager
 from riffusion_lab.models import SETTINGS_FILE, WEIGHTS
 from tiny import save_tiny_pipeline
+
+pytestmark = pytest.mark.notebooks
 
 # What a reader is likely to change, and what to: every notebook must run through with it.
 CHANGES = {
@@ -64,7 +67,7 @@ def run_changed(path, changes, folder):
         assert cells, f"{path.name} holds no {old!r}"
         for cell in cells:
             cell.source = cell.source.replace(old, new)
-    tool.execute(notebook, folder)
+    tool.execute(notebook, folder, kernel_manager_class=AsyncOwnFilesKernelManager)
     return notebook
 
 
