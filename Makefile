@@ -16,6 +16,7 @@
 #           CONSTRAINTS=constraints.txt      install exactly these versions
 #           NBVAL=--nbval-lax                compare only the outputs tagged nbval-check-output
 #           WORKERS=2                        so many tests or notebooks at once; one a core by default, at most 4
+#           TRY_WHEEL=--clean                try the wheel in a new environment, with dependencies of its own
 #           LAB_OPTIONS=--no-browser         handed on to JupyterLab
 #           PIP_QUIET=0                      show what pip does; its errors are shown in any case
 
@@ -45,7 +46,7 @@ INSTALL = $(BIN)/python -m pip install $(strip $(CONSTRAINTS:%=-c %) -e)
 
 STAGES = lint types unit browser notebooks-check package test-colab
 
-.PHONY: help lab test test-fast notebooks clean $(STAGES)
+.PHONY: help lab test test-fast notebooks check-tag release-notes clean $(STAGES)
 .NOTPARALLEL:
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile
@@ -72,7 +73,7 @@ types: .venv/test.stamp
 	$(BIN)/python -m mypy riffusion_lab
 
 # Tests run side by side, each in one thread: two processes of one thread do more than one process of two.
-SIDE_BY_SIDE = --numprocesses $(WORKERS) --maxprocesses 4
+SIDE_BY_SIDE = -n $(WORKERS) --maxprocesses 4
 test-fast unit notebooks-check test-colab: export OMP_NUM_THREADS = 1
 
 unit: .venv/test.stamp
@@ -87,13 +88,20 @@ browser: .venv/test.stamp
 # With loadgroup, the cells of a notebook stay together: see tests/notebook_lane.py.
 notebooks-check: .venv/test.stamp
 	@echo "nbval runs the notebooks and compares what they print; then lessons run with other prompts."
-	$(BIN)/python -m pytest $(SIDE_BY_SIDE) --dist loadgroup -p tests.notebook_lane -m notebooks $(NBVAL) --nbval-current-env --nbval-sanitize-with=tests/nbval_sanitize.cfg --nbval-cell-timeout=180 notebooks tests
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) --dist loadgroup -p tests.notebook_lane $(NBVAL) --nbval-current-env --nbval-sanitize-with=tests/nbval_sanitize.cfg --nbval-cell-timeout=180 notebooks tests/test_extras.py
 
 package: .venv/test.stamp
 	@echo "build makes wheel and sdist; what the wheel installs is tried in a folder of its own."
 	rm -rf build dist
 	$(BIN)/python -m build --no-isolation
-	$(BIN)/python tools/try_wheel.py
+	$(BIN)/python tools/release.py try-wheel $(TRY_WHEEL)
+
+# For .github/workflows/release.yml; they need no .venv.
+check-tag:
+	$(PYTHON) tools/release.py check-tag $(TAG)
+
+release-notes:
+	$(PYTHON) tools/release.py notes
 
 # The set-up cell with notebook 00, and the tests of the widgets that need no browser.
 COLAB_TESTS = tests/colab_notebook.py tests/colab_lane.py $(patsubst %,tests/test_%.py,widgets player mask_painter live session studio)
@@ -110,6 +118,10 @@ notebooks: .venv/test.stamp
 	@echo "Installing riffusion-lab and JupyterLab into .venv, in silence: some minutes the first time, several GB on Linux."
 	@$(INSTALL) ".[lab]"
 	@touch $@
+
+# The oldest versions that pyproject.toml allows: `make unit CONSTRAINTS=floors.txt`
+floors.txt: pyproject.toml tools/release.py
+	$(PYTHON) tools/release.py floors > $@
 
 .venv/test.stamp: pyproject.toml $(CONSTRAINTS) | .venv
 	@echo "Installing riffusion-lab and what its tests need into .venv, in silence: some minutes, several GB on Linux."
@@ -134,4 +146,4 @@ notebooks: .venv/test.stamp
 
 clean:
 	@echo "Removing .venv, .venv-colab and what the tools left behind."
-	rm -rf .venv .venv-colab .pytest_cache .ruff_cache build dist *.egg-info
+	rm -rf .venv .venv-colab floors.txt .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info

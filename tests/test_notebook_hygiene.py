@@ -258,7 +258,7 @@ def test_frame_is_written_without_running(tmp_path, monkeypatch):
     """Only generated cells change, and the file is what nbformat itself would write."""
     monkeypatch.setattr(frame, "ROOT", tmp_path)
     monkeypatch.setattr(frame, "address", lambda: "https://github.com/a/b")
-    monkeypatch.setattr(frame, "project", lambda: {"version": "1.0"})
+    monkeypatch.setattr(frame, "version", lambda: "1.0")
     path = tmp_path / "notebooks" / LESSON.name
     path.parent.mkdir()
     shutil.copy(LESSON, path)
