@@ -653,18 +653,23 @@ def full_size_folder(tmp_path):
     shutil.rmtree(tmp_path / "v1")  # 2 GB, which pytest would keep
 
 
+@pytest.mark.slow
 def test_a_full_size_stable_diffusion_laid_out_as_riffusion_v1(full_size_folder, capfd):
-    """All of v1 but the training: its shapes, files and scheduler; one step at 512 x 512."""
+    """All of v1 but the training: its shapes, files and scheduler; one step of a short clip, for speed.
+
+    test_edit.py makes clips of 512 columns with a narrow one.
+    """
     capfd.readouterr()
     full = load_pipeline(full_size_folder, device="cpu")
     assert capfd.readouterr() == ("v1 on cpu in float32\n", "")
     assert (full.unet.config.cross_attention_dim, full.text_encoder.config.hidden_size) == (768, 768)
     assert sum(weight.numel() for weight in full.unet.parameters()) == 859_520_964  # Stable Diffusion 1.5's own
-    clip = text_to_audio(full, "jazz", num_inference_steps=1)
-    assert clip.image.size == (512, 512) and clip.loop is False
+    clip = text_to_audio(full, "jazz", num_inference_steps=1, duration_s=0.64)
+    assert clip.image.size == (64, 512) and clip.loop is False
     assert clip.recipe["guidance_scale"] == 7.0 and clip.recipe["scheduler"]["class"] == "PNDMScheduler"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("in_place", [True, False])
 def test_a_compiled_unet_makes_the_same_clips(perturbed, in_place):
     """Also where what was traced for one clip would fit the next one, but for the guidance."""

@@ -150,6 +150,7 @@ def test_notebook_keeps_the_rules(path):
     assert rules.broken_rules(notebook, path) == {}
 
 
+@pytest.mark.slow
 def test_tool_runs_and_cleans(tmp_path):
     """A drafted notebook comes out run and clean; run again it is the same file, and nbval agrees with it."""
     path = tmp_path / "draft.ipynb"

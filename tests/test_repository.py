@@ -210,6 +210,13 @@ def test_workflows_may_do_little():
     assert uses == ["actions/download-artifact"]
 
 
+def test_contributing_names_every_target():
+    named = re.findall(r"^\| `make ([\w-]+)` \|", read("CONTRIBUTING.md"), flags=re.MULTILINE)
+    assert named == [*stages(), "test", "test-fast"]
+    for page in ("CONTRIBUTING.md", "README.md"):
+        assert set(re.findall(r"`make ([a-z-]+)", read(page))) <= make_targets(), page
+
+
 def test_weekly_runs_meet_every_system_and_the_oldest_versions():
     jobs = workflow("ci")["jobs"]
     assert workflow("ci")["on"]["schedule"]
@@ -666,6 +673,7 @@ print(json.dumps([name for name in before if before[name] != after[name]]))
 """
 
 
+@pytest.mark.slow
 def test_importing_changes_nothing_of_the_process():
     pytest.importorskip("fluidsynth", reason="training imports it", exc_type=ImportError)
     run = subprocess.run(

@@ -74,6 +74,7 @@ def everything(folder) -> list[np.ndarray]:
     return [np.asarray(each.image) for each in clips] + sounds
 
 
+@pytest.mark.slow
 def test_the_programs_defaults_do_not_reach_us(folder):
     made = {}
     for name, surroundings in SURROUNDINGS.items():
