@@ -1,4 +1,4 @@
-"""Several notebooks at once: ``pytest -n 2 --dist loadgroup -p tests.notebook_lane --nbval notebooks``.
+"""Several notebooks at once: ``pytest -n 2 -p tests.notebook_lane --nbval notebooks``.
 
 As a plugin of pytest this module keeps the cells of a notebook together, in their order, in one process. Kernels talk
 through files of their own instead of ports: two kernels that start at the same moment may choose the same port.
@@ -10,12 +10,13 @@ import os
 import tempfile
 import uuid
 from pathlib import Path
+from typing import Any
 
 import nbval.kernel
 import pytest
 from jupyter_client.manager import AsyncKernelManager, KernelManager
-from nbval.plugin import IPyNbFile
 from traitlets import default
+from xdist.scheduler import LoadScopeScheduling
 
 
 class _OwnFiles:
@@ -43,10 +44,14 @@ def pytest_configure() -> None:
     nbval.kernel.KernelManager = OwnFilesKernelManager
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the cells of a notebook into one group: pytest-xdist hands a group to one process."""
-    for item in items:
-        if isinstance(item.parent, IPyNbFile):
-            notebook = item.path.relative_to(item.config.rootpath).as_posix()
-            item.add_marker(pytest.mark.xdist_group(notebook))
+class NotebookScheduling(LoadScopeScheduling):
+    """Hands out whole notebooks, those with most cells first, and then other tests one by one."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        path = nodeid.partition("::")[0]
+        return path if path.endswith(".ipynb") else nodeid
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> NotebookScheduling:
+    """Tell pytest-xdist how to share the work out, whatever its option ``--dist`` says."""
+    return NotebookScheduling(config, log)
