@@ -64,6 +64,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.browser)
 
 
+@pytest.fixture(scope="module")
+def browser():
+    """One browser for the pages of a file's tests."""
+    from browser import open_browser  # here, for Playwright is not needed where no page is opened
+
+    with open_browser() as browser:
+        yield browser
+
+
 @pytest.fixture(scope="session")
 def music() -> np.ndarray:
     """Chords of decaying harmonics over a drum loop, shape (1, 225792): an exact loop."""

@@ -242,7 +242,7 @@ def opens_a_browser(function: ast.FunctionDef) -> bool:
     calls = {
         node.func.id for node in ast.walk(function) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
     }
-    return bool({"open_page", "Lab", "sync_playwright"} & calls)
+    return bool({"open_browser", "open_page", "Lab", "sync_playwright"} & calls)
 
 
 def test_whatever_opens_a_browser_is_a_browser_test():
@@ -536,11 +536,11 @@ def test_navigation_follows_the_course(tmp_path, monkeypatch):
     assert frame.course_map().count("*(coming)*") == len(frame.lessons()) - 3
 
 
-@pytest.mark.parametrize("page", our_files(".md"), ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_local_links_lead_somewhere(page):
-    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+@pytest.mark.parametrize("path", our_files(".md"), ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_local_links_lead_somewhere(path):
+    text = re.sub(r"^```.*?^```", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
     targets = [target for target in re.findall(r"\]\(([^)\s]+)\)", text) if not re.match("https?://|#", target)]
-    assert [target for target in targets if not (page.parent / target.partition("#")[0]).exists()] == []
+    assert [target for target in targets if not (path.parent / target.partition("#")[0]).exists()] == []
 
 
 # The code
