@@ -74,7 +74,7 @@ types: .venv/test.stamp
 
 # Tests run side by side, each in one thread: two processes of one thread do more than one process of two.
 SIDE_BY_SIDE = -n $(WORKERS) --maxprocesses 4
-test-fast unit notebooks-check test-colab: export OMP_NUM_THREADS = 1
+test-fast unit notebooks-check package test-colab: export OMP_NUM_THREADS = 1
 
 unit: .venv/test.stamp
 	@echo "pytest tests the package; tests that need a missing program are skipped and say how to get it."
@@ -88,7 +88,7 @@ browser: .venv/test.stamp
 # tests/notebook_lane.py keeps the cells of a notebook together.
 notebooks-check: .venv/test.stamp
 	@echo "nbval runs the notebooks and compares what they print; then lessons run with other prompts."
-	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -p tests.notebook_lane $(NBVAL) --nbval-current-env --nbval-sanitize-with=tests/nbval_sanitize.cfg --nbval-cell-timeout=180 notebooks tests/test_extras.py
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -p tests.notebook_lane $(NBVAL) --nbval-current-env --nbval-sanitize-with=tests/nbval_sanitize.cfg --nbval-cell-timeout=300 notebooks tests/test_extras.py
 
 package: .venv/test.stamp
 	@echo "build makes wheel and sdist; what the wheel installs is tried in a folder of its own."
