@@ -1,11 +1,22 @@
-# make lab        install what the notebooks need and open JupyterLab on the first one
-# make test       install what the tests need and run all of them
-# make test-colab test set-up cell, notebook 00 and widgets with the versions that Google Colab has, in .venv-colab
-# make notebooks  run every notebook again from top to bottom and save it, cleaned
+# make lab         install what the notebooks need and open JupyterLab on the first one
+# make test        install what the tests need and run all of them, stage by stage: see STAGES
+# make test-fast   lint, types, and the quick tests: no browser, no notebook, no training, hardly any clip
+# make notebooks   run every notebook again from top to bottom and save it, cleaned
+#
+# The stages of `make test`, each a target of its own:
+# make lint              ruff reads the code and the notebooks
+# make types             mypy checks the package's type hints
+# make unit              pytest tests the package, without a browser, several tests side by side
+# make browser           pytest tests widgets and JupyterLab in a browser, one after the other
+# make notebooks-check   nbval runs the notebooks and compares what they print; lessons run with other prompts
+# make package           build wheel and sdist into dist/, install the wheel elsewhere, and make a clip with it
+# make test-colab        set-up cell, notebook 00 and widgets with the versions that Google Colab has, in .venv-colab
 #
 # Options:  PYTHON=python3.12                the Python that makes .venv
 #           CONSTRAINTS=constraints.txt      install exactly these versions
 #           NBVAL=--nbval-lax                compare only the outputs tagged nbval-check-output
+#           WORKERS=2                        so many tests or notebooks at once; one a core by default, at most 4
+#           TRY_WHEEL=--clean                try the wheel in a new environment, with dependencies of its own
 #           LAB_OPTIONS=--no-browser         handed on to JupyterLab
 #           PIP_QUIET=0                      show what pip does; its errors are shown in any case
 
@@ -20,6 +31,7 @@ COLAB_BIN := .venv-colab/bin
 endif
 CONSTRAINTS ?=
 NBVAL ?= --nbval
+WORKERS ?= auto
 
 # JupyterLab refuses to run as root unless told to, and cannot open a browser where there is no display.
 ROOT := $(filter 0,$(shell id -u))
@@ -32,7 +44,10 @@ export PIP_ROOT_USER_ACTION ?= ignore
 
 INSTALL = $(BIN)/python -m pip install $(strip $(CONSTRAINTS:%=-c %) -e)
 
-.PHONY: help lab test test-colab notebooks clean
+STAGES = lint types unit browser notebooks-check package test-colab
+
+.PHONY: help lab test test-fast notebooks check-tag release-notes clean $(STAGES)
+.NOTPARALLEL:
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile
 
@@ -40,21 +55,59 @@ lab: .venv/lab.stamp
 	@echo "Opening JupyterLab; without a browser, visit the address it prints. Ctrl+C ends it."
 	@$(strip $(BIN)/python tools/open_lab.py $(LAB_OPTIONS))
 
+# A stage that fails does not keep the next ones from running; `make test` fails in the end.
 test: .venv/test.stamp
-	@echo "1 of 4: ruff reads the code and the notebooks."
-	$(BIN)/python -m ruff check .
-	@echo "2 of 4: mypy checks the type hints of the package."
-	$(BIN)/python -m mypy
-	@echo "3 of 4: pytest tests the package; tests that need a missing program are skipped and say how to get it."
-	$(BIN)/python -m pytest
-	@echo "4 of 4: nbval runs the notebooks and compares what they print."
-	$(BIN)/python -m pytest $(NBVAL) --nbval-current-env --nbval-sanitize-with=tests/nbval_sanitize.cfg --nbval-cell-timeout=180 notebooks
+	@$(MAKE) --no-print-directory --keep-going $(STAGES)
 
-# The set-up cell with notebook 00, and the tests of the widgets; tests/colab_lane.py leaves out what needs a browser.
+test-fast: lint types
+	@echo "pytest runs the quick tests."
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) --dist worksteal -m "not browser and not notebooks and not slow"
+
+lint: .venv/test.stamp
+	@echo "ruff reads the code and the notebooks."
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+
+types: .venv/test.stamp
+	@echo "mypy checks the type hints of the package."
+	$(BIN)/python -m mypy riffusion_lab
+
+# Tests run side by side, each in one thread: two processes of one thread do more than one process of two.
+SIDE_BY_SIDE = -n $(WORKERS) --maxprocesses 4
+test-fast unit notebooks-check package test-colab: export OMP_NUM_THREADS = 1
+
+unit: .venv/test.stamp
+	@echo "pytest tests the package; tests that need a missing program are skipped and say how to get it."
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) --dist worksteal -m "not browser and not notebooks"
+
+# One after the other: they watch the clock, and what plays must not wait for another test.
+browser: .venv/test.stamp
+	@echo "pytest tests widgets and JupyterLab in a browser; without Chromium they are skipped."
+	$(BIN)/python -m pytest -m browser
+
+# tests/notebook_lane.py keeps the cells of a notebook together.
+notebooks-check: .venv/test.stamp
+	@echo "nbval runs the notebooks and compares what they print; then lessons run with other prompts."
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -p tests.notebook_lane $(NBVAL) --nbval-current-env --nbval-sanitize-with=tests/nbval_sanitize.cfg --nbval-cell-timeout=300 notebooks tests/test_extras.py
+
+package: .venv/test.stamp
+	@echo "build makes wheel and sdist; what the wheel installs is tried in a folder of its own."
+	rm -rf build dist
+	$(BIN)/python -m build --no-isolation
+	$(BIN)/python tools/release.py try-wheel $(TRY_WHEEL)
+
+# For .github/workflows/release.yml; they need no .venv.
+check-tag:
+	$(PYTHON) tools/release.py check-tag $(TAG)
+
+release-notes:
+	$(PYTHON) tools/release.py notes
+
+# The set-up cell with notebook 00, and the tests of the widgets that need no browser.
 COLAB_TESTS = tests/colab_notebook.py tests/colab_lane.py $(patsubst %,tests/test_%.py,widgets player mask_painter live session studio)
 test-colab: .venv-colab/test.stamp
 	@echo "pytest tests the set-up cell, notebook 00 and the widgets with the versions that Google Colab has."
-	$(COLAB_BIN)/python -m pytest -p no:nbval -p tests.colab_lane $(COLAB_TESTS)
+	$(COLAB_BIN)/python -m pytest -p no:nbval $(SIDE_BY_SIDE) --dist worksteal -m "not browser" $(COLAB_TESTS)
 
 notebooks: .venv/test.stamp
 	@echo "Running every notebook from top to bottom; each is saved with its outputs."
@@ -65,6 +118,10 @@ notebooks: .venv/test.stamp
 	@echo "Installing riffusion-lab and JupyterLab into .venv, in silence: some minutes the first time, several GB on Linux."
 	@$(INSTALL) ".[lab]"
 	@touch $@
+
+# The oldest versions that pyproject.toml allows: `make unit CONSTRAINTS=floors.txt`
+floors.txt: pyproject.toml tools/release.py
+	$(PYTHON) tools/release.py floors > $@
 
 .venv/test.stamp: pyproject.toml $(CONSTRAINTS) | .venv
 	@echo "Installing riffusion-lab and what its tests need into .venv, in silence: some minutes, several GB on Linux."
@@ -89,4 +146,4 @@ notebooks: .venv/test.stamp
 
 clean:
 	@echo "Removing .venv, .venv-colab and what the tools left behind."
-	rm -rf .venv .venv-colab .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info
+	rm -rf .venv .venv-colab floors.txt .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info

@@ -1,8 +1,8 @@
 """A real browser for the widgets' JavaScript, with the real Python side of a widget at the other end.
 
-`open_page` gives an empty page; `mount` shows a widget there, as anywidget does, and carries the messages. The user's
-part is played by real keys and a real pointer: `type_into`, `set_slider`, `tab_to`, `tab_through`. What the page sends
-reaches Python a little after the key: `wait_for_python` before looking there.
+`open_browser` starts it, `open_page` gives an empty page; `mount` shows a widget there, as anywidget does, and carries
+the messages. The user's part is played by real keys and a real pointer: `type_into`, `set_slider`, `tab_to`,
+`tab_through`. What the page sends reaches Python a little after the key: `wait_for_python` before looking there.
 """
 
 import base64
@@ -81,8 +81,20 @@ undefined;
 
 
 @contextlib.contextmanager
-def open_page(**options):
-    """An empty page of a local server that has the widgets' JavaScript; an error in it is one of the test."""
+def open_browser():
+    """A browser, for the pages of many tests: to start one takes longer than many a test."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=require("chromium"), args=CHROMIUM_OPTIONS + MICROPHONE)
+        yield browser
+        browser.close()
+
+
+@contextlib.contextmanager
+def open_page(browser, **options):
+    """An empty page of a local server that has the widgets' JavaScript; an error in it is one of the test.
+
+    The page shares nothing with others but the browser.
+    """
 
     class Quiet(http.server.SimpleHTTPRequestHandler):
         def log_message(self, *_):
@@ -90,16 +102,14 @@ def open_page(**options):
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=STATIC))
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=require("chromium"), args=CHROMIUM_OPTIONS + MICROPHONE)
-        page = browser.new_page(**options)
-        page.set_default_timeout(10_000)
-        page.goto(f"http://localhost:{server.server_port}/")
-        page.set_content("<button>before</button><div id='here'></div><button>after</button>")
-        errors = []
-        page.on("pageerror", lambda error: errors.append(error))
-        yield page
-        browser.close()
+    page = browser.new_page(**options)
+    page.set_default_timeout(10_000)
+    page.goto(f"http://localhost:{server.server_port}/")
+    page.set_content("<button>before</button><div id='here'></div><button>after</button>")
+    errors = []
+    page.on("pageerror", lambda error: errors.append(error))
+    yield page
+    page.close()  # and its context with it
     server.shutdown()
     server.server_close()
     assert errors == []

@@ -4,7 +4,6 @@ The front end does with a kernel what the JavaScript of a widget does through Ju
 but sends the same messages and gets the same replies, with their buffers. Colab shows a reply only if its parent is
 the message that it answers, so the others are left out here as well.
 
-As a plugin of pytest it leaves out the tests that need a browser: the versions make no difference to them.
 Run as a program it makes one virtual environment find in another what it does not have itself.
 """
 
@@ -37,13 +36,6 @@ def borrow_packages(environment: str) -> None:
     folder = sysconfig.get_path("purelib", vars={"base": os.path.abspath(environment)})
     borrow = f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n"
     Path(folder, "borrowed.pth").write_text(borrow, encoding="utf-8")
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out the tests whose fixtures are a page in a browser, or JupyterLab."""
-    in_browser = [item for item in items if {"page", "lab"} & set(getattr(item, "fixturenames", ()))]
-    config.hook.pytest_deselected(items=in_browser)
-    items[:] = [item for item in items if item not in in_browser]
 
 
 class Reply(NamedTuple):

@@ -53,6 +53,26 @@ def mastered(sound: np.ndarray, crest_db: float) -> np.ndarray:
     return pressed.astype(np.float32)
 
 
+BROWSER_FIXTURES = {"page", "lab", "printed"}  # a page, JupyterLab in a browser, `make lab`
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that need a browser: ``-m browser`` selects them, see the Makefile."""
+    for item in items:
+        if BROWSER_FIXTURES & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.browser)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """One browser for the pages of a file's tests."""
+    from browser import open_browser  # here, for Playwright is not needed where no page is opened
+
+    with open_browser() as browser:
+        yield browser
+
+
 @pytest.fixture(scope="session")
 def music() -> np.ndarray:
     """Chords of decaying harmonics over a drum loop, shape (1, 225792): an exact loop."""

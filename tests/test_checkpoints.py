@@ -91,6 +91,7 @@ def test_shipped_vocabulary_follows_from_the_merges():
     assert json.loads((folder / "vocab.json").read_text(encoding="utf-8")) == build_vocabulary(merges)
 
 
+@pytest.mark.slow
 def test_a_file_of_full_size_fits_the_shipped_configuration(tmp_path, capfd):
     """Every tensor of 1.07 billion weights is there, but repeats one number, so the file is small."""
     folder = checkpoints.STABLE_DIFFUSION_V1

@@ -73,6 +73,7 @@ def test_a_quiet_clip_stays_quiet(music):
     assert audio.rms_dbfs(Clip.from_image(picture).waveform) == pytest.approx(-18, abs=0.1)  # no level known
 
 
+@pytest.mark.slow
 def test_a_mastered_song_keeps_its_level_through_a_png(tmp_path, music):
     """Its peaks were pressed to 6.5 dB above its RMS; new phases raise them to 12, and it was turned down by 6."""
     song = Clip.from_audio(mastered(music, 6.5), RATE)
@@ -183,6 +184,7 @@ def test_eight_channels_are_mixed_and_levels_kept():
         Clip.from_audio(sound, RATE, params=PRESETS["stereo"])
 
 
+@pytest.mark.slow
 def test_an_hour_works_with_a_warning():
     with pytest.warns(UserWarning, match="lasts 3600 s"):
         clip = Clip.from_audio(np.zeros(3600 * RATE, np.float32), RATE)
@@ -200,6 +202,7 @@ def test_impossible_rates_are_named(rate):
         Clip.from_audio(tone(441), rate)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["stereo", "20 kHz", "stereo, 20 kHz"])
 def test_presets_there_and_back(name, tmp_path):
     sound = np.stack([tone(441), tone(14_112)])  # only with 20 kHz the right one can be heard

@@ -13,8 +13,8 @@ EVIL = "<img src=x onerror='window.ran = true'>"
 
 
 @pytest.fixture
-def page():
-    with open_page() as page:
+def page(browser):
+    with open_page(browser) as page:
         yield page
 
 

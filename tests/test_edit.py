@@ -435,6 +435,7 @@ def test_a_clip_too_short_to_go_on_from(pipe):
 # --- Riffusion v1 -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_same_calls_on_a_stable_diffusion(tmp_path):
     """Random weights; PNDM, an AutoencoderKL and noise prediction, as in Riffusion v1."""
     full = load_pipeline(save_stable_diffusion(tmp_path / "v1", is_narrow=True), device="cpu")

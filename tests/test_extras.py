@@ -7,10 +7,15 @@ import pytest
 
 import frame
 import notebooks as tool
+from notebook_lane import AsyncOwnFilesKernelManager
 from riffusion_lab.models import SETTINGS_FILE, WEIGHTS
 from tiny import save_tiny_pipeline
 
-# What a reader is likely to change, and what to: every notebook must run through with it.
+pytestmark = pytest.mark.notebooks
+
+# What a reader is likely to change, and what to: every notebook must run through with it. How well the music sounds
+# does not matter here, so lessons that choose their steps take fewer.
+FEW_STEPS = ("DRAFT, GOOD = 4, 6", "DRAFT, GOOD = 2, 3")
 CHANGES = {
     "00_start_here": [
         ('"church bells"', '"techno"'),
@@ -29,6 +34,7 @@ CHANGES = {
         ('"techno, 94 bpm", seed=2', '"rock, 117 bpm", seed=8'),
         ("SEED, FIRST, SECOND = 4,", "SEED, FIRST, SECOND = 9,"),
         ('seed_clip("beat")', 'seed_clip("melody")'),
+        FEW_STEPS,
     ],
     "05_inpainting": [
         ('"rock band with drums, 94 bpm", 3, 11', '"slow choir", 8, 2'),
@@ -41,6 +47,7 @@ CHANGES = {
         ('"drums only"', '"church organ"'),
         ('"jazz with (piano:1.3), (drums:0.5)"', '"[slow] ((techno)) (flute:0)"'),
         ('"slow jazz trio with piano, warm double bass, no drums, "', '"funk with saxophone, "'),
+        FEW_STEPS,
     ],
     "07_audio_to_audio": [
         ('(seed_clip("arpeggio") * 2)[:5.76]', 'seed_clip("melody")[:3.1]'),
@@ -64,7 +71,7 @@ def run_changed(path, changes, folder):
         assert cells, f"{path.name} holds no {old!r}"
         for cell in cells:
             cell.source = cell.source.replace(old, new)
-    tool.execute(notebook, folder)
+    tool.execute(notebook, folder, kernel_manager_class=AsyncOwnFilesKernelManager)
     return notebook
 
 
@@ -74,11 +81,11 @@ def test_every_lesson_is_tried_with_another_prompt():
 
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory):
-    """riffling, which takes four steps by default: how well its music sounds does not matter here."""
+    """riffling, which takes two steps by default."""
     folder = tmp_path_factory.mktemp("models") / "riffling"
     shutil.copytree(WEIGHTS / "riffling", folder)
     settings = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
-    (folder / SETTINGS_FILE).write_text(json.dumps(settings | {"num_inference_steps": 4}), encoding="utf-8")
+    (folder / SETTINGS_FILE).write_text(json.dumps(settings | {"num_inference_steps": 2}), encoding="utf-8")
     return folder
 
 

@@ -655,6 +655,7 @@ def full_size_folder(tmp_path):
     shutil.rmtree(tmp_path / "v1")  # 2 GB, which pytest would keep
 
 
+@pytest.mark.slow
 def test_a_full_size_stable_diffusion_laid_out_as_riffusion_v1(full_size_folder, capfd):
     """All of v1 but the training: its shapes, files and scheduler; one step at 512 x 512."""
     capfd.readouterr()
@@ -667,6 +668,7 @@ def test_a_full_size_stable_diffusion_laid_out_as_riffusion_v1(full_size_folder,
     assert clip.recipe["guidance_scale"] == 7.0 and clip.recipe["scheduler"]["class"] == "PNDMScheduler"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("in_place", [True, False])
 def test_a_compiled_unet_makes_the_same_clips(perturbed, in_place):
     """Also where what was traced for one clip would fit the next one, but for the guidance."""

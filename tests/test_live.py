@@ -55,8 +55,8 @@ def live(pipe, tmp_path):
 
 
 @pytest.fixture
-def page():
-    with open_page() as page:
+def page(browser):
+    with open_page(browser) as page:
         yield page
 
 

@@ -30,8 +30,8 @@ def clip():
 
 
 @pytest.fixture
-def page():
-    with open_page() as page:
+def page(browser):
+    with open_page(browser) as page:
         yield page
 
 

@@ -43,6 +43,7 @@ def test_loads_a_stock_pipeline_and_says_one_portable_line(folder, capfd):
     assert not any(part.training for part in (pipe.unet, pipe.vae, pipe.text_encoder))
 
 
+@pytest.mark.slow
 def test_a_fresh_interpreter_prints_nothing_to_stderr(folder):
     """Importing diffusers' pipelines is when the libraries talk; that needs a new process to see."""
     code = f"from riffusion_lab import load_pipeline; load_pipeline({str(folder)!r}, device='cpu')"
@@ -324,6 +325,7 @@ print((used() - before) // 2**20)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told to keep memory")
 @pytest.mark.parametrize(("value", "keeps"), [(None, True), ("1", True), ("0", False)])
 def test_freed_memory_is_kept_unless_a_variable_says_no(value, keeps):

@@ -150,6 +150,7 @@ def test_notebook_keeps_the_rules(path):
     assert rules.broken_rules(notebook, path) == {}
 
 
+@pytest.mark.slow
 def test_tool_runs_and_cleans(tmp_path):
     """A drafted notebook comes out run and clean; run again it is the same file, and nbval agrees with it."""
     path = tmp_path / "draft.ipynb"
@@ -258,7 +259,7 @@ def test_frame_is_written_without_running(tmp_path, monkeypatch):
     """Only generated cells change, and the file is what nbformat itself would write."""
     monkeypatch.setattr(frame, "ROOT", tmp_path)
     monkeypatch.setattr(frame, "address", lambda: "https://github.com/a/b")
-    monkeypatch.setattr(frame, "project", lambda: {"version": "1.0"})
+    monkeypatch.setattr(frame, "version", lambda: "1.0")
     path = tmp_path / "notebooks" / LESSON.name
     path.parent.mkdir()
     shutil.copy(LESSON, path)

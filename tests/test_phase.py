@@ -191,6 +191,7 @@ def original_picture(sound: torch.Tensor) -> Image.Image:
     return image_from_mel(mel_scale(spectrogram(sound).abs()), PARAMS)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", [30_000, 61_000])
 def test_pictures_by_the_original_become_sound_at_least_as_well_as_by_its_own_way(music, start):
     """Of the whole picture, ends included; with silence beyond them the error was 1.2 to 1.6 times the original's."""
@@ -214,6 +215,7 @@ def steady_sound(kind: str, seed: int) -> torch.Tensor:
     return torch.tensor(0.1 * sum(harmonics), dtype=torch.float32)[None]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["tone", "note"])
 def test_a_steady_sound_is_as_loud_at_its_ends_as_inside(kind):
     """A painted picture of a steady sound goes on to its ends unchanged. It came back 1.5 to 3 dB too quiet there."""
@@ -233,6 +235,7 @@ def test_a_steady_sound_is_as_loud_at_its_ends_as_inside(kind):
 # --- peaks ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loop", [False, True])
 def test_phases_can_be_found_whose_peaks_stay_under_a_ceiling(music, loop):
     mel = mel_from_waveform(torch.tensor(mastered(music, 6.5)), PARAMS, loop=loop)

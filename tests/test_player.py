@@ -32,8 +32,8 @@ def clip():
 
 
 @pytest.fixture
-def page():
-    with open_page() as page:
+def page(browser):
+    with open_page(browser) as page:
         yield page
 
 

@@ -86,6 +86,7 @@ def configured(pipe, name, settings):
     return with_scheduler(pipe, getattr(diffusers, name).from_config(config))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "settings"), [(name, each) for name, all_ in SETTINGS.items() for each in all_])
 def test_replay_is_the_same_clip_for_every_scheduler(pipe, name, settings):
     """Over JSON, as from a PNG. Latents are compared, too: they are finer than pixels, which are rounded."""

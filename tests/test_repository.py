@@ -6,10 +6,13 @@ import importlib.metadata
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
+import tarfile
 import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -18,13 +21,15 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+import conftest
 import external
 import frame
+import release
 
 ROOT = frame.ROOT
 PACKAGE = ROOT / "riffusion_lab"
 NOT_OURS = {".venv", ".venv-colab", ".git", "data", "clips", "build", "dist"}
-NOT_OURS |= {"__pycache__", ".mypy_cache", ".pytest_cache", ".ruff_cache"}
+NOT_OURS |= {"__pycache__", ".pytest_cache", ".ruff_cache", ".mypy_cache"}
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 EXTRAS = PYPROJECT["project"]["optional-dependencies"]
 TEXTS = (".md", ".py", ".yml", ".toml", ".cff", ".cfg", ".txt", "Makefile")
@@ -47,7 +52,7 @@ def our_files(*suffixes: str) -> list[Path]:
 
 def make_commands(target: str) -> list[str]:
     """Return what `make` runs for `target` in a fresh clone on a POSIX system, without the lines that only talk."""
-    options = ["OS=", "LAB_OPTIONS=", "CONSTRAINTS=", "NBVAL=--nbval", "PYTHON=python3"]
+    options = ["OS=", "LAB_OPTIONS=", "CONSTRAINTS=", "NBVAL=--nbval", "PYTHON=python3", "WORKERS=auto", "TRY_WHEEL="]
     outer_make = ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "MAKEOVERRIDES")
     environment = {name: value for name, value in os.environ.items() if name not in outer_make}
     command = [external.require("make"), "--dry-run", "--always-make", *options, target]
@@ -62,8 +67,11 @@ def readme_commands(shell: str) -> list[list[str]]:
 
 
 def test_readme_has_the_commands_of_make():
-    expected = [make_commands("lab"), make_commands("test")]
-    assert [len(commands) for commands in expected] == [3, 6]
+    stages = [make_commands(stage) for stage in ("lint", "types", "unit", "browser", "notebooks-check")]
+    installing = stages[0][:2]
+    assert all(commands[:2] == installing for commands in stages)
+    expected = [make_commands("lab"), installing + [line for commands in stages for line in commands[2:]]]
+    assert [len(commands) for commands in expected] == [3, 8]
     assert readme_commands("sh") == expected
     windows = [
         [line.replace("python3", "python").replace(".venv/bin/", ".venv\\Scripts\\") for line in commands]
@@ -73,55 +81,189 @@ def test_readme_has_the_commands_of_make():
 
 
 # Stands for python: makes a .venv with itself inside, and has nothing to say but what pip said when it failed.
+# A command that holds the text FAILS fails.
 FAKE_PYTHON = """#!/bin/sh
 case "$*" in
-  "-m venv .venv") mkdir -p .venv/bin; cp "$0" .venv/bin/python ;;
+  *"${FAILS:-nothing fails}"*) exit 1 ;;
+  "-m venv "*) for folder; do :; done; mkdir -p "$folder/bin"; cp "$0" "$folder/bin/python" ;;
   "-m pip install"*) if [ -n "$PIP_FAILS" ]; then printf 'ERROR: one\\nERROR: two\\n' >&2; exit 1; fi ;;
 esac
 """
 
 
-def make_lab(folder: Path, python: Path, **variables: str) -> tuple[int, list[str]]:
-    """Run `make lab` in `folder`; return its exit status and the lines that it printed."""
+def run_make(target: str, folder: Path, python: Path, **variables: str) -> tuple[int, list[str]]:
+    """Run `make` for a target in `folder`; return its exit status and the lines that it printed."""
     outer_make = ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "MAKEOVERRIDES")
     environment = {name: value for name, value in os.environ.items() if name not in outer_make} | variables
-    command = [external.require("make"), "--no-print-directory", "lab", f"PYTHON={python}"]
+    command = [external.require("make"), "--no-print-directory", target, f"PYTHON={python}"]
     run = subprocess.run(
         command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
     )
     return run.returncode, run.stdout.splitlines()
 
 
+def fake_clone(folder: Path) -> tuple[Path, Path]:
+    """Return a folder with what `make` needs of the repository, and a program that stands for Python."""
+    clone = folder / "clone"
+    (clone / "tests").mkdir(parents=True)
+    for name in ("Makefile", "pyproject.toml", "tests/colab_constraints.txt"):
+        shutil.copy(ROOT / name, clone / name)
+    python = folder / "python3"
+    python.write_text(FAKE_PYTHON)
+    python.chmod(0o755)
+    return clone, python
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the fake Python is a shell script")
+@pytest.mark.parametrize(
+    "fails", ["ruff check", "mypy", "not notebooks", "-m browser", "--nbval", "-m build", "test_live"]
+)
+def test_a_stage_that_fails_keeps_no_other_from_running(tmp_path, fails):
+    folder, python = fake_clone(tmp_path)
+    status, lines = run_make("test", folder, python, FAILS=fails)
+    assert status != 0
+    begun = [line for line in lines if re.match(r"\.venv(-colab)?/bin/python -m (ruff check|mypy|pytest|build)", line)]
+    assert len(begun) == len(stages()), lines
+    assert sum("Error 1" in line and "test]" not in line for line in lines) == 1
+    assert run_make("test", folder, python)[0] == 0
+
+
 @pytest.mark.skipif(os.name == "nt", reason="the fake Python is a shell script")
 def test_make_lab_says_little_but_why_it_failed(tmp_path):
     """A line for each step, so that with JupyterLab's seven it is ten; pip's errors in full."""
-    folder = tmp_path / "clone"
-    folder.mkdir()
-    for name in ("Makefile", "pyproject.toml"):
-        shutil.copy(ROOT / name, folder)
-    python = tmp_path / "python3"
-    python.write_text(FAKE_PYTHON)
-    python.chmod(0o755)
-    status, lines = make_lab(folder, python, PIP_FAILS="yes")
+    folder, python = fake_clone(tmp_path)
+    status, lines = run_make("lab", folder, python, PIP_FAILS="yes")
     assert status != 0 and lines[2:4] == ["ERROR: one", "ERROR: two"]
-    status, lines = make_lab(folder, python)
+    status, lines = run_make("lab", folder, python)
     assert (status, [line.split()[0] for line in lines]) == (0, ["Installing", "Opening"])
-    status, lines = make_lab(folder, python)
+    status, lines = run_make("lab", folder, python)
     assert (status, [line.split()[0] for line in lines]) == (0, ["Opening"])
     shutil.rmtree(folder / ".venv")
-    status, lines = make_lab(folder, python)
+    status, lines = run_make("lab", folder, python)
     assert (status, [line.split()[0] for line in lines]) == (0, ["Making", "Installing", "Opening"])
 
 
-def test_ci_runs_make():
-    jobs = yaml.safe_load(read(".github/workflows/ci.yml"))["jobs"]
-    targets = set(re.findall(r"^([\w-]+):", read("Makefile"), flags=re.MULTILINE))
-    runs = [step["run"] for job in jobs.values() for step in job["steps"] if "run" in step]
-    assert runs and all(run == ".ci/run" or run.split()[:2] in [["make", target] for target in targets] for run in runs)
-    systems = jobs["lax"]["strategy"]["matrix"]["os"]
+def workflow(name: str) -> dict:
+    """Return a workflow; YAML takes its key `on` for True."""
+    content = yaml.safe_load(read(f".github/workflows/{name}.yml"))
+    return {"on" if key is True else key: value for key, value in content.items()}
+
+
+def make_targets() -> set[str]:
+    return set(re.findall(r"^\.PHONY: (.*)$", read("Makefile"), flags=re.MULTILINE)[0].split()) - {"$(STAGES)"} | set(
+        stages()
+    )
+
+
+def stages() -> list[str]:
+    """Return the stages of `make test`, in their order."""
+    return re.search(r"^STAGES = (.*)$", read("Makefile"), flags=re.MULTILINE).group(1).split()
+
+
+def targets_of(command: str) -> list[str]:
+    """Return the targets that a line of a workflow has made; what else it may run is refused."""
+    words = shlex.split(command.partition(" > ")[0])
+    assert words[0] in (".ci/run", "make"), command
+    return [word for word in words[1:] if "=" not in word and not word.startswith("-")]
+
+
+def commands_of(job: dict) -> list[str]:
+    """Return what a job runs, for each of the jobs that its matrix lists."""
+    commands = [step["run"] for step in job["steps"] if "run" in step]
+    rows = job.get("strategy", {}).get("matrix", {}).get("include", [{}])
+    return [
+        re.sub(r"\$\{\{ matrix\.(\w+) \}\}", lambda match, row=row: row[match[1]], c) for row in rows for c in commands
+    ]
+
+
+def test_workflows_run_only_targets_of_make():
+    jobs = [*workflow("ci")["jobs"].values(), workflow("release")["jobs"]["build"]]
+    targets = [target for job in jobs for command in commands_of(job) for target in targets_of(command)]
+    assert len(targets) > 10
+    assert set(targets) <= make_targets()
+
+
+def test_every_push_runs_every_stage():
+    """What the jobs of a push do together is what `make test` does, each stage once."""
+    jobs = workflow("ci")["jobs"].values()
+    commands = [command for job in jobs if "!= 'schedule'" in job.get("if", "") for command in commands_of(job)]
+    assert sorted(target for command in commands for target in targets_of(command)) == sorted(stages())
+    assert set(make_commands("test")) == {command for stage in stages() for command in make_commands(stage)}
+    assert 'targets=("${@:-test}")' in read(".ci/run")
+
+
+def test_workflows_may_do_little():
+    """Only what publishes a release may write, and it runs no code of the repository."""
+    for name in ("ci", "release"):
+        assert workflow(name)["permissions"] == {"contents": "read"}
+        assert workflow(name)["concurrency"]["group"]
+    writers = {
+        name: job
+        for workflow_name in ("ci", "release")
+        for name, job in workflow(workflow_name)["jobs"].items()
+        if "permissions" in job
+    }
+    assert list(writers) == ["publish"]
+    assert writers["publish"]["permissions"] == {"contents": "write"}
+    uses = [step["uses"].partition("@")[0] for step in writers["publish"]["steps"] if "uses" in step]
+    assert uses == ["actions/download-artifact"]
+
+
+def test_contributing_names_every_target():
+    named = re.findall(r"^\| `make ([\w-]+)` \|", read("CONTRIBUTING.md"), flags=re.MULTILINE)
+    assert named == [*stages(), "test", "test-fast"]
+    for page in ("CONTRIBUTING.md", "README.md"):
+        assert set(re.findall(r"`make ([a-z-]+)", read(page))) <= make_targets(), page
+
+
+def test_weekly_runs_meet_every_system_and_the_oldest_versions():
+    jobs = workflow("ci")["jobs"]
+    assert workflow("ci")["on"]["schedule"]
+    systems = jobs["newest"]["strategy"]["matrix"]["os"]
     assert {system.partition("-")[0] for system in systems} == {"ubuntu", "macos", "windows"}
-    for command in ("make test CONSTRAINTS=constraints.txt", "make test-colab CONSTRAINTS=constraints.txt"):
-        assert command in read(".ci/run")
+    assert "CONSTRAINTS=floors.txt" in commands_of(jobs["oldest"])[0]
+    for name in ("newest", "oldest"):
+        assert "== 'schedule'" in jobs[name]["if"]
+
+
+def test_every_test_belongs_to_one_stage():
+    """Tests marked `notebooks` are in files that `make notebooks-check` names; `unit` and `browser` take the rest."""
+    unit, browser, notebooks = (make_commands(stage)[-1] for stage in ("unit", "browser", "notebooks-check"))
+    assert unit.endswith('-m "not browser and not notebooks"')
+    assert browser.endswith("pytest -m browser")
+    marked = {path.name for path in (ROOT / "tests").glob("test_*.py") if "mark.notebooks" in path.read_text("utf-8")}
+    assert {Path(word).name for word in notebooks.split() if word.endswith(".py")} == marked - {Path(__file__).name}
+    assert "notebooks" in notebooks.split()
+
+
+def opens_a_browser(function: ast.FunctionDef) -> bool:
+    """Tell whether the body of a function starts a browser or JupyterLab."""
+    calls = {
+        node.func.id for node in ast.walk(function) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+    }
+    return bool({"open_browser", "open_page", "Lab", "sync_playwright"} & calls)
+
+
+def test_whatever_opens_a_browser_is_a_browser_test():
+    """It is a fixture that conftest.py knows, or asks for one: else it would run in the midst of the unit tests."""
+    openers = []
+    for path in (ROOT / "tests").glob("test_*.py"):
+        for function in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(function, ast.FunctionDef) and opens_a_browser(function):
+                openers.append(function.name)
+                asked = {argument.arg for argument in function.args.args}
+                assert conftest.BROWSER_FIXTURES & {function.name, *asked}, f"{path.name}: {function.name}"
+    assert len(openers) > 5
+
+
+def test_browser_tests_are_marked(request):
+    fixtures = {"by itself": ["page"], "by another fixture": ["shown", "lab"], "no page": ["tmp_path", "pipe"]}
+    items = [pytest.Function.from_parent(request.node.parent, name=name, callobj=lambda: None) for name in fixtures]
+    for item, names in zip(items, fixtures.values(), strict=True):
+        item.fixturenames = names
+    conftest.pytest_collection_modifyitems(items)
+    marked = [item.name for item in items if item.get_closest_marker("browser")]
+    assert marked == ["by itself", "by another fixture"]
 
 
 def test_ci_leaves_nothing_out():
@@ -145,6 +287,65 @@ def test_missing_program_is_skipped_or_fails(monkeypatch):
         external.require("anvil")
     monkeypatch.setitem(external.EXTERNALS, "anvil", external.External(lambda: "/bin/anvil", "forge one"))
     assert external.require("anvil") == "/bin/anvil"
+
+
+# Releases
+
+
+def test_tag_must_be_the_version(monkeypatch):
+    monkeypatch.setattr(frame, "version", lambda: "1.2.3")
+    release.check_tag("v1.2.3")
+    with pytest.raises(ValueError, match="the tag must be 'v1.2.3'"):
+        release.check_tag("v1.2.4")
+    monkeypatch.setattr(frame, "version", lambda: "1.2.3.dev0")
+    with pytest.raises(ValueError, match="without .dev"):
+        release.check_tag("v1.2.3.dev0")
+
+
+def test_notes_of_a_release_are_its_part_of_the_changelog(tmp_path, monkeypatch):
+    text = "# Changelog\n\n## [Unreleased]\n\n## [1.2.3] - 2026-12-01\n\n- One\n- Two\n\n## [1.2.2]\n\n- Old\n"
+    (tmp_path / "CHANGELOG.md").write_text(text)
+    monkeypatch.setattr(frame, "ROOT", tmp_path)
+    monkeypatch.setattr(frame, "version", lambda: "1.2.3")
+    assert release.notes() == "- One\n- Two"
+    monkeypatch.setattr(frame, "version", lambda: "1.2")
+    with pytest.raises(ValueError, match=r"no heading '## \[1.2\]'"):
+        release.notes()
+
+
+def make_archives(folder: Path, names: set[str], *, sdist_also: set[str] = release.SDIST_FILES) -> None:
+    """Write a wheel and an sdist that hold files of these names."""
+    stem = f"riffusion_lab-{frame.version()}"
+    with zipfile.ZipFile(folder / f"{stem}-py3-none-any.whl", "w") as archive:
+        for name in {*names, f"{stem}.dist-info/METADATA"}:
+            archive.writestr(name, "")
+    with tarfile.open(folder / f"{stem}.tar.gz", "w:gz") as archive:
+        for name in {*names, *sdist_also, "PKG-INFO"}:
+            archive.addfile(tarfile.TarInfo(f"{stem}/{name}"))
+
+
+def test_archives_hold_the_package_and_nothing_else(tmp_path):
+    files = release.package_files()
+    assert {"riffusion_lab/weights/classifier.safetensors", "riffusion_lab/widgets/static/live.js"} < files
+    make_archives(tmp_path, files)
+    assert release.check_archives(tmp_path).suffix == ".whl"
+    make_archives(tmp_path, {*files, "tests/test_clip.py"} - {"riffusion_lab/widgets/static/live.js"})
+    with pytest.raises(ValueError) as error:
+        release.check_archives(tmp_path)
+    wrong = ["riffusion_lab/widgets/static/live.js is missing", "tests/test_clip.py is too much"]
+    assert str(error.value).splitlines() == [f"{kind}: {text}" for kind in ("wheel", "sdist") for text in wrong]
+    make_archives(tmp_path, files, sdist_also=release.SDIST_FILES - {"CHANGELOG.md"})
+    with pytest.raises(ValueError, match="^sdist: CHANGELOG.md is missing$"):
+        release.check_archives(tmp_path)
+    (tmp_path / "riffusion_lab-0.0.1.tar.gz").touch()
+    with pytest.raises(ValueError, match="riffusion_lab-0.0.1.tar.gz"):
+        release.check_archives(tmp_path)
+
+
+def test_floors_are_those_of_pyproject():
+    lines = release.floors().splitlines()
+    wanted = [*PYPROJECT["project"]["dependencies"], *EXTRAS["lab"], *EXTRAS["train"]]
+    assert [line.replace("==", ">=") for line in lines] == wanted
 
 
 # What is installed
@@ -206,7 +407,19 @@ def test_colab_has_what_the_lab_needs():
 def test_strict_lane_runs_the_pinned_versions():
     installed = installed_with(all_requirements())
     assert len(installed) > 100
-    assert installed.items() <= pins().items(), dict(installed.items() - pins().items())
+    assert wrong_versions(installed, pins()) == {}
+
+
+def wrong_versions(installed: dict[str, str], wanted: dict[str, str]) -> dict[str, str]:
+    """Return what is not installed as pinned; PyTorch's build without CUDA, 2.14.1+cpu, is 2.14.1."""
+    return {name: version for name, version in installed.items() if version.removesuffix("+cpu") != wanted.get(name)}
+
+
+def test_wrong_versions_are_found():
+    wanted = {"torch": "2.14.1", "numpy": "2.4.6"}
+    assert wrong_versions({"torch": "2.14.1+cpu", "numpy": "2.4.6"}, wanted) == {}
+    for name, version in {"torch": "2.13.0+cpu", "numpy": "2.5", "scipy": "1.17.1"}.items():
+        assert wrong_versions({name: version}, wanted) == {name: version}
 
 
 def test_package_data_are_packaged():
@@ -223,7 +436,7 @@ def test_package_data_are_packaged():
 def test_versions_agree():
     import riffusion_lab
 
-    version = frame.project()["version"]
+    version = frame.version()
     assert riffusion_lab.__version__ == version
     assert yaml.safe_load(read("CITATION.cff"))["version"] == version
     headings = re.findall(r"^## \[(.*?)\]", read("CHANGELOG.md"), flags=re.MULTILINE)
@@ -243,7 +456,7 @@ def test_versions_agree():
 )
 def test_tag_is_used_only_in_a_release(monkeypatch, version, archive, branch):
     """A tag exists only once a version is released: until then people get the branch."""
-    monkeypatch.setattr(frame, "project", lambda: {**PYPROJECT["project"], "version": version})
+    monkeypatch.setattr(frame, "version", lambda: version)
     addresses = re.findall(r'"(https://[^"]*)"', frame.setup_cell())
     assert addresses == [frame.address() + archive]
     assert branch in frame.header(frame.lesson_path(frame.lessons()[0]), "")
@@ -251,7 +464,34 @@ def test_tag_is_used_only_in_a_release(monkeypatch, version, archive, branch):
     assert branch in frame.course_map(badges=True)
 
 
+def test_version_stands_once(monkeypatch):
+    """By hand the version stands in the package only: the wheel takes it from there, CITATION.cff by tools/frame.py."""
+    assert "version" not in PYPROJECT["project"] and PYPROJECT["project"]["dynamic"] == ["version"]
+    version = frame.version()
+    files = [path for path in our_files(*TEXTS) if path.parent.name != "tests"]
+    assert [path.name for path in files if version in path.read_text(encoding="utf-8")] == [
+        "CITATION.cff",
+        "__init__.py",
+    ]
+    monkeypatch.setattr(frame, "version", lambda: "1.2.3")
+    assert yaml.safe_load(frame.citation())["version"] == "1.2.3"
+
+
+def test_setuptools_reads_the_version_without_importing(tmp_path):
+    """A package that cannot be imported has a version all the same: no torch is needed to build."""
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    for name in ("README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / "riffusion_lab").mkdir()
+    (tmp_path / "riffusion_lab" / "__init__.py").write_text('import no_such_module\n\n__version__ = "1.2.3"\n')
+    code = "from setuptools import setup; setup()"
+    command = [sys.executable, "-c", code, "--version"]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert run.stdout.split()[-1] == "1.2.3"
+
+
 def test_generated_text_is_current():
+    assert frame.citation() == read("CITATION.cff"), "CITATION.cff is out of date: run `python tools/frame.py`"
     for page, blocks in frame.pages().items():
         text = page.read_text(encoding="utf-8")
         assert frame.fill(text, blocks) == text, f"{page.name} is out of date: run `python tools/frame.py`"
@@ -278,7 +518,7 @@ def test_fill_refuses_text_without_markers():
 def test_navigation_follows_the_course(tmp_path, monkeypatch):
     monkeypatch.setattr(frame, "ROOT", tmp_path)
     monkeypatch.setattr(frame, "address", lambda: "https://github.com/a/b")
-    monkeypatch.setattr(frame, "project", lambda: {"version": "0.2.0.dev0"})
+    monkeypatch.setattr(frame, "version", lambda: "0.2.0.dev0")
     names = [lesson["file"] for lesson in frame.lessons()[:4]]
     paths = [tmp_path / "notebooks" / f"{name}.ipynb" for name in names]
     paths[0].parent.mkdir()
@@ -295,11 +535,11 @@ def test_navigation_follows_the_course(tmp_path, monkeypatch):
     assert frame.course_map().count("*(coming)*") == len(frame.lessons()) - 3
 
 
-@pytest.mark.parametrize("page", our_files(".md"), ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_local_links_lead_somewhere(page):
-    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+@pytest.mark.parametrize("path", our_files(".md"), ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_local_links_lead_somewhere(path):
+    text = re.sub(r"^```.*?^```", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
     targets = [target for target in re.findall(r"\]\(([^)\s]+)\)", text) if not re.match("https?://|#", target)]
-    assert [target for target in targets if not (page.parent / target.partition("#")[0]).exists()] == []
+    assert [target for target in targets if not (path.parent / target.partition("#")[0]).exists()] == []
 
 
 # The code
@@ -419,6 +659,7 @@ print(json.dumps([name for name in before if before[name] != after[name]]))
 """
 
 
+@pytest.mark.slow
 def test_importing_changes_nothing_of_the_process():
     pytest.importorskip("fluidsynth", reason="training imports it", exc_type=ImportError)
     run = subprocess.run(

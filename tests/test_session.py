@@ -388,6 +388,7 @@ def test_a_recording_that_cannot_begin_is_refused_and_the_last_one_goes_on(begin
     assert soundfile.info(tmp_path / "take.wav").frames == N_SAMPLES
 
 
+@pytest.mark.slow
 def test_the_recipe_plays_the_same_again(begin):
     live = begin(num_inference_steps=2)
     clips = [live.next(WAIT_S)]
@@ -412,6 +413,7 @@ def test_old_recipes_with_seeds_of_more_than_32_bits_play_the_same(begin):
     np.testing.assert_array_equal(np.asarray(clip.image), np.asarray(again.image))
 
 
+@pytest.mark.slow
 def test_a_seed_clip_is_needed_again(begin, music):
     seed_clip = Clip.from_audio(music, RATE, loop=True)
     live = begin(seed_clip=seed_clip, num_inference_steps=2)
@@ -470,6 +472,7 @@ def test_ten_quick_prompts_fill_the_queue_and_no_more(begin, monkeypatch):
     assert hear(live, 3)[-1][0] == "techno"
 
 
+@pytest.mark.slow
 def test_cells_may_make_clips_while_it_plays(begin, pipe):
     from riffusion_lab import text_to_audio
 

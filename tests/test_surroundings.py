@@ -74,6 +74,7 @@ def everything(folder) -> list[np.ndarray]:
     return [np.asarray(each.image) for each in clips] + sounds
 
 
+@pytest.mark.slow
 def test_the_programs_defaults_do_not_reach_us(folder):
     made = {}
     for name, surroundings in SURROUNDINGS.items():
@@ -130,6 +131,7 @@ def clips(pipe) -> list[np.ndarray]:
     return [np.asarray(each.image) for each in made]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["model", "layer", "leaf_level", "block_level"])
 def test_an_offloaded_pipeline_makes_the_same_clips(folder, plain_clips, how):
     """Weights wait on the CPU; the device to compute on is the CPU as well, but only the hooks say so."""

@@ -248,6 +248,7 @@ def test_training_stops_at_a_loss_that_is_no_number(tmp_path):
         train(lambda _: torch.tensor(float("nan")), {}, tmp_path / "run.pt", minutes=1)
 
 
+@pytest.mark.slow
 def test_denoiser_learns_from_both_latents_and_words(clips, tmp_path):
     data = dataset.load_dataset(clips)
     latents = np.random.default_rng(0).standard_normal((8, 4, 64, 64)).astype(np.float16)
@@ -266,6 +267,7 @@ def test_denoiser_learns_from_both_latents_and_words(clips, tmp_path):
     _check_export(denoiser.assemble(network, tokenizer, autoencoder.new_autoencoder()), data, tmp_path / "model")
 
 
+@pytest.mark.slow
 def test_denoiser_starts_from_a_model(clips, tmp_path):
     latents, pipe = np.zeros((8, 4, 64, 64), np.float16), load_pipeline(device="cpu")
     before = [p.clone() for part in (pipe.unet, pipe.text_encoder) for p in part.parameters()]
@@ -289,6 +291,7 @@ def test_the_model_that_ships_takes_the_steps_of_the_training_code():
     assert noise_left[0][0] > 30 and noise_left[0][-2] < 0.06
 
 
+@pytest.mark.slow
 def test_denoiser_is_taught_to_close_loops_as_it_does_in_generation(clips, tmp_path, monkeypatch):
     latents = np.random.default_rng(0).standard_normal((8, 4, 64, 64)).astype(np.float16)
     pipe, seen = load_pipeline(device="cpu"), []
@@ -311,6 +314,7 @@ def test_denoiser_is_taught_to_close_loops_as_it_does_in_generation(clips, tmp_p
     assert "_conv_forward" not in vars(pipe.unet.conv_in)
 
 
+@pytest.mark.slow
 def test_a_denoiser_that_fails_leaves_its_network_without_hooks(clips, tmp_path):
     latents, pipe = np.full((8, 4, 64, 64), np.nan, np.float16), load_pipeline(device="cpu")
     with pytest.raises(FloatingPointError, match="NaN at step 0"):
@@ -424,6 +428,7 @@ def test_autoencoder_is_of_the_format_of_diffusers(tmp_path):
     assert latents.shape == (1, 4, 64, 64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trained", [{"decoder"}, {"decoder", "encoder"}], ids=["decoder", "both halves"])
 def test_the_decoder_is_trained_on_alone_or_with_the_encoder(clips, tmp_path, monkeypatch, trained):
     monkeypatch.setattr(dataset, "HELD_OUT", 0.5)
@@ -498,6 +503,7 @@ def test_facts_to_tell_are_the_clips():
         assert right[name][1] == text.UNKNOWN
 
 
+@pytest.mark.slow
 def test_the_text_encoder_learns_to_tell_facts_near_its_anchors():
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
@@ -574,6 +580,7 @@ def test_likest_of_the_taught_is_found_however_it_is_turned():
     assert evaluation.likeness(small[:2], small[2:]).max() < 0.2
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Mean of empty slice", "ignore:invalid value")  # of the groups that are not there
 def test_a_model_that_plays_the_held_out_clips_themselves_is_perfect(tmp_path, monkeypatch):
     monkeypatch.setattr(dataset, "HELD_OUT", 0.5)

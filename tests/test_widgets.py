@@ -24,9 +24,9 @@ HANDLER = r"\.on[a-z]+\s*=[^=]|\[[`'\"]on|\bon[a-z]+=[\"']|Object\.assign\([^)]*
 
 
 @pytest.fixture
-def page():
+def page(browser):
     """An empty page, in a browser with a beeping microphone."""
-    with open_page() as page:
+    with open_page(browser) as page:
         yield page
 
 

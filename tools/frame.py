@@ -1,7 +1,8 @@
 """The generated text in README.md, the model card and the notebooks: address, badges, links, the set-up cell, figures.
 
-Everything follows from four files: pyproject.toml (address, version), course.toml (lessons), colab_setup.txt, and
-riffling's evaluation.json. ``python tools/frame.py`` writes all of it again, and runs no notebook.
+Everything follows from five files: pyproject.toml (address), the package's __init__.py (version), course.toml,
+colab_setup.txt, and riffling's evaluation.json. ``python tools/frame.py`` writes all of it again, the version in
+CITATION.cff included, and runs no notebook.
 """
 
 import json
@@ -12,7 +13,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 TOOLS = ROOT / "tools"
 README = ROOT / "README.md"
-RIFFLING = ROOT / "riffusion_lab" / "weights" / "riffling"
+CITATION = ROOT / "CITATION.cff"
+PACKAGE = ROOT / "riffusion_lab"
+RIFFLING = PACKAGE / "weights" / "riffling"
 BRANCH = "main"
 
 
@@ -21,19 +24,25 @@ def project() -> dict:
     return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 
+def version() -> str:
+    """Return the version, which stands in ``riffusion_lab/__init__.py``; the package is not imported."""
+    source = (PACKAGE / "__init__.py").read_text(encoding="utf-8")
+    return re.search(r'^__version__ = "(.+)"$', source, flags=re.MULTILINE).group(1)
+
+
 def address() -> str:
     """Return the repository's address, without a slash at the end."""
     return project()["urls"]["Repository"]
 
 
 def is_development() -> bool:
-    """Return whether the version in pyproject.toml is one between two releases, such as ``0.2.0.dev0``."""
-    return ".dev" in project()["version"]
+    """Return whether the version is one between two releases, such as ``1.0.0.dev0``."""
+    return ".dev" in version()
 
 
 def git_reference() -> str:
     """Return what people get: the branch while the version is a development version, the version's tag in a release."""
-    return BRANCH if is_development() else f"v{project()['version']}"
+    return BRANCH if is_development() else f"v{version()}"
 
 
 def archive_address() -> str:
@@ -167,8 +176,15 @@ def pages() -> dict[Path, dict[str, str]]:
     return {README: readme_blocks(), RIFFLING / "README.md": {"evaluation": evaluation_table()}}
 
 
+def citation() -> str:
+    """Return what CITATION.cff holds, with the version of now."""
+    text = CITATION.read_text(encoding="utf-8")
+    return re.sub(r"^version: .*$", f"version: {version()}", text, flags=re.MULTILINE)
+
+
 def write_pages() -> None:
-    """Write the generated parts of the pages again."""
+    """Write the generated parts of the pages again, and the version into CITATION.cff."""
+    CITATION.write_text(citation(), encoding="utf-8")
     for page, blocks in pages().items():
         page.write_text(fill(page.read_text(encoding="utf-8"), blocks), encoding="utf-8")
 

@@ -9,6 +9,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import nbformat
 from nbclient import NotebookClient
@@ -28,8 +29,8 @@ def read(path: Path) -> nbformat.NotebookNode:
     return nbformat.reads(json.dumps(raw), as_version=4)
 
 
-def execute(notebook: nbformat.NotebookNode, folder: Path) -> None:
-    """Run every cell of `notebook` in place, in `folder`, in a new kernel of this Python."""
+def execute(notebook: nbformat.NotebookNode, folder: Path, **options: Any) -> None:
+    """Run every cell of `notebook` in place, in `folder`, in a new kernel of this Python; `options` are nbclient's."""
     NotebookClient(
         notebook,
         kernel_name="python3",
@@ -38,6 +39,7 @@ def execute(notebook: nbformat.NotebookNode, folder: Path) -> None:
         store_widget_state=False,
         record_timing=False,
         coalesce_streams=True,
+        **options,
     ).execute()
 
 
