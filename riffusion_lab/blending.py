@@ -1,4 +1,4 @@
-"""Between two tensors or numbers: along a line, or along an arc."""
+"""Linear and spherical interpolation of tensors, and weighted means."""
 
 from __future__ import annotations
 

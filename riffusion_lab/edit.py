@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from .clip import Clip
+from .conditioning import encode_point, noise_generator
 from .generate import generate_clips
 from .image import Picture
 from .latents import decode, encode
@@ -28,14 +29,13 @@ from .requests import (
     check_model_clip,
     check_options,
     clip_width,
-    encode_point,
     is_list,
-    noise_generator,
     one_or_list,
     source_facts,
     warn_of_hints,
 )
 from .sampling import Callback, check_scheduler, from_clip, img2img_scheduler, isolated_pipeline
+from .torch_defaults import torch_defaults
 from .values import check_number
 
 FEWEST_NEW = 64  # columns that a window of `extend` adds, at least
@@ -83,7 +83,7 @@ def audio_to_audio(
     generator: torch.Generator | Sequence[torch.Generator] | None = None,
     callback_on_step_end: Callback | None = None,
 ) -> Clip | list[Clip]:
-    """Restyle a clip: keep its outline, and fill it by another prompt.
+    """Restyle a clip: keep its outline, and fill it in with another prompt.
 
     The clip's latents are noised by `strength` and denoised with the prompt (SDEdit, https://arxiv.org/abs/2108.01073).
     A long clip is denoised in overlapping windows whose predictions are averaged at every step, so there are no joins,
@@ -114,6 +114,8 @@ def audio_to_audio(
     ------
     TypeError, ValueError
         If an argument is wrong; before the first step.
+    FloatingPointError
+        If latents or picture are not finite.
 
     Notes
     -----
@@ -218,6 +220,8 @@ def inpaint(
     ------
     TypeError, ValueError
         If an argument is wrong, or the mask is empty or of another size; before the first step.
+    FloatingPointError
+        If latents or picture are not finite.
 
     Notes
     -----
@@ -299,6 +303,8 @@ def extend(
     ------
     TypeError, ValueError
         If an argument is wrong; before the first step.
+    FloatingPointError
+        If latents or picture are not finite.
 
     Notes
     -----
@@ -307,7 +313,9 @@ def extend(
     clip = check_model_clip(clip)
     for name, value in {"seed": seed, "generator": generator}.items():
         if is_list(value):
-            raise TypeError(f"{name} must be a single one, not {value!r}: for several takes call extend for each")
+            raise TypeError(
+                f"{name} must be a single value, not {value!r}: for several takes, call extend several times"
+            )
     points = broadcast_arguments(
         pipe,
         prompt=prompt,
@@ -334,7 +342,8 @@ def extend(
         facts["prompt"] = [point.prompts[0].text for point in points]
     if is_list(negative_prompt):
         facts["negative_prompt"] = [point.prompts[0].negative_prompt for point in points]
-    with isolated_pipeline(pipe) as isolated:
+    isolated = isolated_pipeline(pipe)
+    with torch_defaults():
         isolated.scheduler = img2img_scheduler(isolated.scheduler)
         picture = _extend_picture(
             isolated,
@@ -366,7 +375,7 @@ def _check_memory(pipe: Pipeline, clip: Clip, memory_s: float) -> int:
     n_columns = min(round(memory_s * COLUMNS_PER_S), clip.image.width) // step * step
     if n_columns == 0:
         least_s = step / COLUMNS_PER_S
-        raise ValueError(f"the clip lasts {clip.duration_s:g} s: to go on from it, it must last at least {least_s:g} s")
+        raise ValueError(f"the clip lasts {clip.duration_s:g} s: to be extended, it must last at least {least_s:g} s")
     return n_columns
 
 

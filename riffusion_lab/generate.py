@@ -10,6 +10,8 @@ import torch
 from PIL import Image
 
 from .clip import Clip
+from .conditioning import encode_point, encode_text
+from .deprecation import moved
 from .image import Picture
 from .latents import decode, encode, latent_mask
 from .masks import paste
@@ -22,12 +24,11 @@ from .requests import (
     Point,
     broadcast_arguments,
     check_options,
-    encode_point,
-    encode_text,
     one_or_list,
     warn_of_hints,
 )
 from .sampling import Callback, first_step, from_clip, from_noise, img2img_scheduler, isolated_pipeline
+from .torch_defaults import torch_defaults
 
 
 @overload
@@ -70,7 +71,7 @@ def text_to_audio(
 
     With ``loop=False`` and the model's own duration the picture is, bit for bit, the one that ``pipe(prompt)`` itself
     makes, unless the model asks for more than that (`sampling.scale_static_noise`, `networks.perturbed_attention`).
-    The pipeline itself is not changed, also after an error.
+    The pipeline is not changed, even if an error occurs.
 
     Parameters
     ----------
@@ -98,7 +99,7 @@ def text_to_audio(
         Instead of a seed. Such a clip cannot be replayed.
     callback_on_step_end : callable, optional
         Called after each step of each batch as ``callback(pipe, step, timestep, tensors)``, as by diffusers, but it
-        need not return anything. `pipe` is a shallow copy. An exception that it raises ends the work.
+        need not return anything. `pipe` is a shallow copy. If it raises, generation stops with that exception.
 
     Returns
     -------
@@ -109,6 +110,8 @@ def text_to_audio(
     ------
     TypeError, ValueError
         If an argument is wrong; before the first step.
+    FloatingPointError
+        If latents or picture are not finite.
 
     Notes
     -----
@@ -136,9 +139,7 @@ def text_to_audio(
 
 
 def generate_clips(pipe: Pipeline, kind: str, points: Sequence[Point], options: Options) -> Iterator[Clip]:
-    """Generate the clip at each point, `batch_size` at a time.
-
-    Embeddings and noise take memory, so each batch is prepared when its first clip is asked for.
+    """Generate the clip at each point, `batch_size` at a time, as `pipe` is when this is called.
 
     Parameters
     ----------
@@ -148,13 +149,22 @@ def generate_clips(pipe: Pipeline, kind: str, points: Sequence[Point], options: 
     points : sequence of Point
         As `check_point` gives them.
     options : Options
+
+    Returns
+    -------
+    iterator of Clip
+        Embeddings and noise take memory, so each batch is prepared when its first clip is asked for.
     """
+    return _generate_in_batches(isolated_pipeline(pipe), kind, points, options)
+
+
+def _generate_in_batches(pipe: Pipeline, kind: str, points: Sequence[Point], options: Options) -> Iterator[Clip]:
     for _, group in groupby(points, key=lambda point: _batch_key(point, options)):
         similar = list(group)
         for start in range(0, len(similar), options.batch_size):
-            # The copy ends before the yield: in between, the pipe is the caller's.
-            with isolated_pipeline(pipe) as isolated:
-                clips = _generate_batch(isolated, kind, similar[start : start + options.batch_size], options)
+            batch = similar[start : start + options.batch_size]
+            with torch_defaults():  # not across the yield: in between, they are the caller's
+                clips = _generate_batch(isolated_pipeline(pipe), kind, batch, options)
             yield from clips
 
 
@@ -168,6 +178,8 @@ def _batch_key(point: Point, options: Options) -> tuple[float, int, bool]:
 
 def _generate_batch(pipe: Pipeline, kind: str, points: Sequence[Point], options: Options) -> list[Clip]:
     """Denoise a batch, then decode its clips one by one."""
+    if options.source is not None:
+        pipe.scheduler = img2img_scheduler(pipe.scheduler)
     latents = _denoise_batch(pipe, points, options)
     clips = []
     for point, clip_latents in zip(points, latents.split(1), strict=True):
@@ -190,7 +202,6 @@ def _denoise_batch(pipe: Pipeline, points: Sequence[Point], options: Options) ->
             loop=options.loop,
             callback=options.callback,
         )
-    pipe.scheduler = img2img_scheduler(pipe.scheduler)
     init_latents = encode(pipe, options.source.image, loop=options.loop)
     mask = None
     if options.mask is not None:
@@ -222,3 +233,6 @@ def _recipe_facts(point: Point, options: Options) -> dict[str, object]:
 def _generated_clip(picture: Image.Image, options: Options, recipe: dict[str, object]) -> Clip:
     maximum = options.source.maximum if options.source else None
     return Clip.from_picture(Picture(picture, PARAMS, maximum, options.loop, recipe))
+
+
+__getattr__ = moved(__name__, {"replay": "replaying.replay"})

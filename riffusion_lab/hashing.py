@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from functools import cache
 from typing import Any, cast
 from weakref import WeakKeyDictionary
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from .models import Pipeline, model_settings
+from .networks import is_offloaded, locked
 from .torch_defaults import torch_defaults
 
 CPU_PIECE = 2**14  # units of 8 bytes that are summed at once: they and their weights fit into a core's cache
@@ -39,13 +41,19 @@ def weights_hash(pipe: Pipeline) -> str:
     miss changes made through ``weight.data``.
     """
     hashes = [_module_hash(part) for part in (pipe.text_encoder, pipe.unet, pipe.vae)]
-    own, scale = model_settings(pipe), pipe.vae.config.scaling_factor
-    hashes.append(f"{own.steady_noise_gain} {own.pag_applied_layers} {scale}")
+    settings = model_settings(pipe)
+    scaling_factor = pipe.vae.config.scaling_factor
+    hashes.append(f"{settings.steady_noise_gain} {settings.pag_applied_layers} {scaling_factor}")
     return hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
 def _module_hash(module: nn.Module) -> str:
     """SHA-256 of names and values of all tensors; computed again only after a change."""
+    with locked(module) if is_offloaded(module) else nullcontext():  # reading the weights moves them
+        return _hash_tensors(module)
+
+
+def _hash_tensors(module: nn.Module) -> str:
     layers = list(module.named_modules())
     lora_numbers = _lora_numbers(layers)
     tensors = _named_tensors(layers, lora_numbers)
@@ -70,7 +78,7 @@ def _named_tensors(layers: Layers, lora_numbers: Mapping[str, str]) -> list[tupl
     for layer_name, layer in layers:
         for name, tensor in _own_parameters(layer):
             full_name = _join(layer_name, name)
-            if tensor not in seen and _acts(full_name, lora_numbers):
+            if tensor not in seen and _is_active(full_name, lora_numbers):
                 parameters[_plain_name(full_name, lora_numbers)] = tensor
             seen.add(tensor)
         for name, tensor in layer.named_buffers(recurse=False):
@@ -115,7 +123,7 @@ def _active_lora_layers(layers: Layers) -> Iterator[tuple[str, Any]]:
             yield name, lora_layer
 
 
-def _acts(name: str, lora_numbers: Mapping[str, str]) -> bool:
+def _is_active(name: str, lora_numbers: Mapping[str, str]) -> bool:
     """Whether a parameter is the network's own or that of an active LoRA."""
     lora = re.search(r"\.lora_\w+\.(\w+)", name)
     return lora is None or lora[1] in lora_numbers
@@ -129,7 +137,7 @@ def _plain_name(name: str, lora_numbers: Mapping[str, str] | None = None) -> str
 
 
 def _is_range(buffer: Tensor) -> bool:
-    """Whether a buffer is just 0, 1, 2 …, as a text encoder's ``position_ids``; these never were part of the hash."""
+    """Whether a buffer is 0, 1, 2 …, as a text encoder's ``position_ids``, which have never been part of the hash."""
     return buffer.dtype == torch.int64 and torch.equal(buffer.flatten().cpu(), torch.arange(buffer.numel()))
 
 

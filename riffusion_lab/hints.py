@@ -66,7 +66,7 @@ NOTATIONS = (
     Notation(
         re.compile(r"(?<!\S)(?:--|—)no\b(?:\s+[^\s-]\S*)?", re.IGNORECASE),
         "says in Midjourney what is not wanted",
-        "name it in negative_prompt=, for in the prompt these words ask for it",
+        "name it in negative_prompt=, since in the prompt these words ask for it",
     ),
     Notation(
         re.compile(r"(?<!\S)--[a-z][\w-]*(?:\s+[\d.:]+)?", re.IGNORECASE),
@@ -145,7 +145,7 @@ def scheduler_hints(scheduler: SchedulerMixin) -> list[str]:
 def vocabulary_hints(pipe: Pipeline, prompt: str) -> list[str]:
     """Hint on the words of a prompt that the model was not trained on, with the nearest known words.
 
-    Empty where nobody wrote the model's vocabulary down.
+    Empty if the model's vocabulary is not known.
     """
     vocabulary = model_settings(pipe).vocabulary
     if not vocabulary:

@@ -63,6 +63,8 @@ def interpolate(
     ------
     TypeError, ValueError
         If an argument is wrong; at once.
+    FloatingPointError
+        If latents or picture are not finite; when the clip is asked for.
 
     Notes
     -----
@@ -72,9 +74,11 @@ def interpolate(
     ends = as_list(end)
     prompts = [check_walk_prompt(pipe, prompt) for prompt in [start, *([end] if ends is None else ends)]]
     if len(prompts) < 2:
-        raise ValueError(f"a walk needs two prompts at least, not {len(prompts)}")
+        raise ValueError(f"a walk needs at least two prompts, not {len(prompts)}")
     if seed_clip is not None and duration_s is not None:
-        raise ValueError(f"duration_s={duration_s!r} and seed_clip exclude each other: the clip says how long")
+        raise ValueError(
+            f"pass duration_s={duration_s!r} or seed_clip, not both: the clips are as long as the seed clip"
+        )
     options = check_options(
         pipe,
         num_inference_steps=num_inference_steps,
@@ -91,8 +95,8 @@ def interpolate(
 def _alphas(num_clips: int, curve: Callable[[float], float] | None) -> list[float]:
     """Alpha of each clip between two prompts."""
     alphas = []
-    for clip in range(num_clips):
-        share = clip / max(1, num_clips - 1)
+    for i in range(num_clips):
+        share = i / max(1, num_clips - 1)
         alpha = curve(share) if curve else share
         alphas.append(check_number("what curve returns", alpha, 0, 1))
     return alphas
@@ -140,5 +144,5 @@ def walk(pipe: Pipeline, prompts: Sequence[Prompt], *, closed: bool = False, **o
     if closed:
         prompts += prompts[:1]
     if len(prompts) < 2:
-        raise ValueError(f"a walk needs two prompts at least, not {len(prompts)}")
+        raise ValueError(f"a walk needs at least two prompts, not {len(prompts)}")
     return interpolate(pipe, prompts[0], prompts[1:], **options)

@@ -1,4 +1,4 @@
-"""Music without an end: a session generates clips some way ahead of its listener. It knows no widget and no browser."""
+"""Endless music: a session generates clips ahead of playback. It needs no widget and no browser."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from .requests import (
     check_options,
     check_point,
     check_walk_prompt,
-    hints,
+    find_hints,
     source_facts,
 )
 from .values import N_SEEDS, check_number, check_whole, warn
@@ -112,7 +112,7 @@ class Session:
         self.ahead = check_whole("ahead", ahead, 1, 100)
         self.guidance_scale = checked.guidance_scale
         self.strength = checked.strength
-        self.hints = hints(pipe, [Point((checked,))])
+        self.hints = find_hints(pipe, [Point((checked,))])
         self.queue: deque[Prompt] = deque()
         self.path: deque[Point] = deque([Point.between(first, first, 0.0)])  # planned, not generated yet
         self.last = self.path[0]  # the last point that was planned
@@ -148,11 +148,13 @@ class Session:
             goal = prompt if isinstance(prompt, Prompt) else Prompt(prompt, self._here().seed)
             checked = check_walk_prompt(self.pipe, goal)
             if len(self.queue) >= LONGEST_QUEUE:
-                raise ValueError(f"{LONGEST_QUEUE} prompts wait already: add {goal.text[:40]!r} when one was heard")
-            self.hints = hints(self.pipe, [Point((checked,))])
+                raise ValueError(
+                    f"{LONGEST_QUEUE} prompts are already waiting: add {goal.text[:40]!r} once one has been played"
+                )
+            self.hints = find_hints(self.pipe, [Point((checked,))])
             self.error = None
             if not self.queue and self.last.changes_only_seed:
-                self._forget_wandering()
+                self._discard_seed_walk()
             self.queue.append(goal)
             self.changed.notify_all()
 
@@ -188,7 +190,7 @@ class Session:
             return [made for made in self.ready if made.number > have]
 
     def begin(self, number: int) -> LiveClip:
-        """Note that a clip begins to sound, for the first time or again; there is room for the next one then.
+        """Record that a clip has started to play, for the first time or again, which makes room for the next one.
 
         A recording that cannot go on, for example because the disk is full, is closed, and `recording_error` says why.
         The music goes on.
@@ -201,7 +203,9 @@ class Session:
         with self.changed:
             made = next((made for made in self.recent if made.number == number), None)
             if made is None:
-                raise ValueError(f"clip {number!r} is not at hand: of {self.n_made} the last {len(self.recent)} are")
+                raise ValueError(
+                    f"clip {number!r} is not available: of {self.n_made} the last {len(self.recent)} are kept"
+                )
             if self._begun is made:
                 _, times = self.heard.pop()
                 self.heard.append((made.point, times + 1))
@@ -228,11 +232,11 @@ class Session:
             if not self.changed.wait_for(lambda: self.ready or self.error or self._stopped, timeout_s):
                 raise TimeoutError(f"no clip after {timeout_s:g} s")
             if self._stopped:
-                raise RuntimeError("the session was stopped: begin a new one")
+                raise RuntimeError("the session was stopped: start a new one")
             if not self.ready:
                 error = self.error
                 self.retry()
-                raise RuntimeError(f"the next clip could not be made: {error}") from error
+                raise RuntimeError(f"the next clip could not be generated: {error}") from error
             was_recording = self._recording is not None
             clip = self.begin(self.ready[0].number).clip
             if was_recording and self._recording is None:
@@ -258,7 +262,7 @@ class Session:
             self._making = None
             self.changed.notify_all()
         if self._thread.ident:
-            self._thread.join(JOIN_S)  # a program that ends while a thread calculates is aborted
+            self._thread.join(JOIN_S)  # Python aborts if it exits while a thread is computing
         self.stop_recording()
 
     def record(self, path: str | os.PathLike[str]) -> None:
@@ -362,7 +366,7 @@ class Session:
                 self.progress = 0.0
                 is_wanted = self._making is asked
                 self._making = None
-                if is_wanted and clip is not None:
+                if is_wanted and error is None and clip is not None:
                     self._add_ready(clip, asked, point)
                 elif is_wanted:
                     self.error = error
@@ -392,7 +396,7 @@ class Session:
             self.last = self.path[-1]
         return self.path.popleft()
 
-    def _forget_wandering(self) -> None:
+    def _discard_seed_walk(self) -> None:
         """Drop what was generated ahead while the queue was empty; the next way begins where the music is."""
         self.ready = [made for made in self.ready if not made.asked.changes_only_seed or made.asked.alpha == 0]
         if self._making and self._making.alpha:
@@ -451,7 +455,7 @@ def replay_session(recipe: Mapping[str, Any], pipe: Pipeline, *, seed_clip: Clip
     Taught in: 08
     """
     if not isinstance(recipe, Mapping) or recipe.get("kind") != "live":
-        raise ValueError(f"this is no recipe of a session: {recipe!r:.60}; give Session.recipe")
+        raise ValueError(f"this is not a session's recipe: {recipe!r:.60}; use Session.recipe")
     source = None if seed_clip is None else as_model_clip(seed_clip)
     if source_facts(source).get("source_sha256") != recipe.get("source_sha256"):
         raise ValueError("the session's seed clip and seed_clip are not the same: give the one that the session had")
@@ -471,4 +475,4 @@ def _repeated_clips(pipe: Pipeline, heard: list[tuple[Point, int]], options: Opt
 def _point_from_recipe(facts: Mapping[str, Any]) -> Point:
     start = prompt_from_recipe(facts["start"])
     end = prompt_from_recipe(facts["end"])
-    return Point.between(start, end, facts["alpha"])
+    return Point.between(start, end, check_number("alpha", facts["alpha"], 0, 1))

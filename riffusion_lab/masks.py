@@ -104,7 +104,7 @@ def as_mask(mask: object, clip: Clip) -> np.ndarray:
     if array.shape != size:
         raise ValueError(f"the mask has the shape {array.shape}, the clip's picture {size}: make them alike")
     white = 255 if array.max(initial=0) > 1 else 1
-    marked = array > white / 2
+    marked = np.ascontiguousarray(array > white / 2)
     if not marked.any():
         raise ValueError("the mask is empty, so there is nothing to inpaint: mark something True (white)")
     return marked

@@ -18,6 +18,7 @@ from .models import Pipeline, model_settings
 
 _locks: WeakKeyDictionary[nn.Module, RLock] = WeakKeyDictionary()
 _locks_guard = Lock()
+_offload_lock = RLock()
 
 
 @contextmanager
@@ -25,18 +26,28 @@ def locked(network: nn.Module) -> Iterator[None]:
     """Keep other threads from using a network that may be changed meanwhile.
 
     A live session generates clips in its own thread, beside the notebook's cells, and both may use the same weights.
-    There is one lock per network, so one thread can decode while another one denoises. The lock is reentrant.
+    There is one lock per network, so one thread can decode while another one denoises. Offloaded networks share one,
+    since each moves the others from device to device. Locks are reentrant. In a callback, which holds the U-Net's lock,
+    do not wait for a thread that generates with the same network.
 
     Parameters
     ----------
     network : torch.nn.Module
-        A U-Net or an autoencoder; a compiled one shares the lock of the network that it was compiled from.
+        A U-Net, an autoencoder or a text encoder (with its tokenizer, which keeps state, too); a compiled network
+        shares the lock of the network that it was compiled from.
     """
     network = getattr(network, "_orig_mod", network)
     with _locks_guard:
         lock = _locks.setdefault(network, RLock())
+    if is_offloaded(network):
+        lock = _offload_lock
     with lock:
         yield
+
+
+def is_offloaded(network: nn.Module) -> bool:
+    """Whether accelerate or diffusers moves weights of a network to the device only while they are used."""
+    return any(hasattr(layer, "_hf_hook") or hasattr(layer, "_diffusers_hook") for layer in network.modules())
 
 
 @contextmanager
@@ -44,7 +55,7 @@ def circular_time(network: nn.Module) -> Iterator[None]:
     """Make a network's convolutions wrap around in time: the right edge of the picture is next to its left edge.
 
     Along frequency (height) the convolutions keep their zero padding, since the lowest band is not next to the highest.
-    The network is restored on exit, also after an error.
+    The network is restored on exit, even after an error.
 
     Parameters
     ----------
@@ -83,7 +94,7 @@ def sliding_windows(unet: nn.Module, *, width: int, hop: int, loop: bool) -> Ite
 
     At every step each window is predicted on its own, and the predictions are averaged where windows overlap:
     MultiDiffusion (https://arxiv.org/abs/2302.08113, eq. 5). Memory hardly grows with the latents. The U-Net is
-    restored on exit, also after an error.
+    restored on exit, even after an error.
 
     Parameters
     ----------
@@ -136,7 +147,7 @@ def perturbed_attention(pipe: Pipeline) -> Iterator[None]:
     In the blocks that the model names (`pag_applied_layers`), the unconditional first half of the batch has no
     self-attention: each place keeps its own value instead of attending to the others. This is perturbed-attention
     guidance (https://arxiv.org/abs/2403.17377), but without that paper's third prediction. Most models name no
-    blocks, and nothing changes. The U-Net is restored on exit, also after an error.
+    blocks, and nothing changes. The U-Net is restored on exit, even after an error.
 
     Parameters
     ----------

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .deprecation import moved
 from .models import Pipeline, execution_device
+from .networks import locked
 from .values import as_scalar
 
 LONGEST_PROMPT = 4_000  # characters
@@ -46,7 +47,7 @@ class Prompt:
     guidance_scale : float, optional
         Default: the model's own.
     strength : float, optional
-        How far to move away from a seed clip, in [0, 1]; without a seed clip it has no effect.
+        How far to move away from a seed clip, in [0, 1]; default: 0.75. Without a seed clip it has no effect.
 
     Notes
     -----
@@ -74,14 +75,14 @@ def check_prompt(prompt: object, name: str = "prompt", *, may_be_empty: bool = T
         Of any length up to `LONGEST_PROMPT` characters; what does not fit into the text encoder at once is encoded in
         pieces (`encode_prompt`).
     name : str
-        What an error calls it.
+        Name used in error messages.
     may_be_empty : bool
         An empty prompt is the unconditional model, but an empty text box in a panel is likely an oversight.
 
     Raises
     ------
     TypeError, ValueError
-        If it is no text, too long, or empty although it must not be.
+        If it is not a str, too long, or empty although it must not be.
     """
     text = as_scalar(prompt)
     if not isinstance(text, str):
@@ -170,7 +171,8 @@ def encode_prompt(pipe: Pipeline, text: str) -> Tensor:
 
     Taught in: 06
     """
-    return torch.cat([_encode_piece(pipe, piece) for piece in _pieces(pipe, text)], dim=1)
+    with locked(pipe.text_encoder):
+        return torch.cat([_encode_piece(pipe, piece) for piece in _pieces(pipe, text)], dim=1)
 
 
 def pad_to_same_length(pipe: Pipeline, embeds: list[Tensor]) -> list[Tensor]:
@@ -188,7 +190,8 @@ def pad_to_same_length(pipe: Pipeline, embeds: list[Tensor]) -> list[Tensor]:
 
 def n_tokens(pipe: Pipeline, text: str) -> int:
     """Number of tokens of a text."""
-    return len(pipe.tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
+    with locked(pipe.text_encoder):
+        return len(pipe.tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
 
 
 def _pieces(pipe: Pipeline, text: str) -> list[list[tuple[str, float]]]:

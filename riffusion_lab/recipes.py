@@ -23,11 +23,11 @@ from .values import N_SEEDS, warn
 
 Recipe = dict[str, Any]
 LIBRARIES = ("torch", "diffusers", "transformers")
-LARGEST_SETTING = 100_000  # of a recipe's scheduler: a stranger's number could else ask for any amount of memory
-_WALK = ("num_inference_steps", "duration_s", "loop")
-FOLLOWED = {  # kinds of recipes that hold all that is needed, and the arguments in them
-    "text_to_audio": ("prompt", "negative_prompt", "seed", "guidance_scale", *_WALK),
-    "interpolate": ("start", "end", "alpha", *_WALK),
+LARGEST_SETTING = 100_000  # of a recipe's scheduler: otherwise a recipe from a stranger could exhaust the memory
+_COMMON = ("num_inference_steps", "duration_s", "loop")
+REPLAYABLE = {  # kinds of recipes that hold all that is needed, and the arguments in them
+    "text_to_audio": ("prompt", "negative_prompt", "seed", "guidance_scale", *_COMMON),
+    "interpolate": ("start", "end", "alpha", *_COMMON),
 }
 
 
@@ -47,7 +47,7 @@ def make_recipe(pipe: Pipeline, kind: str, **arguments: Any) -> Recipe:
     -------
     dict
         The arguments; scheduler, model, the weights' hash, versions, device and dtype; under ``loras``, if there are
-        any, which ones and how strong (`active_loras`). Nothing in it tells of the machine's folders.
+        any, which ones and how strong (`active_loras`). It contains no local paths.
     """
     return {
         "kind": kind,
@@ -72,21 +72,21 @@ def check_recipe(recipe: object) -> Recipe:
     Returns
     -------
     dict
-        Of one of the kinds in `FOLLOWED`, and complete.
+        Of one of the kinds in `REPLAYABLE`, and complete.
 
     Raises
     ------
     TypeError, ValueError
-        If it is no recipe, or something is missing; the message says what.
+        If it is not a recipe, or something is missing; the message says what.
     """
     if recipe is None:
         raise ValueError("this clip has no recipe, for it was not generated: only generated clips can be replayed")
     if not isinstance(recipe, Mapping):
         raise TypeError(f"a recipe is a dict, as generated clips carry it, not {recipe!r}")
     kind = recipe.get("kind")
-    if kind not in FOLLOWED:
-        raise ValueError(f"this is no recipe that can be followed: its kind is {kind!r}, not {' or '.join(FOLLOWED)}")
-    missing = [name for name in (*FOLLOWED[kind], "scheduler", "model", "weights_sha256") if name not in recipe]
+    if kind not in REPLAYABLE:
+        raise ValueError(f"this is no recipe that can be followed: its kind is {kind!r}, not {' or '.join(REPLAYABLE)}")
+    missing = [name for name in (*REPLAYABLE[kind], "scheduler", "model", "weights_sha256") if name not in recipe]
     if missing:
         raise ValueError(f"this recipe is incomplete: it lacks {', '.join(missing)}")
     if recipe.get("source_sha256"):
@@ -117,12 +117,14 @@ def scheduler_from_recipe(recipe: Recipe) -> SchedulerMixin:
     """
     named = recipe["scheduler"]
     if not isinstance(named, Mapping) or not isinstance(named.get("config"), Mapping):
-        raise ValueError(f"scheduler {named!r:.200} of the recipe is none: it takes a class and a config")
+        raise ValueError(f"scheduler {named!r:.200} of the recipe is invalid: it must have a class and a config")
     name, config = named.get("class"), dict(named["config"])
     kind: Any = getattr(diffusers, str(name), None)
     is_missing_library = isinstance(kind, DummyObject)  # stands for a class, and says what it needs
     if not is_missing_library and not _is_scheduler(kind):
-        raise ValueError(f"scheduler {name!r} of the recipe is none of diffusers {diffusers.__version__}")
+        raise ValueError(
+            f"scheduler {name!r} of the recipe is invalid: diffusers {diffusers.__version__} has none of that name"
+        )
     large = [value for value in config.values() if isinstance(value, int) and abs(value) > LARGEST_SETTING]
     if large:
         raise ValueError(f"scheduler {name} of the recipe has a setting above {LARGEST_SETTING:,}: {large[0]:,}")

@@ -18,7 +18,8 @@ from .soundfiles import FORMATS, WRITE_BLOCK
 class Recording:
     """A sound file that grows clip by clip; each clip is joined to the one before as a listener hears it.
 
-    If the disk refuses to take more, an OSError names the file, which is closed and holds what was written before.
+    If no more can be written, for example because the disk is full, an OSError names the file, which is closed and
+    holds what was written before.
 
     Parameters
     ----------
@@ -52,7 +53,7 @@ class Recording:
         Raises
         ------
         OSError
-            If the disk refuses to take more.
+            If no more can be written, for example because the disk is full.
         """
         sound = clip.waveform
         if self.previous is not None and self.previous is not clip:

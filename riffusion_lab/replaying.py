@@ -9,7 +9,7 @@ from .generate import text_to_audio
 from .interpolation import interpolate
 from .models import Pipeline
 from .recipes import (
-    FOLLOWED,
+    REPLAYABLE,
     Recipe,
     check_recipe,
     load_recipe_model,
@@ -46,18 +46,20 @@ def replay(clip_or_recipe: Clip | Recipe, pipe: Pipeline | None = None) -> Clip:
     TypeError, ValueError
         If there is no recipe, or none that can be followed: a clip generated from another clip does not hold that one.
         Or if the clip was made with a LoRA and no pipeline with it is given.
+    FloatingPointError
+        If latents or picture are not finite.
 
     Notes
     -----
     Taught in: 03
     """
-    recipe = check_recipe(clip_or_recipe.recipe if isinstance(clip_or_recipe, Clip) else clip_or_recipe)
+    recipe = check_recipe(getattr(clip_or_recipe, "recipe", clip_or_recipe))
     scheduler = scheduler_from_recipe(recipe)
     pipe = load_recipe_model(recipe) if pipe is None else pipe
     warn_of_other_weights(recipe, pipe, "the clip was made")
     pipe = copy.copy(pipe)
     pipe.scheduler = scheduler
-    arguments = {name: recipe[name] for name in FOLLOWED[recipe["kind"]]}
+    arguments = {name: recipe[name] for name in REPLAYABLE[recipe["kind"]]}
     if recipe["kind"] == "text_to_audio":
         arguments["seed"] = seed_from_recipe(arguments["seed"])
         return text_to_audio(pipe, **arguments)

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, TypedDict
 
 import diffusers
 import numpy as np
 import torch
-from torch import Tensor
 
-from .blending import lerp, slerp, weighted_mean
+from .blending import weighted_mean
 from .clip import Clip
-from .hints import notation_hints, scheduler_hints, snap_tempo, tempo_hints, vocabulary_hints
-from .latents import latent_size, n_latent_columns
+from .hints import notation_hints, scheduler_hints, tempo_hints, vocabulary_hints
+from .latents import latent_size
 from .models import Pipeline, model_settings
 from .params import COLUMNS_PER_S, PARAMS
-from .prompts import Prompt, check_prompt, encode_prompt, pad_to_same_length
-from .sampling import Callback, Conditioning, check_scheduler, draw_noise
+from .prompts import Prompt, check_prompt
+from .sampling import Callback, check_scheduler
 from .values import as_list, as_scalar, check_number, check_seed, check_whole, warn
 
 LONG_S, LONGEST_S = 60, 3600  # above the first there is a warning, above the second an error
@@ -110,7 +109,7 @@ class Point:
 
 def _known(setting: float | None) -> float:
     if setting is None:
-        raise ValueError("a setting of a prompt is not known yet: call check_point first")
+        raise ValueError("a prompt has no guidance scale or strength yet: call check_point first")
     return setting
 
 
@@ -124,9 +123,9 @@ class CommonOptions(TypedDict, total=False):
     callback_on_step_end: Callback | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Options:
-    """What all clips of a call have in common.
+    """Settings shared by all clips of a call.
 
     num_inference_steps : int
     n_columns : int
@@ -184,14 +183,24 @@ def one_or_list(clips: list[Clip], *arguments: object) -> Clip | list[Clip]:
 
 
 def check_pipeline(pipe: object) -> None:
-    """Refuse what is no pipeline."""
+    """Raise a TypeError if it is not a StableDiffusionPipeline."""
     if not isinstance(pipe, diffusers.StableDiffusionPipeline):
         raise TypeError(f"pipe must be a StableDiffusionPipeline, as load_pipeline() gives it, not {pipe!r}")
 
 
 def check_point(pipe: Pipeline, point: Point) -> Point:
-    """Check the prompts of a point and fill in the model's defaults."""
+    """Check the prompts of a point and fill in the model's defaults.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the pipeline, a prompt or the generator is wrong, or there is not one weight per prompt.
+    """
     check_pipeline(pipe)
+    if len(point.weights) != len(point.prompts):
+        raise ValueError(f"a point needs one weight per prompt, not {len(point.weights)} for {len(point.prompts)}")
+    if point.generator is not None and len(point.prompts) > 1:
+        raise ValueError("a generator goes with a single prompt: use seeds for several")
     if point.generator is not None and not isinstance(point.generator, torch.Generator):
         raise TypeError(f"generator must be a torch.Generator, not {point.generator!r}")
     has_seed = point.generator is None
@@ -203,7 +212,7 @@ def check_walk_prompt(pipe: Pipeline, prompt: object) -> Prompt:
     check_pipeline(pipe)
     if not isinstance(prompt, Prompt):
         raise TypeError(f"{prompt!r} is not a Prompt: use Prompt('piano', seed=1)")
-    return _filled_prompt(pipe, prompt)
+    return check_point(pipe, Point((prompt,))).start
 
 
 def _filled_prompt(pipe: Pipeline, prompt: Prompt, *, has_seed: bool = True) -> Prompt:
@@ -232,9 +241,16 @@ def broadcast_arguments(
     guidance_scale: float | None = None,
     strength: float = 1.0,
 ) -> list[Point]:
-    """Check the arguments of each clip; single values are repeated to the length of the lists."""
+    """Check the arguments of each clip; single values are repeated to the length of the lists.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If one is wrong, or the lists are not equally long.
+    """
+    check_pipeline(pipe)
     if seed is not None and generator is not None:
-        raise ValueError(f"seed={seed!r} and generator exclude each other: give one of them")
+        raise ValueError(f"seed={seed!r} and generator cannot both be given: pass one of them")
     if seed is None and generator is None:
         seed = 0
     strength = check_number("strength", strength, 0, 1)
@@ -242,27 +258,27 @@ def broadcast_arguments(
     lists = {name: as_list(values) for name, values in arguments.items()}
     n_clips = _common_length({name: len(values) for name, values in lists.items() if values is not None})
 
-    def value(name: str, clip: int) -> Any:
+    def value(name: str, i: int) -> Any:
         values = lists[name]
-        return arguments[name] if values is None else values[clip]
+        return arguments[name] if values is None else values[i]
 
     points = []
-    for clip in range(n_clips):
+    for i in range(n_clips):
         one_prompt = Prompt(
-            text=value("prompt", clip),
-            seed=value("seed", clip),
-            negative_prompt=value("negative_prompt", clip),
+            text=value("prompt", i),
+            seed=value("seed", i),
+            negative_prompt=value("negative_prompt", i),
             guidance_scale=guidance_scale,
             strength=strength,
         )
-        points.append(check_point(pipe, Point((one_prompt,), generator=value("generator", clip))))
+        points.append(check_point(pipe, Point((one_prompt,), generator=value("generator", i))))
     return points
 
 
 def _common_length(lengths: dict[str, int]) -> int:
     """Number of clips, from the lengths of the arguments that are lists."""
     if 0 in lengths.values() or len(set(lengths.values())) > 1:
-        raise ValueError(f"lists must be equally long and not empty; their lengths: {lengths}")
+        raise ValueError(f"lists must have the same length and must not be empty; the lengths are {lengths}")
     n_clips = max((length for name, length in lengths.items() if name != "negative_prompt"), default=1)
     n_negative = lengths.get("negative_prompt", n_clips)
     if n_negative != n_clips:
@@ -282,7 +298,7 @@ def check_options(
     end_prompt: str | None = None,
     callback: Callback | None = None,
 ) -> Options:
-    """Check what all clips of a call have in common, and fill in the model's defaults.
+    """Check the settings shared by all clips of a call, and fill in the model's defaults.
 
     Clips generated from a source are as long as the source. ``loop=None`` stands for the source's loop, else for the
     model's own, where the length allows it.
@@ -295,7 +311,7 @@ def check_options(
     num_inference_steps = check_whole("num_inference_steps", num_inference_steps, 1, n_train_steps)
     batch_size = check_whole("batch_size", batch_size, 1, math.inf)
     n_columns = _check_duration(pipe, duration_s, source)
-    loop = _check_loop(pipe, loop, n_columns=n_columns, default=source.loop if source else settings.loop)
+    loop = _check_loop(pipe, loop, n_columns=n_columns, source=source)
     if source is None and n_columns > LONG_S * COLUMNS_PER_S:
         warn(f"{n_columns / COLUMNS_PER_S:g} s are more than {LONG_S} s: this will take a while")
     check_scheduler(pipe, num_inference_steps, from_clip=source is not None)
@@ -324,7 +340,7 @@ def _check_duration(pipe: Pipeline, duration_s: float | None, source: Clip | Non
     return max(1, round(duration_s * COLUMNS_PER_S))
 
 
-def _check_loop(pipe: Pipeline, loop: object, *, n_columns: int, default: bool) -> bool:
+def _check_loop(pipe: Pipeline, loop: object, *, n_columns: int, source: Clip | None) -> bool:
     loop = as_scalar(loop)
     if not isinstance(loop, bool | None):
         raise TypeError(f"loop must be True, False or None, not {loop!r}")
@@ -333,10 +349,15 @@ def _check_loop(pipe: Pipeline, loop: object, *, n_columns: int, default: bool) 
     if loop and not is_whole:
         clip_s = width / COLUMNS_PER_S
         nearest_s = max(1, round(n_columns / width)) * clip_s
-        advice = f"take {nearest_s:g}, or loop=False"
         duration_s = n_columns / COLUMNS_PER_S
-        raise ValueError(f"a loop takes a whole number of clips of {clip_s:g} s, not {duration_s:g} s: {advice}")
-    return is_whole and default if loop is None else loop
+        advice = f"use duration_s={nearest_s:g} or loop=False"
+        if source is not None:
+            advice = "use a clip of such a length, or loop=False"
+        raise ValueError(f"a loop must last a multiple of {clip_s:g} s, not {duration_s:g} s: {advice}")
+    if loop is None:
+        default = source.loop if source else model_settings(pipe).loop
+        return is_whole and default
+    return loop
 
 
 def as_model_clip(clip: object) -> Clip:
@@ -357,13 +378,13 @@ def check_model_clip(clip: object) -> Clip:
 
 
 def check_clip(clip: object) -> Clip:
-    """Refuse what is no clip."""
+    """Return a clip; raise a TypeError if it is not one."""
     if not isinstance(clip, Clip):
         raise TypeError(f"clip must be a Clip, not {clip!r}: make one with Clip.from_audio or Clip.from_image")
     return clip
 
 
-def hints(pipe: Pipeline, points: Sequence[Point], end_prompt: str | None = None) -> list[str]:
+def find_hints(pipe: Pipeline, points: Sequence[Point], end_prompt: str | None = None) -> list[str]:
     """Hints on what is allowed but likely not meant, each once."""
     prompts = [prompt for point in points for prompt in point.prompts]
     texts = [text for prompt in prompts for text in (prompt.text, prompt.negative_prompt) if text]
@@ -381,59 +402,6 @@ def hints(pipe: Pipeline, points: Sequence[Point], end_prompt: str | None = None
 
 
 def warn_of_hints(pipe: Pipeline, points: Sequence[Point], end_prompt: str | None = None) -> None:
-    """Warn of each of the `hints`."""
-    for hint in hints(pipe, points, end_prompt):
+    """Warn of everything that `find_hints` finds."""
+    for hint in find_hints(pipe, points, end_prompt):
         warn(hint)
-
-
-def encode_point(
-    pipe: Pipeline, point: Point, n_columns: int, *, generator: torch.Generator | None = None
-) -> Conditioning:
-    """Encode the prompts of a point and draw its noise.
-
-    Embeddings are mixed along lines, noises along arcs; a single prompt is not changed by a bit.
-
-    Parameters
-    ----------
-    pipe : StableDiffusionPipeline
-    point : Point
-        As `check_point` gives it.
-    n_columns : int
-        Width of the picture.
-    generator : torch.Generator, optional
-        Goes on drawing where another window of the same clip has stopped. Default: begin with the point's own.
-    """
-    weighted = [(prompt, weight) for prompt, weight in zip(point.prompts, point.weights, strict=True) if weight > 0]
-    prompts = [prompt for prompt, _ in weighted]
-    weights = [weight for _, weight in weighted]
-    generators = [generator or noise_generator(point, prompt) for prompt in prompts]
-    noises = [draw_noise(pipe, each, n_latent_columns(pipe, n_columns)) for each in generators]
-    prompt_embeds = [encode_text(pipe, prompt.text) for prompt in prompts]
-    negative_prompt_embeds = [encode_text(pipe, prompt.negative_prompt or "") for prompt in prompts]
-    return Conditioning(
-        prompt_embeds=_mix(pad_to_same_length(pipe, prompt_embeds), weights, lerp),
-        negative_prompt_embeds=_mix(pad_to_same_length(pipe, negative_prompt_embeds), weights, lerp),
-        noise=_mix(noises, weights, slerp),
-        generator=generators[0],
-        guidance_scale=point.guidance_scale,
-    )
-
-
-def encode_text(pipe: Pipeline, text: str) -> Tensor:
-    """Embeddings of a text whose tempo is snapped to those that the model knows."""
-    return encode_prompt(pipe, snap_tempo(pipe, text))
-
-
-def noise_generator(point: Point, prompt: Prompt) -> torch.Generator:
-    """Source of a prompt's noise; on the CPU, so that every device gets the same noise."""
-    return point.generator or torch.Generator("cpu").manual_seed(prompt.seed)
-
-
-def _mix(tensors: Sequence[Tensor], weights: Sequence[float], interpolate: Callable[..., Tensor]) -> Tensor:
-    """Mix tensors by weight: each is reached from the mix of those before it."""
-    mixed = tensors[0]
-    total = weights[0]
-    for tensor, weight in zip(tensors[1:], weights[1:], strict=True):
-        total += weight
-        mixed = interpolate(mixed, tensor, weight / total)
-    return mixed

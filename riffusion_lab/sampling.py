@@ -1,11 +1,11 @@
-"""From noise to latents: by the stock pipeline, or, from a clip and inside a mask, by a loop of our own."""
+"""From noise to latents: by the stock pipeline, or, from a clip and inside a mask, by our own denoising loop."""
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +32,7 @@ Callback = Callable[[Pipeline, int, Tensor, dict[str, Any]], dict[str, Any] | No
 Predict = Callable[[Tensor, Tensor, float], Tensor]  # latents, timestep, share of the steps that is left -> prediction
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Conditioning:
     """What the network needs to denoise one clip.
 
@@ -98,16 +98,14 @@ def scale_static_noise(pipe: Pipeline, noise: Tensor) -> Tensor:
     return torch.fft.irfft(waves, n=n_columns).to(noise.dtype)
 
 
-@contextmanager
-def isolated_pipeline(pipe: Pipeline) -> Iterator[Pipeline]:
-    """Give a shallow copy of a pipeline, with a scheduler of its own, under torch's defaults.
+def isolated_pipeline(pipe: Pipeline) -> Pipeline:
+    """Shallow copy of a pipeline with a scheduler of its own; the networks are shared.
 
-    The networks are shared. What a user sets on `pipe` meanwhile stays set, and does not change the work in progress.
+    What a user sets on `pipe` meanwhile stays set, and does not change the work in progress.
     """
     isolated = copy.copy(pipe)
     isolated.scheduler = copy.deepcopy(pipe.scheduler)
-    with torch_defaults():
-        yield isolated
+    return isolated
 
 
 def from_noise(
@@ -145,9 +143,9 @@ def from_noise(
 
     Taught in: 03
     """
-    noise = torch.cat([clip.noise for clip in batch])
+    noise = torch.cat([conditioning.noise for conditioning in batch])
     negative_prompt_embeds, prompt_embeds = _concatenate_embeds(pipe, batch, is_guided=True).chunk(2)
-    generators = [clip.generator for clip in batch]
+    generators = [conditioning.generator for conditioning in batch]
     _seed_own_noise(pipe.scheduler, generators)
     with locked(pipe.unet), ExitStack() as stack:
         close_loop = _prepare_unet(pipe, stack, batch, loop=loop)
@@ -194,7 +192,7 @@ def from_clip(
     init_latents : Tensor [shape=(1, 4, 64, columns)]
         Latents of the clip.
     num_inference_steps : int
-        For the way from pure noise; of these, ``int(strength * num_inference_steps)`` are taken (see `first_step`).
+        Counted from pure noise; of these, ``int(strength * num_inference_steps)`` are taken (see `first_step`).
     strength : float
         In [0, 1]. At 1 nothing of the clip is left, as if from noise; at 0 nothing changes.
     loop : bool
@@ -217,7 +215,7 @@ def from_clip(
     Taught in: 05, 07
     """
     init_latents = init_latents.expand(len(batch), -1, -1, -1)
-    noise = torch.cat([clip.noise for clip in batch])
+    noise = torch.cat([conditioning.noise for conditioning in batch])
     if strength == 1 and mask is None:  # with a mask, the clip around it decides register and timbre
         noise = scale_static_noise(pipe, noise)
     guided_unet = _guided_unet(pipe, batch, end_prompt_embeds)
@@ -235,7 +233,7 @@ def from_clip(
             noise,
             num_inference_steps=num_inference_steps,
             strength=strength,
-            generators=[clip.generator for clip in batch],
+            generators=[conditioning.generator for conditioning in batch],
             mask=mask,
             callback=callback,
         )
@@ -256,8 +254,8 @@ def check_scheduler(pipe: Pipeline, num_inference_steps: int, *, from_clip: bool
     Raises
     ------
     ValueError
-        If the scheduler fails, leads from a clip to noise, or to NaN or infinity; the message names schedulers that
-        work.
+        If the scheduler fails, adds noise instead of removing it, or leads to NaN or infinity; the message names
+        schedulers that work.
 
     Notes
     -----
@@ -302,7 +300,7 @@ def _try_scheduler(
         mask=torch.arange(8).expand(8, 8) < 4 if with_mask else None,
     )
     if scheduler.timesteps[0] < scheduler.timesteps[-1]:
-        raise ValueError("it leads from a clip to noise")
+        raise ValueError("its timesteps rise, so it adds noise instead of removing it")
 
 
 def first_step(num_inference_steps: int, strength: float) -> int:
@@ -395,7 +393,7 @@ def _guided_unet(
     With `end_prompt_embeds`, predictions for both prompts are mixed, column by column.
     """
     # At 1 or less there is no guidance, as in the stock pipeline.
-    scales = [max(1.0, clip.guidance_scale) for clip in batch]
+    scales = [max(1.0, conditioning.guidance_scale) for conditioning in batch]
     is_guided = max(scales) > 1
     guidance_scale = batch[0].noise.new_tensor(scales)[:, None, None, None]
     embeds = _concatenate_embeds(pipe, batch, is_guided=is_guided)
@@ -411,7 +409,7 @@ def _guided_unet(
     if end_prompt_embeds is None:
         return lambda latents, timestep: predict(latents, timestep, embeds)
 
-    end_batch = [replace(clip, prompt_embeds=end_prompt_embeds) for clip in batch]
+    end_batch = [replace(conditioning, prompt_embeds=end_prompt_embeds) for conditioning in batch]
     end_embeds = _concatenate_embeds(pipe, end_batch, is_guided=is_guided)
 
     def predict_both(latents: Tensor, timestep: Tensor) -> Tensor:
@@ -425,9 +423,9 @@ def _guided_unet(
 
 def _concatenate_embeds(pipe: Pipeline, batch: Sequence[Conditioning], *, is_guided: bool) -> Tensor:
     """Embeddings for the U-Net: with guidance the negative prompts' first, then the prompts'."""
-    embeds = [clip.prompt_embeds for clip in batch]
+    embeds = [conditioning.prompt_embeds for conditioning in batch]
     if is_guided:
-        embeds = [clip.negative_prompt_embeds for clip in batch] + embeds
+        embeds = [conditioning.negative_prompt_embeds for conditioning in batch] + embeds
     return torch.cat(pad_to_same_length(pipe, embeds))
 
 
@@ -435,7 +433,7 @@ def _prepare_unet(
     pipe: Pipeline, stack: ExitStack, batch: Sequence[Conditioning], *, loop: bool
 ) -> Callable[[float], None]:
     """Prepare the U-Net for guidance and width; call the result with the share of the steps that is left."""
-    if any(clip.guidance_scale > 1 for clip in batch):
+    if any(conditioning.guidance_scale > 1 for conditioning in batch):
         stack.enter_context(perturbed_attention(pipe))
     width = latent_size(pipe)[1]
     n_columns = batch[0].noise.shape[-1]

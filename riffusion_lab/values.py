@@ -120,13 +120,18 @@ def in_one_line(error: Exception) -> str:
     return textwrap.shorten(str(error), width=300, placeholder=" …") or type(error).__name__
 
 
+def _is_ours(module: str) -> bool:
+    """Whether a frame of this module lies inside the package: contextlib's are those of our decorators."""
+    return module.startswith(f"{__package__}.") or module == "contextlib"
+
+
 def warn(message: str) -> None:
     """Warn, and attribute the warning to the line outside this package that called it."""
     if getattr(_this_thread, "is_silent", False):
         return
     frame = sys._getframe(1)
     level = 2
-    while frame.f_back and frame.f_globals["__name__"].startswith(f"{__package__}."):
+    while frame.f_back and _is_ours(frame.f_globals["__name__"]):
         frame = frame.f_back
         level += 1
     warnings.warn(message, stacklevel=level)

@@ -9,6 +9,7 @@ MOVED = {
     ("riffusion_lab.denoise", "draw_noise"): ("riffusion_lab.sampling", "draw_noise"),
     ("riffusion_lab.denoise", "first_noise"): ("riffusion_lab.sampling", "scale_static_noise"),
     ("riffusion_lab.denoise", "perturbed_attention"): ("riffusion_lab.networks", "perturbed_attention"),
+    ("riffusion_lab.generate", "replay"): ("riffusion_lab.replaying", "replay"),
     ("riffusion_lab.loops", "circular_time"): ("riffusion_lab.networks", "circular_time"),
     ("riffusion_lab.loops", "decode"): ("riffusion_lab.latents", "decode"),
     ("riffusion_lab.loops", "encode"): ("riffusion_lab.latents", "encode"),

@@ -13,10 +13,11 @@ from PIL import Image
 from conftest import chirp
 from riffusion_lab import audio_to_audio, edit, extend, inpaint, load_pipeline, text_to_audio
 from riffusion_lab.clip import Clip
+from riffusion_lab.conditioning import encode_point
 from riffusion_lab.latents import decode, encode, latent_mask
 from riffusion_lab.masks import as_mask, box_mask, paste
 from riffusion_lab.params import SpectrogramParams
-from riffusion_lab.requests import broadcast_arguments, encode_point
+from riffusion_lab.requests import broadcast_arguments
 from riffusion_lab.sampling import first_step, from_clip, img2img_scheduler
 from tiny import save_stable_diffusion
 
@@ -53,8 +54,16 @@ def test_a_box_is_where_it_says():
 def test_masks_come_as_arrays_and_pictures():
     clip = recording(441 * 200)
     mask = box_mask(clip, 0.5, 1)
-    for given in (mask, mask.astype(float), mask * 255, Image.fromarray(mask), Image.fromarray(mask).convert("RGB")):
+    for given in (
+        mask,
+        mask.astype(float),
+        mask * 255,
+        np.asfortranarray(mask),
+        Image.fromarray(mask),
+        Image.fromarray(mask).convert("RGB"),
+    ):
         assert np.array_equal(as_mask(given, clip), mask)
+        assert as_mask(given, clip).flags.c_contiguous  # as the hash in a recipe needs it
 
 
 @pytest.mark.parametrize(
@@ -397,18 +406,18 @@ def test_a_list_of_one_prompt_is_that_prompt(pipe, clip):
             ValueError,
             "2 prompts for 0.01 s: give each at least",
         ),
-        (extend, {"prompt": []}, ValueError, "not empty"),
+        (extend, {"prompt": []}, ValueError, "not be empty"),
         (extend, {"prompt": ["jazz", 3]}, TypeError, "prompt must be a str .*3"),
         (
             extend,
             {"seed": [1, 2]},
             TypeError,
-            "seed must be a single one, not .1, 2.: for several takes call extend for",
+            "seed must be a single value, not .1, 2.: for several takes, call extend",
         ),
-        (extend, {"seed": np.arange(2)}, TypeError, "seed must be a single one"),
-        (extend, {"generator": [torch.Generator()]}, TypeError, "generator must be a single one"),
+        (extend, {"seed": np.arange(2)}, TypeError, "seed must be a single value"),
+        (extend, {"generator": [torch.Generator()]}, TypeError, "generator must be a single value"),
         (extend, {"negative_prompt": ["jazz", "techno"]}, ValueError, "2 negative prompts for one clip"),
-        (extend, {"prompt": ["a", "b", "c"], "negative_prompt": ["jazz", "techno"]}, ValueError, "equally long"),
+        (extend, {"prompt": ["a", "b", "c"], "negative_prompt": ["jazz", "techno"]}, ValueError, "the same length"),
         (extend, {"memory_s": 5}, ValueError, "memory_s must be between 0.08 and 4.48, not 5"),
     ],
 )

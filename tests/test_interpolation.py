@@ -214,7 +214,7 @@ def test_a_seed_clip_of_other_params_and_length(pipe):
     ("given", "error", "message"),
     [
         ({"start": "piano"}, TypeError, "'piano' is not a Prompt"),
-        ({"end": []}, ValueError, "two prompts at least, not 1"),
+        ({"end": []}, ValueError, "at least two prompts, not 1"),
         ({"start": Prompt("a", seed=-1)}, ValueError, "seed must be between"),
         ({"end": Prompt("a", seed=2**32)}, ValueError, "seed must be between 0 and 4294967295, not 4294967296"),
         ({"end": Prompt("a", seed=[1, 2])}, TypeError, "seed must be a whole number"),
@@ -234,5 +234,5 @@ def test_bad_input_is_refused_at_once(pipe, given, error, message):
 
 @pytest.mark.parametrize(("prompts", "closed", "n_prompts"), [([A], False, 1), ([], False, 0), ([], True, 0)])
 def test_a_walk_needs_two_prompts(pipe, prompts, closed, n_prompts):
-    with pytest.raises(ValueError, match=f"two prompts at least, not {n_prompts}"):
+    with pytest.raises(ValueError, match=f"at least two prompts, not {n_prompts}"):
         walk(pipe, prompts, closed=closed, num_clips=3)

@@ -50,11 +50,15 @@ def our_files(*suffixes: str) -> list[Path]:
 # The commands
 
 
+# What a make around the tests, which may have options of its own, hands on to this one
+OF_OUTER_MAKE = {"MAKEFLAGS", "MAKELEVEL", "MFLAGS", "MAKEOVERRIDES"}
+OF_OUTER_MAKE |= {"CONSTRAINTS", "NBVAL", "WORKERS", "TRY_WHEEL", "LAB_OPTIONS"}
+
+
 def make_commands(target: str) -> list[str]:
     """Return what `make` runs for `target` in a fresh clone on a POSIX system, without the lines that only talk."""
     options = ["OS=", "LAB_OPTIONS=", "CONSTRAINTS=", "NBVAL=--nbval", "PYTHON=python3", "WORKERS=auto", "TRY_WHEEL="]
-    outer_make = ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "MAKEOVERRIDES")
-    environment = {name: value for name, value in os.environ.items() if name not in outer_make}
+    environment = {name: value for name, value in os.environ.items() if name not in OF_OUTER_MAKE}
     command = [external.require("make"), "--dry-run", "--always-make", *options, target]
     run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
     return [line for line in run.stdout.splitlines() if re.match(r"\S*python3? (-m |tools/)", line)]
@@ -93,8 +97,7 @@ esac
 
 def run_make(target: str, folder: Path, python: Path, **variables: str) -> tuple[int, list[str]]:
     """Run `make` for a target in `folder`; return its exit status and the lines that it printed."""
-    outer_make = ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "MAKEOVERRIDES")
-    environment = {name: value for name, value in os.environ.items() if name not in outer_make} | variables
+    environment = {name: value for name, value in os.environ.items() if name not in OF_OUTER_MAKE} | variables
     command = [external.require("make"), "--no-print-directory", target, f"PYTHON={python}"]
     run = subprocess.run(
         command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False

@@ -7,12 +7,14 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler
 
-from riffusion_lab import text_to_audio
+from riffusion_lab import load_pipeline, text_to_audio
 from riffusion_lab.blending import lerp, slerp
+from riffusion_lab.conditioning import encode_point
+from riffusion_lab.hashing import weights_hash
 from riffusion_lab.latents import decode
 from riffusion_lab.networks import locked
-from riffusion_lab.prompts import Prompt
-from riffusion_lab.requests import Point, check_point, encode_point
+from riffusion_lab.prompts import Prompt, encode_prompt, n_tokens
+from riffusion_lab.requests import Point, check_point
 
 WAIT_S = 20
 
@@ -27,10 +29,10 @@ def test_what_a_user_sets_on_the_pipe_meanwhile_stays_set_and_is_used_next(pipe)
         pipe.scheduler = mine
         used.append(type(stepped.scheduler))
 
-    first = text_to_audio(pipe, "piano", callback_on_step_end=set_scheduler, num_inference_steps=2)
+    clips = text_to_audio(pipe, ["piano", "jazz"], callback_on_step_end=set_scheduler, num_inference_steps=2)
     assert pipe.scheduler is mine
-    assert used == [DDIMScheduler, DDIMScheduler]
-    assert first.recipe["scheduler"]["class"] == "DDIMScheduler"
+    assert used == [DDIMScheduler] * 4  # also in the second batch
+    assert {clip.recipe["scheduler"]["class"] for clip in clips} == {"DDIMScheduler"}
     assert text_to_audio(pipe, "piano", num_inference_steps=2).recipe["scheduler"]["class"] == "EulerDiscreteScheduler"
 
 
@@ -74,6 +76,31 @@ def test_a_compiled_network_shares_the_lock_of_its_original():
     assert done.wait(WAIT_S)
 
 
+@pytest.mark.parametrize("encode", [encode_prompt, n_tokens])
+def test_tokens_are_counted_and_encoded_by_one_thread_at_a_time(pipe, encode):
+    """The tokenizer keeps how it pads and truncates, which both set."""
+    with locked(pipe.text_encoder):
+        done = run_in_thread(lambda: encode(pipe, "piano"))
+        assert not done.wait(0.2)
+    assert done.wait(WAIT_S)
+
+
+def test_offloaded_networks_share_a_lock(folder):
+    """Each moves the others away when it is used."""
+    pipe = load_pipeline(folder, device="cpu")
+    pipe.enable_model_cpu_offload(device="cpu")
+
+    def enter():
+        with locked(pipe.vae):
+            pass
+
+    with locked(pipe.unet):
+        done = run_in_thread(enter)
+        hashed = run_in_thread(lambda: weights_hash(pipe))
+        assert not done.wait(0.2) and not hashed.is_set()
+    assert done.wait(WAIT_S) and hashed.wait(WAIT_S)
+
+
 # --- points of several prompts --------------------------------------------------------------------------------
 
 
@@ -105,6 +132,14 @@ def test_a_mix_of_three_is_their_weighted_mean_with_noise_as_long_as_theirs(pipe
     assert point.guidance_scale == pytest.approx(0.5 * 1.6 + 0.3 * 3.0 + 0.2 * 5.0)
     assert point.nearest.text == "piano"
     assert point.label == "piano (50%) + techno (30%) + jazz (20%)"
+
+
+def test_a_point_has_a_weight_for_each_prompt_and_a_generator_for_one_alone(pipe):
+    two = (Prompt("piano"), Prompt("jazz"))
+    with pytest.raises(ValueError, match="one weight per prompt, not 1 for 2"):
+        check_point(pipe, Point(two))
+    with pytest.raises(ValueError, match="a generator goes with a single prompt"):
+        check_point(pipe, Point(two, (0.5, 0.5), generator=torch.Generator()))
 
 
 def test_a_mix_of_two_lies_on_line_and_arc(pipe):

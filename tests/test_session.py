@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import json
+import math
 import os
 import threading
 import time
@@ -229,6 +230,19 @@ def test_an_error_is_told_once_and_the_clip_is_tried_again(begin, monkeypatch):
     assert live.heard[-1][0].alpha == 0.25
 
 
+def test_an_error_of_the_sound_is_told_as_one_of_the_picture(begin, monkeypatch):
+    class Broken:
+        @property
+        def waveform(self):
+            raise MemoryError("no room for the sound")
+
+    monkeypatch.setattr(live_module, "generate_point", lambda *_: Broken())
+    live = begin()
+    with pytest.raises(RuntimeError, match="no room for the sound"):
+        live.next(WAIT_S)
+    assert live.ready == []
+
+
 def test_waiting_has_an_end(begin, monkeypatch):
     monkeypatch.setattr(live_module, "generate_point", lambda *_: time.sleep(1))
     live = begin()
@@ -414,6 +428,17 @@ def test_old_recipes_with_seeds_of_more_than_32_bits_play_the_same(begin):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("alpha", [1.5, -0.1, math.nan])
+def test_a_recipe_with_a_point_outside_of_its_walk_is_refused(begin, alpha):
+    live = begin(num_inference_steps=1)
+    live.next(WAIT_S)
+    recipe = json.loads(json.dumps(live.recipe))
+    live.stop()
+    recipe["heard"][0]["alpha"] = alpha
+    with pytest.raises(ValueError, match="alpha must be"):
+        replay_session(recipe, live.pipe)
+
+
 def test_a_seed_clip_is_needed_again(begin, music):
     seed_clip = Clip.from_audio(music, RATE, loop=True)
     live = begin(seed_clip=seed_clip, num_inference_steps=2)
@@ -445,7 +470,7 @@ def test_bad_input_is_refused_and_changes_nothing(begin, tmp_path):
     with pytest.raises(FileNotFoundError, match="missing"):
         live.record(tmp_path / "missing" / "take.wav")
     assert (live.status["queue"], live.recipe) == before
-    with pytest.raises(ValueError, match="no recipe of a session"):
+    with pytest.raises(ValueError, match="not a session's recipe"):
         replay_session({"kind": "text_to_audio"}, live.pipe)
 
 
@@ -453,7 +478,7 @@ def test_bad_beginnings_are_refused(begin, music):
     for options in ({"ahead": 0}, {"clips_per_prompt": 0}, {"clips_per_seed": 1.5}, {"num_inference_steps": 0}):
         with pytest.raises((TypeError, ValueError), match=next(iter(options))):
             begin(**options)
-    with pytest.raises(ValueError, match="whole number of clips"):
+    with pytest.raises(ValueError, match="must last a multiple of 5.12 s"):
         begin(seed_clip=Clip.from_audio(music, RATE)[:3])
 
 
@@ -465,7 +490,7 @@ def test_ten_quick_prompts_fill_the_queue_and_no_more(begin, monkeypatch):
         try:
             live.add("techno")
         except ValueError as error:
-            assert "wait already" in str(error)
+            assert "are already waiting" in str(error)
             refused += 1
     assert refused == 2
     assert len(live.status["queue"]) == LONGEST_QUEUE

@@ -28,7 +28,7 @@ from ..latents import latent_size
 from ..models import Pipeline, model_settings, vocabulary
 from ..params import COLUMNS_PER_S
 from ..prompts import Prompt, check_prompt
-from ..requests import Point, as_model_clip, check_point, clip_width, hints
+from ..requests import Point, as_model_clip, check_point, clip_width, find_hints
 from ..values import N_SEEDS, silence_thread
 from .mask_painter import MaskPainter
 from .pictures import picture_image, png_bytes
@@ -188,7 +188,7 @@ class Studio(widgets.VBox):
         try:
             check_prompt(options["prompt"], may_be_empty=False)  # an empty text box is likely an oversight
             asked = (options[name] for name in ("prompt", "seed", "negative_prompt", "guidance_scale"))
-            found = hints(self.pipe, [check_point(self.pipe, Point((Prompt(*asked),)))])
+            found = find_hints(self.pipe, [check_point(self.pipe, Point((Prompt(*asked),)))])
             self._say("Making a clip …", *found)
             clip = call(**options, callback_on_step_end=self._on_step_end)
             _ = clip.waveform  # made here, where nobody waits for it
