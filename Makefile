@@ -88,7 +88,7 @@ browser: .venv/test.stamp
 # tests/notebook_lane.py keeps the cells of a notebook together.
 notebooks-check: .venv/test.stamp
 	@echo "nbval runs the notebooks and compares what they print; then lessons run with other prompts."
-	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -p tests.notebook_lane $(NBVAL) --nbval-current-env --nbval-sanitize-with=tests/nbval_sanitize.cfg --nbval-cell-timeout=300 notebooks tests/test_extras.py
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -p tests.notebook_lane $(NBVAL) --nbval-current-env --nbval-sanitize-with=tests/nbval_sanitize.cfg --nbval-cell-timeout=180 notebooks tests/test_extras.py
 
 package: .venv/test.stamp
 	@echo "build makes wheel and sdist; what the wheel installs is tried in a folder of its own."
