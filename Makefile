@@ -7,7 +7,7 @@
 # make lint              ruff reads the code and the notebooks
 # make types             mypy checks the package's type hints
 # make unit              pytest tests the package, without a browser, several tests side by side
-# make browser           pytest tests widgets and JupyterLab in a browser, one after the other
+# make browser           pytest tests widgets and JupyterLab in a browser, two files at once
 # make notebooks-check   nbval runs the notebooks and compares what they print; lessons run with other prompts
 # make package           build wheel and sdist into dist/, install the wheel elsewhere, and make a clip with it
 # make test-colab        set-up cell, notebook 00 and widgets with the versions that Google Colab has, in .venv-colab
@@ -80,10 +80,10 @@ unit: .venv/test.stamp
 	@echo "pytest tests the package; tests that need a missing program are skipped and say how to get it."
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) --dist worksteal -m "not browser and not notebooks"
 
-# One after the other: they watch the clock, and what plays must not wait for another test.
+# Two files at once, the tests of a file one after the other: they watch the clock, but most of the time they wait.
 browser: .venv/test.stamp
 	@echo "pytest tests widgets and JupyterLab in a browser; without Chromium they are skipped."
-	$(BIN)/python -m pytest -m browser
+	$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 2 --dist loadfile -m browser
 
 # tests/notebook_lane.py keeps the cells of a notebook together.
 notebooks-check: .venv/test.stamp

@@ -362,24 +362,32 @@ def reaches(notebook, condition, timeout_s=30):
     notebook.page.wait_for_function(code, timeout=1000 * timeout_s)
 
 
-@pytest.fixture
-def playing(lab):
-    """Endless music (tones) in two views, playing; further cells can be run."""
-    cells = [
-        "import asyncio, time\nimport fake_music\nfrom tiny import tiny_pipeline",
-        "from riffusion_lab.widgets import Live\nlive = Live(tiny_pipeline(), 'piano')\nlive",
-        "live",
-        "await asyncio.sleep(6)",
-        "time.sleep(6)",
-        "\n".join(["print('\\n' * 300)"]),
-    ]
-    with lab.open(cells, name="live") as notebook:
-        for cell in (0, 1, 2):
-            notebook.run_cell(cell)
-        notebook.widget("rl-play").first.click()
-        reaches(notebook, "live.clip >= 1")
+LIVE = [
+    "import asyncio, time\nimport fake_music\nfrom tiny import tiny_pipeline",
+    "from riffusion_lab.widgets import Live\nlive = Live(tiny_pipeline(), 'piano')\nlive",
+    "live",
+    "await asyncio.sleep(6)",
+    "time.sleep(6)",
+    "print('\\n' * 300)",
+]
+
+
+@pytest.fixture(scope="module")
+def live_notebook(lab):
+    """A notebook with endless music (tones) in two views; to start a kernel for each test would take minutes."""
+    with lab.open(LIVE, name="live") as notebook:
         yield notebook
-        assert notebook.errors == []
+
+
+@pytest.fixture
+def playing(live_notebook):
+    """The same with a new player, which plays; further cells can be run."""
+    for cell in (0, 1, 2):
+        live_notebook.run_cell(cell)
+    live_notebook.widget("rl-play").first.click()
+    reaches(live_notebook, "live.clip >= 1")
+    yield live_notebook
+    assert live_notebook.errors == []
 
 
 def test_live_needs_a_gesture_and_then_plays_once(playing):
@@ -446,7 +454,7 @@ def test_live_looks_right(playing, tmp_path):
     check_looks(playing, ".rl-live", tmp_path, "live")
 
 
-def test_two_minutes_of_riffling_have_no_gap(lab):
+def test_a_minute_of_riffling_has_no_gap(lab):
     cells = [
         "from riffusion_lab import load_pipeline\nfrom riffusion_lab.widgets import Live",
         "live = Live(load_pipeline(), 'piano, 94 bpm')\nlive",
@@ -461,7 +469,7 @@ def test_two_minutes_of_riffling_have_no_gap(lab):
         before, n_clips = number(live, "ctx-time"), number(live, "clip")
         type_into(notebook.widget("rl-prompt"), "techno, 94 bpm")
         notebook.widget("rl-add").click()
-        reaches(notebook, f"live.ctxTime > {before + 120}", timeout_s=140)
+        reaches(notebook, f"live.ctxTime > {before + 60}", timeout_s=80)
         assert number(live, "underruns") == 0
         assert number(live, "clip") > n_clips + 2  # a slow machine repeats some
         assert "techno" in live.get_attribute("data-label")
