@@ -1,267 +1,101 @@
-"""How good is the model? A small classifier listens, and numbers follow.
+"""How good is a model? Clips are generated from captions of held-out clips, and compared with these.
 
-The classifier is trained on rendered clips only and never used to train the model. *Adherence* is its accuracy on
-generated clips divided by its accuracy on rendered clips of the same captions; texture, mode and tempo count where the
-caption tells them. The *Fréchet distance* (https://arxiv.org/abs/1706.08500, here in the classifier's own embedding)
-compares the two sets as a whole; that between two sets of rendered clips of the same size says what is as good as the
-same.
+A classifier that had no part in training the model says what it hears. *Adherence* is its accuracy on generated clips
+divided by its accuracy on the real clips of the same captions; texture, mode and tempo count where the caption names
+them. The *Fréchet distance* (https://arxiv.org/abs/1706.08500, here in the classifier's own embedding) compares two
+sets as a whole; the one between two sets of real clips of the same size is as good as it can get.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict
-from functools import lru_cache
-from importlib import resources
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from inspect import signature
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from diffusers import StableDiffusionPipeline
-from PIL import Image
-from safetensors.torch import load_file, save_file
-from scipy.signal import find_peaks
-from scipy.spatial.distance import pdist
-from torch import nn
 from tqdm.auto import tqdm
 
 from ..generate import text_to_audio
 from ..hashing import weights_hash
 from ..models import model_settings
-from ..params import COLUMNS_PER_S
 from .autoencoder import fidelity, there_and_back
-from .captions import caption
+from .classifier import Classifier, class_scores, classify, load_classifier, picture_tensor
 from .dataset import Dataset
-from .run import autocast, cosine, descend, set_learning_rate, train
-from .vocabulary import CLASSES, DRUMS, EFFECT_NAMES, INSTRUMENTS, MODE_WORDS, STYLE_NAMES, TEXTURES
+from .metrics import (
+    column_steps,
+    distance_of_means,
+    diversity,
+    estimate_tempo,
+    frechet_distance,
+    is_tempo,
+    nearest_correlation,
+    thumbnails,
+)
+from .reference import N_CLIPS, Reference, make_reference, shipped_reference
+from .run import autocast
+from .targets import choice_targets
+from .vocabulary import CLASSES, DRUMS, EFFECT_NAMES, INSTRUMENTS, MODE_WORDS, STYLE_NAMES
 
-MODES = tuple(MODE_WORDS)
-UNKNOWN = -100  # `cross_entropy` passes over it: a drum beat has no mode
-TAUGHT = ("vocabulary", "tempi_bpm")  # of a model's settings, what says nothing about how it makes clips
-EMBEDDING = 64
-GROUPS = {
+__all__ = ["CLASSES", "class_scores", "default_settings", "evaluate", "load_classifier"]
+
+VOCABULARY_SETTINGS = ("vocabulary", "tempi_bpm")  # of a model's settings, what says nothing about how it makes clips
+COMPOSER_GROUPS = {
     "styles": tuple(STYLE_NAMES),
     "instruments": tuple(INSTRUMENTS),
     "drums": (DRUMS,),
     "effects": tuple(EFFECT_NAMES),
 }
-
-
-class Classifier(nn.Module):
-    """Says what a picture sounds like: one of `CLASSES`, its texture and its mode."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        widths = (16, 32, 64, 96, 128)
-        layers: list[nn.Module] = []
-        for below, width in zip((1, *widths), widths, strict=False):
-            layers += [nn.Conv2d(below, width, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
-        self.layers = nn.Sequential(*layers)  # 256 × 256 → 8 × 8
-        self.embedding = nn.Linear(2 * 8 * 128 // 2, EMBEDDING)
-        self.heads = nn.ModuleDict(
-            {
-                "class": nn.Linear(EMBEDDING, len(CLASSES)),
-                "texture": nn.Linear(EMBEDDING, len(TEXTURES)),
-                "mode": nn.Linear(EMBEDDING, len(MODES)),
-            }
-        )
-
-    def embed(self, pictures: torch.Tensor) -> torch.Tensor:
-        """Pictures [shape=(n, 1, 512, 512), -1…1] → [shape=(n, 64)]."""
-        features = self.layers(F.avg_pool2d(pictures, 2))  # (n, 128, 8, 8): frequency is kept, time averaged
-        return self.embedding(F.relu(features.mean(dim=-1).flatten(1)))
-
-    def forward(self, pictures: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Scores (logits) for each of class, texture and mode."""
-        embedding = F.relu(self.embed(pictures))
-        return {name: head(embedding) for name, head in self.heads.items()}
-
-
-def targets(facts: list[dict]) -> dict[str, torch.Tensor]:
-    """Numbers of the right answers; `UNKNOWN` where there is none."""
-
-    def numbers(options: tuple[str, ...], key: str) -> torch.Tensor:
-        return torch.tensor([options.index(f[key]) if f.get(key) in options else UNKNOWN for f in facts])
-
-    return {"class": numbers(CLASSES, "label"), "texture": numbers(TEXTURES, "texture"), "mode": numbers(MODES, "mode")}
-
-
-def train_classifier(
-    dataset: Dataset, folder: str | Path, *, minutes: float = 5.0, learning_rate: float = 2e-3
-) -> Classifier:
-    """Train on rendered clips, turned in time, blurred and noised a little so that it does not judge by fine grain.
-
-    Writes `folder/classifier.safetensors` (float16).
-    """
-    rng = np.random.default_rng()
-    torch.manual_seed(0)
-    training, _ = dataset.split()
-    model = Classifier().train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.01)
-
-    def step(progress: float) -> torch.Tensor:
-        set_learning_rate(optimizer, learning_rate * cosine(progress))
-        chosen = rng.choice(training, 48)
-        pictures = dataset.pictures(chosen).roll(int(rng.integers(512)), dims=-1)
-        if rng.random() < 0.5:
-            pictures = F.avg_pool2d(pictures, 3, stride=1, padding=1, count_include_pad=False)
-        pictures = pictures + rng.uniform(0, 0.1) * torch.randn_like(pictures)
-        with autocast():
-            scores = model(pictures)
-        right = targets([dataset.facts[i] for i in chosen])
-        loss = sum(F.cross_entropy(scores[name].float(), right[name], label_smoothing=0.05) for name in scores)
-        return descend(optimizer, loss)
-
-    train(step, {"model": model, "optimizer": optimizer}, Path(folder) / "classifier.pt", minutes=minutes)
-    state = {k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()}
-    save_file({k: v.contiguous() for k, v in state.items()}, Path(folder) / "classifier.safetensors")
-    return model.eval()
-
-
-@lru_cache(maxsize=2)
-def load_classifier(file: str | Path | None = None) -> Classifier:
-    """The classifier that ships with the package, or another one."""
-    if file is None:
-        file = str(resources.files("riffusion_lab") / "weights" / "classifier.safetensors")
-    model = Classifier()
-    model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in load_file(file).items()})
-    return model.eval()
-
-
-def as_tensor(picture: Image.Image) -> torch.Tensor:
-    """A clip's picture as the classifier takes it [shape=(1, 1, 512, 512)]."""
-    return torch.from_numpy(np.asarray(picture.convert("RGB"), np.float32).mean(axis=-1))[None, None] / 127.5 - 1
-
-
-@torch.no_grad()
-def class_scores(picture: Image.Image, classifier: Classifier | None = None) -> dict[str, float]:
-    """Probability of each of `CLASSES` for one picture, the likeliest first."""
-    scores = (classifier or load_classifier())(as_tensor(picture))["class"][0].softmax(dim=0)
-    return {CLASSES[i]: float(scores[i]) for i in scores.argsort(descending=True)}
-
-
-def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
-    """Distance of two Gaussians fitted to embeddings [shape=(n, 64)]: |μa − μb|² + tr(Σa + Σb − 2 (Σa Σb)^½)."""
-    covariance_a, covariance_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
-    eigenvalues = np.linalg.eigvals(covariance_a @ covariance_b).real.clip(min=0)
-    mean = np.square(a.mean(axis=0) - b.mean(axis=0)).sum()
-    return float(mean + np.trace(covariance_a + covariance_b) - 2 * np.sqrt(eigenvalues).sum())
-
-
-def tempo_in_picture(picture: torch.Tensor) -> float:
-    """Beats per minute at which the onsets of a looped picture [shape=(1, 1, 512, 512)] look most like themselves.
-
-    Autocorrelation of the rises of brightness along time, between 40 and 240 bpm, interpolated between columns; of
-    peaks that are nearly alike, the fastest.
-    """
-    onsets = (picture[0, 0].roll(1, dims=-1) - picture[0, 0]).clamp(min=0).sum(dim=0)  # loud is dark
-    blur = torch.exp(-0.5 * (torch.arange(257) / 26) ** 2)  # by 30 ms: a beat is no whole number of columns
-    spectrum = torch.fft.rfft(onsets - onsets.mean()) * blur
-    alike = torch.fft.irfft(spectrum.abs().square()).numpy()
-    first, last = (round(COLUMNS_PER_S * 60 / bpm) for bpm in (240, 40))
-    peaks = find_peaks(alike[first - 1 : last + 1])[0] + first - 1
-    lag = next((lag for lag in peaks if alike[lag] > 0.9 * alike[peaks].max()), last)
-    left, middle, right = alike[lag - 1 : lag + 2]
-    return 60 * COLUMNS_PER_S / (lag + (left - right) / (2 * (left - 2 * middle + right)))
-
-
-def keeps_tempo(picture: torch.Tensor, bpm: float) -> bool:
-    """Whether a picture's tempo is the one asked for, up to octaves, within 3 %."""
-    octaves = np.log2(tempo_in_picture(picture) / bpm)
-    return bool(abs(octaves - round(octaves)) < np.log2(1.03))
-
-
-def diversity(embedding: np.ndarray, labels: list[str]) -> float:
-    """Mean distance between embeddings [shape=(n, 64)] of one label, over labels that occur more than once."""
-    groups = [embedding[np.array(labels) == label] for label in set(labels)]
-    return float(np.mean([pdist(group).mean() for group in groups if len(group) > 1]))
-
-
-def is_told(fact: dict, name: str, prompt: str) -> bool:
-    """Whether a prompt tells the texture, the mode or the tempo ("bpm", as a number) of the clip it was made for."""
-    value = fact.get(name)
-    words = {"texture": (value,), "mode": MODE_WORDS.get(value, ()), "bpm": (f"{value} bpm",)}[name]
-    return value is not None and any(word in prompt for word in words)
-
-
-def steps(picture: torch.Tensor) -> np.ndarray:
-    """Mean change of grey between columns of a looped picture [shape=(512,)]; the first is that over the seam."""
-    return (picture - picture.roll(1, dims=-1)).abs().mean(dim=(0, 1, 2)).numpy()
-
-
-def thumbnails(pictures: Iterable[torch.Tensor]) -> torch.Tensor:
-    """Batches of pictures [shape=(…, 1, 512, 512)] in small [shape=(n, 64, 64)], each of mean 0 and length 1."""
-    small = torch.cat([F.avg_pool2d(batch, 8)[:, 0] for batch in pictures])
-    return F.normalize((small - small.mean(dim=(1, 2), keepdim=True)).flatten(1)).view_as(small)
-
-
-def likeness(ours: torch.Tensor, others: torch.Tensor) -> np.ndarray:
-    """Correlation of each of our `thumbnails` with the most alike of the others, however both are turned in time."""
-    spectra = torch.fft.rfft(ours).conj().permute(2, 0, 1)  # (33, n, 64)
-    best = torch.zeros(len(ours))
-    for part in others.split(512):
-        cross = torch.fft.irfft(spectra @ torch.fft.rfft(part).permute(2, 1, 0), n=64, dim=0)
-        best = best.maximum(cross.amax(dim=(0, 2)))
-    return best.numpy()
-
-
-def held_out_halves(dataset: Dataset) -> tuple[list[int], list[int]]:
-    """Two sets of held-out clips, each with every class in like parts; fusions are of no one class."""
-    _, held_out = dataset.split()
-    of_a_class = [int(i) for i in held_out if dataset.facts[i]["label"] in CLASSES]
-    ordered = sorted(of_a_class, key=lambda i: CLASSES.index(dataset.facts[i]["label"]))
-    return ordered[::2], ordered[1::2]
-
-
-@torch.no_grad()
-def judge(classifier: Classifier, pictures: list[torch.Tensor]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Embeddings [shape=(n, 64)] and answers (numbers of class, texture, mode) for pictures."""
-    embeddings, answers = [], {"class": [], "texture": [], "mode": []}
-    for picture in pictures:
-        embeddings.append(classifier.embed(picture)[0].numpy())
-        for name, scores in classifier(picture).items():
-            answers[name].append(int(scores.argmax()))
-    return np.stack(embeddings), {name: np.array(numbers) for name, numbers in answers.items()}
+RUN = ("half", "seed")  # which run it is, no measure
+SEED_STRIDE = 100_000  # between the seeds of a clip in two runs
 
 
 def default_settings(pipe: StableDiffusionPipeline) -> dict[str, Any]:
-    """What a model's clips depend on beside its weights, unless told otherwise, as JSON has it: no tuples."""
-    settings = {name: value for name, value in asdict(model_settings(pipe)).items() if name not in TAUGHT}
-    solver = type(pipe.scheduler)
-    usual = {name: parameter.default for name, parameter in signature(solver.__init__).parameters.items()}
-    unusual = {name: value for name, value in pipe.scheduler.config.items() if value != usual.get(name, value)}
-    return json.loads(json.dumps(settings | {"scheduler": {"class": solver.__name__, **unusual}}))
+    """What a model's clips depend on beside its weights, unless an option says otherwise, as JSON has it."""
+    settings = {name: value for name, value in asdict(model_settings(pipe)).items() if name not in VOCABULARY_SETTINGS}
+    scheduler = type(pipe.scheduler)
+    defaults = {name: parameter.default for name, parameter in signature(scheduler.__init__).parameters.items()}
+    changed = {name: value for name, value in pipe.scheduler.config.items() if value != defaults.get(name, value)}
+    content: dict[str, Any] = json.loads(json.dumps(settings | {"scheduler": {"class": scheduler.__name__, **changed}}))
+    return content
 
 
 def evaluate(
     pipe: StableDiffusionPipeline,
-    dataset: Dataset,
-    classifier: Classifier,
+    reference: Reference | Dataset | None = None,
     *,
-    also_taught: Sequence[Dataset] = (),
-    other_half: bool = False,
-    n_clips: int = 512,
+    classifier: Classifier | None = None,
+    n_clips: int = N_CLIPS,
+    halves: Sequence[int] = (0,),
+    seeds: Sequence[int] = (0,),
+    known_clips: Sequence[Dataset] = (),
     batch_size: int = 4,
     **options: Any,
-) -> dict:
+) -> dict[str, Any]:
     """Generate from captions of held-out clips, in the processor's fastest type, and compare with these clips.
 
     Parameters
     ----------
     pipe : StableDiffusionPipeline
-    dataset : Dataset
-    classifier : Classifier
-    also_taught : sequence of Dataset
-        Where else the model may know clips from: all of theirs are looked through for the one that is most alike.
-    other_half : bool
-        With the captions of the other half of the held-out clips, to see what was chosen too well for the first.
+        Any model that `load_pipeline` gives.
+    reference : Reference or Dataset, optional
+        What to compare with. Default: the held-out clips of the package's composer, which ship with it. A data set is
+        also needed to tell memorization, and what the autoencoder alone loses.
+    classifier : Classifier, optional
+        Default: the one that ships with the package, which knows the composer's labels. For a data set with labels of
+        its own, one that was trained on them.
     n_clips : int
-        How many to generate; of few, Fréchet distances come out larger.
+        How many clips to generate in each run; of few, Fréchet distances come out larger.
+    halves, seeds : sequences of int
+        A run for each pair: halves of the held-out clips, 0 or 1, and seeds from 0. Settings that were chosen on one
+        half may look too good there, so look at the other.
+    known_clips : sequence of Dataset
+        Further clips that the model was trained on, for memorization.
     batch_size : int
     **options
         As in `text_to_audio`; default: the model's own.
@@ -269,82 +103,285 @@ def evaluate(
     Returns
     -------
     dict
-        The weights' hash and the settings; adherence and accuracies by group ("tempo": drums, and its number in the
-        prompt), diversity, the step over the seam and the mean step between columns as a share of the rendered clips',
-        Fréchet distances (and what of that lies between the means), what the autoencoder alone leaves of the rendered
-        clips (`autoencoder.fidelity`, and the same distances and shares), likeness to the training clip that is most
-        alike (in the middle, and the share of clips above the 99th percentile of held-out ones), confusions, and the
-        prompts with their seeds and answers.
+        ``weights_sha256``, ``settings``, ``n_clips``, and the measures of the run. Of several runs: the means of their
+        measures, ``spread`` (standard deviations), and ``runs`` (the measures of each).
+
+        Measures are ``groups`` (for each its size n, the accuracies on generated and real clips, and adherence),
+        ``frechet``, ``frechet_means`` (the part of it that lies between the means), ``frechet_real_real``,
+        ``diversity``, ``seam`` and ``steps`` (the step over a loop's seam and the mean step between columns; all three
+        as a share of the real clips'), ``confusions``, and ``prompts`` with their seeds and the classifier's answers.
+        With a data set also ``memorization`` (highest correlation with a training clip: the median of generated and of
+        held-out clips, and the share of generated clips above the 99th percentile of held-out ones) and
+        ``autoencoder`` (the same measures for real clips that were only encoded and decoded).
+
+    Raises
+    ------
+    ValueError
+        If half, seed or number of clips is impossible, or the reference clips were judged by another classifier.
     """
-    ours, others = held_out_halves(dataset)[:: -1 if other_half else 1]
-    rng = np.random.default_rng(0)
-    ours = sorted(rng.permutation(ours)[:n_clips].tolist())
-    others = sorted(rng.permutation(others)[: len(ours)].tolist())
-    facts = [dataset.facts[i] for i in ours]
-    prompts = [caption(f, rng) for f in facts]
-    generated = []
-    for start in tqdm(range(0, len(ours), batch_size), desc="generate", unit_scale=batch_size, mininterval=10):
-        part = slice(start, start + batch_size)
-        with autocast():
-            seeds = list(range(len(ours)))[part]
-            clips = text_to_audio(pipe, prompts[part], seed=seeds, batch_size=batch_size, **options)
-        generated += [as_tensor(clip.image) for clip in clips]
-    embedding, answers = judge(classifier, generated)
-    rendered = [dataset.pictures(np.array([i])) for i in ours]
-    real_embedding, real_answers = judge(classifier, rendered)
-    other_embedding, _ = judge(classifier, [dataset.pictures(np.array([i])) for i in others])
-    right = {name: numbers.numpy() for name, numbers in targets(facts).items()}
-    report: dict = {"weights_sha256": weights_hash(pipe), "settings": default_settings(pipe) | options}
-    report |= {"n_clips": len(ours), "groups": {}}
-    labels = [f["label"] for f in facts]
-    for group, members in GROUPS.items():
-        where = np.array([label in members for label in labels])
-        report["groups"][group] = _accuracies(
-            answers["class"][where], real_answers["class"][where], right["class"][where]
+    _check(n_clips, halves, seeds)
+    classifier = classifier or load_classifier()
+    if reference is None or isinstance(reference, Reference):
+        real_clips = RealClips(None, reference or shipped_reference(), known_clips)
+    else:
+        real_clips = RealClips(reference, make_reference(reference, classifier), known_clips)
+    if real_clips.reference.classifier_sha256 != classifier.sha256():
+        raise ValueError(
+            "the reference clips were judged by another classifier, whose embeddings differ: "
+            "give their data set as the reference instead"
         )
-    for name in ("texture", "mode"):
-        where = np.array([is_told(fact, name, prompt) for fact, prompt in zip(facts, prompts, strict=True)])
-        report["groups"][name] = _accuracies(answers[name][where], real_answers[name][where], right[name][where])
-    has_beat = [i for i, f in enumerate(facts) if f.get("drums") and is_told(f, "bpm", prompts[i])]
-    on_beat = [[keeps_tempo(clips[i], facts[i]["bpm"]) for i in has_beat] for clips in (generated, rendered)]
-    report["groups"]["tempo"] = _accuracies(*map(np.array, on_beat), np.ones(len(has_beat), bool))
-    report["diversity"] = diversity(embedding, labels) / diversity(real_embedding, labels)
-    report |= _distances(embedding, real_embedding) | _shares_of_steps(generated, rendered)
-    report["frechet_real_real"] = frechet_distance(other_embedding, real_embedding)
-    again = [there_and_back(pipe.vae, picture) for picture in tqdm(rendered, desc="there and back", mininterval=10)]
-    alone = _distances(judge(classifier, again)[0], real_embedding) | _shares_of_steps(again, rendered)
-    report["autoencoder"] = fidelity(again, rendered) | alone
-    taught = [(dataset, dataset.split()[0]), *((other, np.arange(len(other))) for other in also_taught)]
-    taught = [thumbnails(map(d.pictures, np.array_split(clips, len(clips) // 64 + 1))) for d, clips in taught]
-    taught = torch.cat(taught)
-    likest, usual = (likeness(thumbnails(clips), taught) for clips in (generated, rendered))
-    report["likest_taught"] = {"generated": float(np.median(likest)), "held_out": float(np.median(usual))}
-    report["likest_taught"]["above"] = float((likest > np.quantile(usual, 0.99)).mean())
-    heard = [CLASSES[i] for i in answers["class"]]
-    mistakes = Counter((label, h) for label, h in zip(labels, heard, strict=True) if h != label)
-    report["confusions"] = [f"{label} → {h}: {n}" for (label, h), n in mistakes.most_common(30)]
-    report["prompts"] = [
-        {"prompt": p, "seed": s, "label": label, "heard": h}
-        for s, (p, label, h) in enumerate(zip(prompts, labels, heard, strict=True))
+    runs = []
+    for half, seed in itertools.product(halves, seeds):
+        rows = real_clips.reference.rows(half, n_clips)
+        pictures, requests = _generate(
+            pipe, real_clips.reference, rows, seed=seed, batch_size=batch_size, options=options
+        )
+        runs.append({"half": half, "seed": seed} | _measures(pictures, requests, real_clips, classifier, rows))
+    report = {"weights_sha256": weights_hash(pipe), "settings": default_settings(pipe) | options}
+    report |= {"n_clips": len(runs[0]["prompts"])} | _summary(runs)
+    if real_clips.dataset is not None:
+        report["autoencoder"] = _autoencoder_measures(pipe, real_clips, classifier, rows)
+    return report | ({"runs": runs} if len(runs) > 1 else {})
+
+
+def _check(n_clips: int, halves: Sequence[int], seeds: Sequence[int]) -> None:
+    if n_clips < 2:
+        raise ValueError(f"n_clips must be at least 2, not {n_clips}; the Fréchet distance needs a few hundred")
+    if not halves or not set(halves) <= {0, 1}:
+        raise ValueError(f"halves must be (0,), (1,) or (0, 1), not {halves!r}")
+    if not seeds or min(seeds) < 0:
+        raise ValueError(f"seeds must be numbers from 0 on, such as (0, 1, 2), not {seeds!r}")
+
+
+@dataclass(frozen=True)
+class RealClips:
+    """What generated clips are compared with: reference clips, and their data set where it is at hand."""
+
+    dataset: Dataset | None
+    reference: Reference
+    known_clips: Sequence[Dataset]
+
+    def pictures(self, rows: np.ndarray) -> list[torch.Tensor]:
+        """Pictures of some of the reference clips [shape=(1, 1, 512, 512), each]."""
+        assert self.dataset is not None
+        return [self.dataset.pictures(self.reference.indices[[row]]) for row in rows]
+
+    def training_thumbnails(self) -> torch.Tensor:
+        """Thumbnails of all clips that the model may know from its training."""
+        assert self.dataset is not None
+        parts = [(self.dataset, self.dataset.split()[0])]
+        parts += [(dataset, np.arange(len(dataset))) for dataset in self.known_clips]
+        batches = ((part, batch) for part, clips in parts for batch in np.array_split(clips, len(clips) // 64 + 1))
+        return thumbnails(part.pictures(batch) for part, batch in batches if len(batch))
+
+
+def _generate(
+    pipe: StableDiffusionPipeline,
+    reference: Reference,
+    rows: np.ndarray,
+    *,
+    seed: int,
+    batch_size: int,
+    options: Mapping[str, Any],
+) -> tuple[list[torch.Tensor], list[dict[str, Any]]]:
+    """Pictures [shape=(1, 1, 512, 512), each] for captions of reference clips, and these captions with their seeds."""
+    requests = [
+        {"prompt": reference.prompts[row], "seed": n + SEED_STRIDE * seed, "label": reference.facts[row]["class"]}
+        for n, row in enumerate(rows)
     ]
-    return report
+    pictures = []
+    for start in tqdm(range(0, len(requests), batch_size), desc="generate", unit_scale=batch_size, mininterval=10):
+        batch = requests[start : start + batch_size]
+        prompts, seeds = ([request[name] for request in batch] for name in ("prompt", "seed"))
+        with autocast():
+            clips = text_to_audio(pipe, prompts, seed=seeds, batch_size=batch_size, **options)
+        pictures += [picture_tensor(clip.image) for clip in clips]
+    return pictures, requests
 
 
-def _distances(embedding: np.ndarray, real: np.ndarray) -> dict[str, float]:
-    between_means = float(np.square(embedding.mean(axis=0) - real.mean(axis=0)).sum())
-    return {"frechet": frechet_distance(embedding, real), "frechet_means": between_means}
+@dataclass(frozen=True)
+class Comparison:
+    """Generated clips beside real clips of the same captions, one of each in every place.
+
+    Embeddings have the shape (n, 64), answers are numbers [shape=(n,)] for each kind of name.
+    """
+
+    pictures: list[torch.Tensor]
+    prompts: list[str]
+    facts: list[dict[str, Any]]
+    embeddings: np.ndarray
+    answers: Mapping[str, np.ndarray]
+    real_embeddings: np.ndarray
+    real_answers: Mapping[str, np.ndarray]
+    real_tempi_bpm: np.ndarray
+    real_steps: tuple[float, float]  # mean over the seam, mean between all columns
 
 
-def _shares_of_steps(pictures: list[torch.Tensor], rendered: list[torch.Tensor]) -> dict[str, float]:
-    ours, theirs = (np.mean([steps(picture) for picture in group], axis=0) for group in (pictures, rendered))
-    return {"seam": float(ours[0] / theirs[0]), "steps": float(ours.mean() / theirs.mean())}
+def compare(pictures: list[torch.Tensor], reference: Reference, rows: np.ndarray, classifier: Classifier) -> Comparison:
+    """Put pictures [shape=(1, 1, 512, 512), each] beside as many reference clips."""
+    embeddings, answers = classify(classifier, pictures)
+    return Comparison(
+        pictures=pictures,
+        prompts=[reference.prompts[row] for row in rows],
+        facts=[reference.facts[row] for row in rows],
+        embeddings=embeddings,
+        answers=answers,
+        real_embeddings=reference.embeddings[rows],
+        real_answers={name: numbers[rows] for name, numbers in reference.answers.items()},
+        real_tempi_bpm=reference.tempi_bpm[rows],
+        real_steps=(float(reference.seam_steps[rows].mean()), float(reference.mean_steps[rows].mean())),
+    )
 
 
-def _accuracies(generated: np.ndarray, real: np.ndarray, right: np.ndarray) -> dict[str, float]:
-    on_generated, on_real = float((generated == right).mean()), float((real == right).mean())
-    return {"n": len(right), "generated": on_generated, "real": on_real, "adherence": on_generated / on_real}
+def _measures(
+    pictures: list[torch.Tensor],
+    requests: list[dict[str, Any]],
+    real_clips: RealClips,
+    classifier: Classifier,
+    rows: np.ndarray,
+) -> dict[str, Any]:
+    """What one run measures; see `evaluate`."""
+    reference = real_clips.reference
+    pairs = compare(pictures, reference, rows, classifier)
+    other_half = (reference.halves != reference.halves[rows[0]]) & (reference.ranks < len(rows))
+    measures: dict[str, Any] = {"groups": accuracy_groups(pairs, reference.choices)}
+    measures |= _diversity(pairs) | _distances(pairs) | _step_ratios(pairs)
+    measures["frechet_real_real"] = frechet_distance(reference.embeddings[other_half], pairs.real_embeddings)
+    if real_clips.dataset is not None:
+        measures["memorization"] = _memorization(pictures, real_clips, rows)
+    names = [reference.choices["class"][number] for number in pairs.answers["class"]]
+    return measures | _confusions(requests, names)
 
 
-def save_report(report: dict, file: str | Path) -> None:
-    """Write a report as JSON."""
-    Path(file).write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+def accuracy_groups(pairs: Comparison, choices: Mapping[str, Sequence[str]]) -> dict[str, dict[str, float]]:
+    """Accuracy on generated and on real clips for each group: of labels, and of what captions name besides."""
+    targets = {name: numbers.numpy() for name, numbers in choice_targets(pairs.facts, choices).items()}
+    correct = {name: pairs.answers[name] == targets[name] for name in targets}
+    real_correct = {name: pairs.real_answers[name] == targets[name] for name in targets}
+    labels = np.array([fact["class"] for fact in pairs.facts])
+    groups = {}
+    for group, members in _label_groups(choices["class"]).items():
+        groups[group] = _accuracies(correct["class"], real_correct["class"], np.isin(labels, members))
+    for name in set(targets) - {"class"}:
+        groups[name] = _accuracies(correct[name], real_correct[name], _is_named(pairs, name))
+    groups["tempo"] = _tempo_accuracies(pairs)
+    return {group: numbers for group, numbers in groups.items() if numbers["n"]}
+
+
+def _label_groups(classes: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """The composer's labels by kind; other labels each for itself, and all together."""
+    if tuple(classes) == CLASSES:
+        return COMPOSER_GROUPS
+    return {"all": tuple(classes)} | {label: (label,) for label in classes}
+
+
+def _is_named(pairs: Comparison, name: str) -> np.ndarray:
+    """For each clip, whether its caption names this fact."""
+    return np.array([is_named(prompt, fact, name) for prompt, fact in zip(pairs.prompts, pairs.facts, strict=True)])
+
+
+def is_named(caption: str, facts: Mapping[str, Any], name: str) -> bool:
+    """Whether a caption names a clip's "texture", "mode" or tempo ("bpm", as a number)."""
+    value = facts.get(name)
+    if value is None:
+        return False
+    words = {"texture": (value,), "mode": MODE_WORDS.get(value, ()), "bpm": (f"{value} bpm",)}[name]
+    return any(word in caption for word in words)
+
+
+def _tempo_accuracies(pairs: Comparison) -> dict[str, float]:
+    """How often clips with drums have the tempo that their caption names."""
+    has_drums = np.array([bool(fact.get("drums")) for fact in pairs.facts])
+    chosen = _is_named(pairs, "bpm") & has_drums
+    correct, real_correct = np.zeros(len(chosen), bool), np.zeros(len(chosen), bool)
+    for i in np.flatnonzero(chosen):
+        correct[i] = is_tempo(estimate_tempo(pairs.pictures[i]), pairs.facts[i]["bpm"])
+        real_correct[i] = is_tempo(float(pairs.real_tempi_bpm[i]), pairs.facts[i]["bpm"])
+    return _accuracies(correct, real_correct, chosen)
+
+
+def _accuracies(correct: np.ndarray, real_correct: np.ndarray, chosen: np.ndarray) -> dict[str, float]:
+    """Accuracies over the chosen clips; adherence is not a number where no real clip is recognized."""
+    if not chosen.any():
+        return {"n": 0}
+    generated, real = float(correct[chosen].mean()), float(real_correct[chosen].mean())
+    adherence = generated / real if real else float("nan")
+    return {"n": int(chosen.sum()), "generated": generated, "real": real, "adherence": adherence}
+
+
+def _diversity(pairs: Comparison) -> dict[str, float]:
+    """Diversity within labels as a share of the real clips'; nothing where every label occurs once."""
+    labels = [str(fact["class"]) for fact in pairs.facts]
+    if len(set(labels)) == len(labels):
+        return {}
+    return {"diversity": diversity(pairs.embeddings, labels) / diversity(pairs.real_embeddings, labels)}
+
+
+def _distances(pairs: Comparison) -> dict[str, float]:
+    return {
+        "frechet": frechet_distance(pairs.embeddings, pairs.real_embeddings),
+        "frechet_means": distance_of_means(pairs.embeddings, pairs.real_embeddings),
+    }
+
+
+def _step_ratios(pairs: Comparison) -> dict[str, float]:
+    """Step over the seam and mean step between columns, as a share of the real clips'."""
+    steps = np.mean([column_steps(picture) for picture in pairs.pictures], axis=0)
+    real_seam, real_mean = pairs.real_steps
+    return {"seam": float(steps[0] / real_seam), "steps": float(steps.mean() / real_mean)}
+
+
+def _memorization(pictures: list[torch.Tensor], real_clips: RealClips, rows: np.ndarray) -> dict[str, float]:
+    """Highest correlation with a training clip, of generated and of held-out clips."""
+    training = real_clips.training_thumbnails()
+    generated = nearest_correlation(thumbnails(pictures), training)
+    held_out = nearest_correlation(thumbnails(real_clips.pictures(rows)), training)
+    return {
+        "generated": float(np.median(generated)),
+        "held_out": float(np.median(held_out)),
+        "above": float((generated > np.quantile(held_out, 0.99)).mean()),
+    }
+
+
+def _autoencoder_measures(
+    pipe: StableDiffusionPipeline, real_clips: RealClips, classifier: Classifier, rows: np.ndarray
+) -> dict[str, float]:
+    """What the autoencoder alone leaves of the real clips."""
+    pictures = real_clips.pictures(rows)
+    again = [there_and_back(pipe.vae, picture) for picture in tqdm(pictures, desc="reconstruct", mininterval=10)]
+    pairs = compare(again, real_clips.reference, rows, classifier)
+    return fidelity(again, pictures) | _distances(pairs) | _step_ratios(pairs)
+
+
+def _confusions(requests: list[dict[str, Any]], names: list[str]) -> dict[str, list[Any]]:
+    """The most frequent mistakes, and every request with the classifier's answer."""
+    asked = [request["label"] for request in requests]
+    mistakes = Counter(pair for pair in zip(asked, names, strict=True) if pair[0] not in (None, pair[1]))
+    return {
+        "confusions": [f"{label} → {name}: {n}" for (label, name), n in mistakes.most_common(30)],
+        "prompts": [request | {"heard": name} for request, name in zip(requests, names, strict=True)],
+    }
+
+
+def _summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """The measures of one run; of several the means of their numbers, with standard deviations as "spread"."""
+    if len(runs) == 1:
+        return {name: value for name, value in runs[0].items() if name not in RUN}
+    numbers = [_numbers(run) for run in runs]
+    return {**_nested(numbers, np.mean), "spread": _nested(numbers, lambda values: np.std(values, ddof=1))}
+
+
+def _numbers(measures: Mapping[str, Any]) -> dict[str, Any]:
+    """The numbers among the measures, and groups of them."""
+    kept = {name: _numbers(value) if isinstance(value, dict) else value for name, value in measures.items()}
+    return {name: value for name, value in kept.items() if isinstance(value, dict | float | int) and name not in RUN}
+
+
+def _nested(runs: list[dict[str, Any]], average: Callable[[list[float]], Any]) -> dict[str, Any]:
+    """Average equal entries of nested dictionaries, where all have them."""
+    common = [name for name in runs[0] if all(name in run for run in runs)]
+    result: dict[str, Any] = {}
+    for name in common:
+        values = [run[name] for run in runs]
+        result[name] = _nested(values, average) if isinstance(values[0], dict) else float(average(values))
+    return result
