@@ -221,6 +221,14 @@ def model_settings(pipe: Pipeline) -> ModelSettings:
     return origin.settings
 
 
+def keep_settings(pipe: Pipeline, name: str, settings: ModelSettings) -> None:
+    """Give a pipeline that was not loaded from a folder, such as one in training, a name and recommended settings.
+
+    They are kept with its U-Net, as `model_settings` keeps those of a file.
+    """
+    setattr(pipe.unet, _ORIGIN, _Origin(name, settings))
+
+
 def _source_of(pipe: Pipeline) -> str:
     """Path or Hub name that a pipeline was loaded from; empty if not known."""
     if pipe.name_or_path:

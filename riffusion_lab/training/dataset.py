@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,7 +117,7 @@ class Dataset:
         """Picture `i` [shape=(512, 512), uint8]."""
         return self.pixels[i // SHARD][i % SHARD]
 
-    def pictures(self, indices: np.ndarray) -> torch.Tensor:
+    def pictures(self, indices: Iterable[int] | np.ndarray) -> torch.Tensor:
         """Pictures as networks take them [shape=(n, 1, 512, 512), float32 in -1…1]."""
         return torch.from_numpy(np.stack([self.picture(int(i)) for i in indices])).float()[:, None] / 127.5 - 1
 

@@ -34,14 +34,16 @@ from ..generate import text_to_audio
 from ..hashing import weights_hash
 from ..models import model_settings
 from ..params import COLUMNS_PER_S
-from .autoencoder import fidelity, there_and_back
+from .autoencoder import fidelity, reconstruct, training_indices
 from .captions import caption
+from .checkpoints import data_id
+from .config import ClassifierConfig
 from .dataset import Dataset
-from .run import autocast, cosine, descend, set_learning_rate, train
+from .loop import Batch, Task, is_main_process, run_loop, seeded
+from .targets import IGNORED, choice_targets
 from .vocabulary import CLASSES, DRUMS, EFFECT_NAMES, INSTRUMENTS, MODE_WORDS, STYLE_NAMES, TEXTURES
 
 MODES = tuple(MODE_WORDS)
-UNKNOWN = -100  # `cross_entropy` passes over it: a drum beat has no mode
 TAUGHT = ("vocabulary", "tempi_bpm")  # of a model's settings, what says nothing about how it makes clips
 EMBEDDING = 64
 GROUPS = {
@@ -82,45 +84,70 @@ class Classifier(nn.Module):
         return {name: head(embedding) for name, head in self.heads.items()}
 
 
-def targets(facts: list[dict]) -> dict[str, torch.Tensor]:
-    """Numbers of the right answers; `UNKNOWN` where there is none."""
-
-    def numbers(options: tuple[str, ...], key: str) -> torch.Tensor:
-        return torch.tensor([options.index(f[key]) if f.get(key) in options else UNKNOWN for f in facts])
-
-    return {"class": numbers(CLASSES, "label"), "texture": numbers(TEXTURES, "texture"), "mode": numbers(MODES, "mode")}
+def targets(facts: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    """Numbers of the right answers; `IGNORED` where there is none."""
+    answers = choice_targets(facts, {"label": CLASSES, "texture": TEXTURES, "mode": MODES})
+    return {"class": answers["label"], "texture": answers["texture"], "mode": answers["mode"]}
 
 
-def train_classifier(
-    dataset: Dataset, folder: str | Path, *, minutes: float = 5.0, learning_rate: float = 2e-3
-) -> Classifier:
-    """Train on rendered clips, turned in time, blurred and noised a little so that it does not judge by fine grain.
+class ClassifierTask(Task):
+    """Trains a `Classifier` on clips rolled in time, blurred and with noise, so that it does not judge by fine grain.
 
-    Writes `folder/classifier.safetensors` (float16).
+    Its batch normalization sees one process's part of a batch at a time.
     """
-    rng = np.random.default_rng()
-    torch.manual_seed(0)
-    training, _ = dataset.split()
-    model = Classifier().train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.01)
 
-    def step(progress: float) -> torch.Tensor:
-        set_learning_rate(optimizer, learning_rate * cosine(progress))
-        chosen = rng.choice(training, 48)
-        pictures = dataset.pictures(chosen).roll(int(rng.integers(512)), dims=-1)
+    name = "classifier"
+    network: Classifier
+
+    def __init__(self, dataset: Dataset, config: ClassifierConfig) -> None:
+        self.dataset, self.config = dataset, config
+        self.indices = training_indices(dataset)
+        self.data_id = data_id(dataset)
+        with seeded(config.seed):
+            self.network = Classifier().train()
+        self.optimizer = torch.optim.AdamW(self.network.parameters(), weight_decay=config.weight_decay)
+
+    def draw_batch(self, rng: np.random.Generator, generator: torch.Generator) -> Batch:
+        """Pictures of random clips, and the right answers."""
+        chosen = rng.choice(self.indices, self.config.batch_size)
+        pictures = self.dataset.pictures(chosen).roll(int(rng.integers(512)), dims=-1)
         if rng.random() < 0.5:
             pictures = F.avg_pool2d(pictures, 3, stride=1, padding=1, count_include_pad=False)
-        pictures = pictures + rng.uniform(0, 0.1) * torch.randn_like(pictures)
-        with autocast():
-            scores = model(pictures)
-        right = targets([dataset.facts[i] for i in chosen])
-        loss = sum(F.cross_entropy(scores[name].float(), right[name], label_smoothing=0.05) for name in scores)
-        return descend(optimizer, loss)
+        noise = torch.randn(pictures.shape, generator=generator)
+        pictures = pictures + rng.uniform(0, self.config.noise) * noise
+        return {"pictures": pictures, "targets": targets([self.dataset.facts[i] for i in chosen])}
 
-    train(step, {"model": model, "optimizer": optimizer}, Path(folder) / "classifier.pt", minutes=minutes)
-    state = {k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()}
-    save_file({k: v.contiguous() for k, v in state.items()}, Path(folder) / "classifier.safetensors")
-    return model.eval()
+    def loss(self, network: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
+        """Cross entropy of class, texture and mode, where there is a right answer."""
+        scores = network(batch["pictures"])
+        errors = [self._error(scores[name], right) for name, right in batch["targets"].items()]
+        return {"loss": torch.stack(errors).sum()}
+
+    def _error(self, scores: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        """Mean over the clips that have an answer; 0 if none has."""
+        smoothing = self.config.label_smoothing
+        total = F.cross_entropy(scores, right, label_smoothing=smoothing, ignore_index=IGNORED, reduction="sum")
+        return total / (right != IGNORED).sum().clamp(min=1)
+
+
+def train_classifier(dataset: Dataset, folder: str | Path, config: ClassifierConfig | None = None) -> Classifier:
+    """Train a classifier on rendered clips, or resume; writes ``classifier.safetensors`` (float16) in the folder.
+
+    Parameters
+    ----------
+    dataset : Dataset
+    folder : path
+        See `run_loop`.
+    config : ClassifierConfig, optional
+    """
+    config = config or ClassifierConfig()
+    task = ClassifierTask(dataset, config)
+    run_loop(task, config, folder)
+    model = task.network.cpu().eval()
+    if is_main_process():
+        state = {name: v.half() if v.is_floating_point() else v for name, v in model.state_dict().items()}
+        save_file({name: v.contiguous() for name, v in state.items()}, Path(folder) / "classifier.safetensors")
+    return model
 
 
 @lru_cache(maxsize=2)
@@ -249,7 +276,7 @@ def evaluate(
     batch_size: int = 4,
     **options: Any,
 ) -> dict:
-    """Generate from captions of held-out clips, in the processor's fastest type, and compare with these clips.
+    """Generate from captions of held-out clips, and compare with these clips.
 
     Parameters
     ----------
@@ -285,9 +312,8 @@ def evaluate(
     generated = []
     for start in tqdm(range(0, len(ours), batch_size), desc="generate", unit_scale=batch_size, mininterval=10):
         part = slice(start, start + batch_size)
-        with autocast():
-            seeds = list(range(len(ours)))[part]
-            clips = text_to_audio(pipe, prompts[part], seed=seeds, batch_size=batch_size, **options)
+        seeds = list(range(len(ours)))[part]
+        clips = text_to_audio(pipe, prompts[part], seed=seeds, batch_size=batch_size, **options)
         generated += [as_tensor(clip.image) for clip in clips]
     embedding, answers = judge(classifier, generated)
     rendered = [dataset.pictures(np.array([i])) for i in ours]
@@ -311,7 +337,7 @@ def evaluate(
     report["diversity"] = diversity(embedding, labels) / diversity(real_embedding, labels)
     report |= _distances(embedding, real_embedding) | _shares_of_steps(generated, rendered)
     report["frechet_real_real"] = frechet_distance(other_embedding, real_embedding)
-    again = [there_and_back(pipe.vae, picture) for picture in tqdm(rendered, desc="there and back", mininterval=10)]
+    again = [reconstruct(pipe.vae, picture) for picture in tqdm(rendered, desc="reconstruct", mininterval=10)]
     alone = _distances(judge(classifier, again)[0], real_embedding) | _shares_of_steps(again, rendered)
     report["autoencoder"] = fidelity(again, rendered) | alone
     taught = [(dataset, dataset.split()[0]), *((other, np.arange(len(other))) for other in also_taught)]
