@@ -28,7 +28,7 @@ from .lora import LORA_FILES, PEFT_CONFIG, Lora, LoraSource, file_in_folder, loa
 from .torch_defaults import torch_defaults
 from .values import in_one_line
 
-if TYPE_CHECKING:  # importing it makes transformers log warnings: see _quiet
+if TYPE_CHECKING:  # importing it makes transformers log warnings: see quiet
     from diffusers import StableDiffusionPipeline
 
 Pipeline: TypeAlias = "StableDiffusionPipeline"
@@ -134,7 +134,7 @@ def load_pipeline(
     loras = _find_loras(lora_weights(lora), local_files_only=local_files_only)
     if device.type == "cpu":
         keep_freed_memory()
-    with _quiet(bars=HUB_ID.fullmatch(source) is not None):
+    with quiet(bars=HUB_ID.fullmatch(source) is not None):
         pipe = _read(source, dtype, local_files_only=local_files_only)
         model_settings(pipe)  # read and kept now, because the file may change later
         load_loras(pipe, loras)
@@ -419,7 +419,7 @@ def _fetch_settings(hub_id: str, *, local_files_only: bool) -> None:
 
 
 @contextmanager
-def _quiet(*, bars: bool) -> Iterator[None]:
+def quiet(*, bars: bool) -> Iterator[None]:
     """Suppress expected log messages and warnings, and progress bars unless something may be downloaded."""
 
     def is_unexpected(record: logging.LogRecord) -> bool:

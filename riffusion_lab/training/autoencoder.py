@@ -346,7 +346,7 @@ def _write_latents(vae: AutoencoderTiny, dataset: Dataset, file: Path) -> None:
     dtype = fastest_dtype("cpu")
     encoder = copy.deepcopy(vae.encoder).to("cpu", dtype, memory_format=torch.channels_last).eval()
     is_loop = np.array([dataset.columns_per_bar(i) is not None for i in range(len(dataset))])
-    with tqdm(total=len(dataset), desc="latents", mininterval=10) as bar:
+    with tqdm(total=len(dataset), desc="latents", disable=None) as bar:
         for loop in (True, False):
             indices = np.flatnonzero(is_loop == loop)
             for start in range(0, len(indices), ENCODE_BATCH):

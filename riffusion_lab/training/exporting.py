@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from diffusers import StableDiffusionPipeline
 
-from ..models import SETTINGS_FILE, ModelSettings
+from ..models import SETTINGS_FILE, ModelSettings, quiet
 from .dataset import Dataset
 from .vocabulary import bpm_of, loop_beats
 
@@ -103,7 +103,8 @@ def export(
     """
     check_target(folder)
     folder = Path(folder)
-    pipe.to(dtype).save_pretrained(folder)
+    with quiet(bars=False):
+        pipe.to(dtype).save_pretrained(folder)
     for file in [folder / "model_index.json", *folder.glob("*/config.json")]:
         _edit(file, lambda config: {k: v for k, v in config.items() if k != "_name_or_path"})  # a path of this machine
     # transformers loads in the dtype that the config names, diffusers in float32: stock from_pretrained must not mix

@@ -14,11 +14,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator
 
 from ..plot import STYLE
 
 MAX_SNAPSHOTS = 12  # in the page, which would grow beyond a few megabytes; samples/ has all of them
-SMOOTHING = 0.02  # the curve is a running mean over this share of the run
+SMOOTHING = 0.02  # the curve is a running mean over this share of the run,
+MIN_SMOOTHED = 10  # but over no fewer steps than this
 PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title>
 <meta name="viewport" content="width=device-width, initial-scale=1">
@@ -57,14 +59,14 @@ def report_html(
     """
     parts = [f"<h1>Training: {html.escape(name)}</h1>", f"<p>{_summary(metrics, settings['steps'])}</p>"]
     if metrics:
-        parts.append("<h2>Loss</h2>" + loss_figure(metrics, settings["steps"]))
+        parts.append("<h2>Loss</h2>" + loss_figure(metrics))
     parts += [_numbers(snapshots), _noise_loss(snapshots), _samples(snapshots), _settings(settings)]
     return PAGE.format(title=html.escape(f"Training: {name}"), body="\n".join(part for part in parts if part))
 
 
 def latest_html(name: str, metrics: Sequence[dict[str, Any]], steps: int, samples: str) -> str:
     """What a notebook shows while a run goes on: the loss, and the latest samples as HTML."""
-    curve = loss_figure(metrics, steps) if metrics else ""
+    curve = loss_figure(metrics) if metrics else ""
     return f"<p><b>{html.escape(name)}</b>: {_summary(metrics, steps)}</p>{curve}{samples}"
 
 
@@ -80,20 +82,30 @@ def _summary(metrics: Sequence[dict[str, Any]], steps: int) -> str:
     )
 
 
-def loss_figure(metrics: Sequence[dict[str, Any]], steps: int) -> str:
+def loss_figure(metrics: Sequence[dict[str, Any]]) -> str:
     """Loss of each step, and its running mean."""
     step = np.array([record["step"] for record in metrics])
     loss = np.array([record["loss"] for record in metrics])
-    smooth = running_mean(loss, max(1, round(SMOOTHING * max(steps, len(loss)))))
+    smooth = running_mean(loss, max(MIN_SMOOTHED, round(SMOOTHING * len(loss))))
 
     def draw(ax: Axes) -> None:
         ax.plot(step, loss, color="#c8cdd3", linewidth=0.6, label="each step")
         ax.plot(step, smooth, label="running mean")
-        ax.set(xlabel="step", ylabel="loss", yscale="log" if loss.min() > 0 else "linear")
+        ax.set(xlabel="step", ylabel="loss")
+        if loss.min() > 0:
+            _logarithmic(ax)
         ax.legend()
 
     text = f"Loss over {len(loss):,} steps: running mean {smooth[0]:.4g} at the start, {smooth[-1]:.4g} at the end"
     return figure_html(draw, text)
+
+
+def _logarithmic(ax: Axes) -> None:
+    """A logarithmic y axis with plain numbers at its ticks."""
+    ax.set_yscale("log")
+    for axis_formatter in (ax.yaxis.set_major_formatter, ax.yaxis.set_minor_formatter):
+        axis_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    ax.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
 
 
 def running_mean(values: np.ndarray, n: int) -> np.ndarray:
@@ -140,7 +152,8 @@ def _noise_loss(snapshots: Sequence[dict[str, Any]]) -> str:
         for timestep, colour in zip(timesteps, colours, strict=True):
             losses = [snapshot["noise_loss"][timestep] for snapshot in measured]
             ax.plot(steps, losses, color=colour, marker="o", markersize=2.5, label=f"time step {timestep}")
-        ax.set(xlabel="step", ylabel="loss", yscale="log")
+        ax.set(xlabel="step", ylabel="loss")
+        _logarithmic(ax)
         ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
 
     first, last = measured[0]["noise_loss"], measured[-1]["noise_loss"]
