@@ -23,7 +23,9 @@ from tqdm import tqdm
 
 from ..clip import Clip
 from ..files import write_whole
+from ..image import Picture
 from ..networks import circular_time
+from ..params import PARAMS
 from .checkpoints import HasState, data_id, weights_id
 from .config import AutoencoderConfig, DecoderConfig
 from .dataset import Dataset
@@ -190,8 +192,9 @@ def autoencoder_snapshot(vae: AutoencoderTiny, dataset: Dataset) -> Snapshot:
     loops = [dataset.columns_per_bar(int(i)) is not None for i in indices]
     device = next(vae.parameters()).device
     outputs = [reconstruct(vae, p.to(device), loop=loop).cpu() for p, loop in zip(pictures, loops, strict=True)]
-    clips = [Clip.from_image(_as_image(output), loop=loop) for output, loop in zip(outputs, loops, strict=True)]
-    return Snapshot(numbers=fidelity(outputs, pictures), clips=clips[:N_HEARD])
+    heard = list(zip(outputs, loops, strict=True))[:N_HEARD]
+    clips = [Clip.from_picture(Picture(_as_image(output), PARAMS, loop=loop)) for output, loop in heard]
+    return Snapshot(numbers=fidelity(outputs, pictures), clips=clips)
 
 
 def _as_image(picture: Tensor) -> Image.Image:

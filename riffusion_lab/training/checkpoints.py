@@ -44,10 +44,14 @@ def save_checkpoint(file: Path, content: dict[str, Any]) -> None:
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(temporary, file)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
+        # torch's own end of the file may fail after the disk's error, and hide it
+        cause = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(cause, OSError):
+            raise
         kept = f"the last one, {file}, is kept" if file.exists() else "there is none yet"
         raise OSError(
-            f"the checkpoint of step {content['step']} cannot be written ({error.strerror or error}); {kept}. Free "
+            f"the checkpoint of step {content['step']} cannot be written ({cause.strerror or cause}); {kept}. Free "
             "some space, then run the same command again"
         ) from error
     finally:

@@ -181,11 +181,12 @@ def _samples(snapshots: Sequence[dict[str, Any]]) -> str:
 
 
 def _sample(folder: Path, number: int, clip: dict[str, str]) -> str:
+    title = html.escape(clip["title"] or f"clip {number + 1}")
     png = base64.b64encode((folder / f"{number}.png").read_bytes()).decode()
     mp3 = base64.b64encode((folder / f"{number}.mp3").read_bytes()).decode()
     return (
         f'<figure><img alt="{html.escape(clip["description"])}" src="data:image/png;base64,{png}">'
-        f'<audio controls preload="none" aria-label="{html.escape(clip["title"])}" src="data:audio/mpeg;base64,{mp3}">'
+        f'<audio controls preload="none" aria-label="{title}" src="data:audio/mpeg;base64,{mp3}">'
         f"</audio><figcaption>{html.escape(clip['caption'])}</figcaption></figure>"
     )
 
