@@ -8,7 +8,8 @@ denoiser     U-Net and text encoder; without the stages above with riffling's au
 export       write the model in half precision to another folder (--to)
 evaluate     measure a model (--model)
 
-For a model of your own, data, denoiser and export are enough. Each stage works in its own folder within --folder,
+For a model of your own, data, denoiser and export are enough. Several processes share the work of a training stage with
+`accelerate launch --num_processes 2 -m riffusion_lab.training STAGE` (and --cpu, without GPUs). Each stage works in its own folder within --folder,
 resumes if it was interrupted, and writes report.html there while it runs. Nothing is written into the package.
 """
 

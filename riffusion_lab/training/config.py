@@ -106,7 +106,11 @@ class LoopConfig(Settings):
     """Settings that all stages share. A run with the same settings and data gives the same weights.
 
     That holds to the bit on the same machine with the same number of threads, and also for a run that was interrupted
-    and resumed. It does not hold for a run with `minutes`, which depends on how fast the machine was.
+    and resumed. A run with `minutes` cannot be repeated: it depends on how fast the machine was. Another number of
+    processes or of parts (`accumulation`), another device, or compiling round differently.
+
+    An interrupted run may be resumed with other values of the settings in `MAY_CHANGE`. If `steps` or `minutes` change,
+    the learning rate follows the new budget from there on.
     """
 
     steps: int = 1000  # the budget, in steps of the optimizer

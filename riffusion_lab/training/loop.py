@@ -177,7 +177,8 @@ class _Loop:
             if time.monotonic() - last_save > self.config.save_every_s:
                 self._save()
                 last_save = time.monotonic()
-        self._save()
+        if self.saved_step != self.progress.step:
+            self._save()
         self._show()
 
     def _is_due(self) -> bool:
