@@ -28,7 +28,7 @@ from .lora import LORA_FILES, PEFT_CONFIG, Lora, LoraSource, file_in_folder, loa
 from .torch_defaults import torch_defaults
 from .values import in_one_line
 
-if TYPE_CHECKING:  # importing it makes transformers log warnings: see _quiet
+if TYPE_CHECKING:  # importing it makes transformers log warnings: see quiet
     from diffusers import StableDiffusionPipeline
 
 Pipeline: TypeAlias = "StableDiffusionPipeline"
@@ -134,7 +134,7 @@ def load_pipeline(
     loras = _find_loras(lora_weights(lora), local_files_only=local_files_only)
     if device.type == "cpu":
         keep_freed_memory()
-    with _quiet(bars=HUB_ID.fullmatch(source) is not None):
+    with quiet(bars=HUB_ID.fullmatch(source) is not None):
         pipe = _read(source, dtype, local_files_only=local_files_only)
         model_settings(pipe)  # read and kept now, because the file may change later
         load_loras(pipe, loras)
@@ -219,6 +219,14 @@ def model_settings(pipe: Pipeline) -> ModelSettings:
         origin = _Origin(model_name(pipe), _read_settings(pipe))
         setattr(pipe.unet, _ORIGIN, origin)
     return origin.settings
+
+
+def keep_settings(pipe: Pipeline, name: str, settings: ModelSettings) -> None:
+    """Give a pipeline that was not loaded from a folder, such as one in training, a name and recommended settings.
+
+    They are kept with its U-Net, as `model_settings` keeps those of a file.
+    """
+    setattr(pipe.unet, _ORIGIN, _Origin(name, settings))
 
 
 def _source_of(pipe: Pipeline) -> str:
@@ -411,7 +419,7 @@ def _fetch_settings(hub_id: str, *, local_files_only: bool) -> None:
 
 
 @contextmanager
-def _quiet(*, bars: bool) -> Iterator[None]:
+def quiet(*, bars: bool) -> Iterator[None]:
     """Suppress expected log messages and warnings, and progress bars unless something may be downloaded."""
 
     def is_unexpected(record: logging.LogRecord) -> bool:

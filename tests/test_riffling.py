@@ -164,7 +164,7 @@ def test_the_report_is_about_these_weights_and_good_enough(pipe):
     assert {name: report["groups"][name]["adherence"] >= value for name, value in least.items()} == dict.fromkeys(
         least, True
     )
-    assert report["likest_taught"]["above"] < 0.01  # no training clip is played from memory
+    assert report["memorization"]["above"] < 0.01  # no training clip is played from memory
     assert report["frechet"] < 11  # 31 with steps of one size
     assert report["diversity"] > 0.8  # takes of one prompt differ nearly as rendered clips of a class do
     assert report["autoencoder"]["psnr"] > 31

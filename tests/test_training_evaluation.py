@@ -1,5 +1,6 @@
 """How models are judged: the measures on inputs of known answer, the classifier, and a whole evaluation."""
 
+import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,7 +9,17 @@ import torch
 from PIL import Image
 
 from riffusion_lab.training import evaluation, metrics, reference
-from riffusion_lab.training.classifier import COMPOSER_CHOICES, Classifier, class_scores, classify, load_classifier
+from riffusion_lab.training.classifier import (
+    COMPOSER_CHOICES,
+    Classifier,
+    answers,
+    class_scores,
+    classify,
+    dataset_choices,
+    load_classifier,
+)
+from riffusion_lab.training.evaluation_page import confusion_matrix, save_report
+from riffusion_lab.training.targets import IGNORED
 from riffusion_lab.training.vocabulary import CLASSES, CLIP_SECONDS
 
 # Measures
@@ -94,6 +105,22 @@ def test_no_classifier_is_said(tmp_path):
         load_classifier(tmp_path / "wrong.safetensors")
 
 
+def test_a_clip_without_an_answer_is_ignored():
+    data = Pictures(labels=("rain", "piano"))
+    data.facts[1] |= {"texture": "chords", "mode": "minor"}
+    right = answers(data, [0, 1], COMPOSER_CHOICES)
+    assert right["class"].tolist() == [CLASSES.index("rain"), CLASSES.index("piano")]
+    assert right["texture"].tolist() == [IGNORED, 1]
+    assert right["mode"].tolist() == [IGNORED, 1]
+
+
+def test_a_data_set_s_own_labels_are_the_choices():
+    assert dataset_choices(Pictures(labels=("waltz", "polka"))) == {"class": ("polka", "waltz")}
+    assert dataset_choices(Pictures(labels=("rain", "fusion"))) == COMPOSER_CHOICES
+    with pytest.raises(ValueError, match="two or more labels, these have 1"):
+        dataset_choices(Pictures(labels=("waltz",)))
+
+
 def test_classify_takes_batches_of_any_size():
     model = load_classifier()
     pictures = noise(3)
@@ -149,6 +176,9 @@ class Pictures:
 
     def label(self, i):
         return self.facts[i].get("label")
+
+    def columns_per_bar(self, _i):
+        return 1
 
     def split(self):
         return np.arange(self.held_out, len(self)), np.arange(self.held_out)
@@ -228,6 +258,18 @@ def test_a_model_that_plays_the_held_out_clips_is_perfect(pipe, plays_the_refere
     assert report["autoencoder"]["frechet"] > 0.1 and report["autoencoder"]["psnr"] < 20  # it is a random one
     seeds = [seed for _, batch, _ in plays_the_reference for seed in batch]
     assert len(set(seeds)) == 20 and {options["guidance_scale"] for *_, options in plays_the_reference} == {1.2}
+
+
+@pytest.mark.usefixtures("plays_the_reference")
+def test_the_report_is_a_page_and_json(pipe, tmp_path):
+    report = evaluation.evaluate(pipe, Pictures(), halves=(0, 1))
+    save_report(report, tmp_path / "new")
+    assert json.loads((tmp_path / "new" / "evaluation.json").read_text(encoding="utf-8")) == report
+    page = (tmp_path / "new" / "evaluation.html").read_text(encoding="utf-8")
+    labels, counts = confusion_matrix([request for run in report["runs"] for request in run["prompts"]])
+    assert counts.sum() == 20 and set(labels) >= {"rain", "waves"}
+    assert f"{np.trace(counts)} of 20 clips are heard as what was asked for" in page
+    assert f"{report['frechet_real_real']:.3f} ± {report['spread']['frechet_real_real']:.3f}" in page
 
 
 @pytest.mark.usefixtures("plays_the_reference")

@@ -1,1 +1,25 @@
-"""How riffling is made: compose, render, caption, train, judge. `python -m riffusion_lab.training --help`."""
+"""Train a model of your own, or riffling again: compose or collect clips, train on them, judge. See `train`."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+_MODULE_OF = {
+    "Dataset": "dataset",
+    "TrainConfig": "config",
+    "evaluate": "evaluation",
+    "export": "exporting",
+    "train": "denoiser",
+}
+__all__ = list(_MODULE_OF)  # noqa: PLE0604 - names of the table above
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(_MODULE_OF)}")
+    return getattr(import_module(f".{_MODULE_OF[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_MODULE_OF])

@@ -1,198 +1,329 @@
-"""Train riffling, stage by stage: `python -m riffusion_lab.training STAGE`.
+"""Train riffling, or a model of your own, stage by stage: `python -m riffusion_lab.training STAGE`.
 
-The stages, in their order: data, autoencoder, decoder, classifier, denoiser, export, evaluate.
+data         compose and render the clips of riffling, or cut a folder of sounds (--from)
+autoencoder  pictures to latents and back, from nothing
+decoder      train its decoder on, with the error of what is heard
+classifier   the judge, trained on the clips' labels
+denoiser     U-Net and text encoder; without the stages above with riffling's autoencoder
+export       write the model in half precision to another folder (--to)
+evaluate     measure a model (--model)
 
-Each stage takes up where it was broken off; to begin one again, delete its files in the folder.
+For a model of your own, data, denoiser and export are enough. Several processes share the work of a training stage with
+`accelerate launch --num_processes 2 -m riffusion_lab.training STAGE` (and --cpu, without GPUs). Each stage works in its
+own folder within --folder, resumes if it was interrupted, and writes report.html there while it runs. Nothing is
+written into the package.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from inspect import signature
 from multiprocessing import get_context
 from pathlib import Path
+from shutil import copyfile
+from typing import TYPE_CHECKING, Any
 
-from ..models import keep_freed_memory
+from .config import AutoencoderConfig, ClassifierConfig, DecoderConfig, Settings, TrainConfig
 
-STAGES = ("data", "autoencoder", "decoder", "classifier", "denoiser", "export", "evaluate")
+if TYPE_CHECKING:  # loading them takes seconds, and --help needs none
+    from diffusers import AutoencoderTiny, StableDiffusionPipeline
+
+    from .dataset import Dataset
 
 
-def main() -> None:
-    """Run one stage."""
-    parser = argparse.ArgumentParser(prog="python -m riffusion_lab.training", description=__doc__)
-    parser.add_argument("stage", choices=STAGES)
-    parser.add_argument("--folder", type=Path, default=Path("data"), help="for clips, checkpoints and results")
-    parser.add_argument("--seed", type=int, default=0, help="stage data: another one makes other clips")
-    parser.add_argument("--minutes", type=float, help="time budget of a training stage")
-    parser.add_argument("--start-from", help="stages autoencoder and denoiser: train this model on")
-    parser.add_argument("--both-halves", action="store_true", help="stage decoder: train the encoder as well")
-    parser.add_argument("--new-text", action="store_true", help="stage denoiser: with a new text encoder all the same")
-    parser.add_argument(
-        "--favoured", metavar="CLASS", nargs="*", default=[], help="stage denoiser: draw these more often"
+@dataclass(frozen=True, kw_only=True)
+class ComposeConfig(Settings):
+    """Settings of the stage data."""
+
+    seed: int = 0  # another one makes other clips
+
+
+@dataclass(frozen=True, kw_only=True)
+class CutConfig(Settings):
+    """Settings of the stage data for a folder of sounds; see `Dataset.from_folder`."""
+
+    hop_s: float = 5.12  # seconds from one cut to the next
+    on_beat: bool = False  # begin every clip on a beat
+    silence_db: float = -60.0  # dBFS: clips that are mostly below are dropped
+    max_similarity: float | None = 0.98  # of small pictures: more is a near-duplicate; null keeps them
+    label_from_folder: bool = False  # use names of sub-folders as labels
+    strict: bool = False  # stop at the first file that cannot be read
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig(Settings):
+    """Settings of the stage export."""
+
+    mean_with: str | None = None  # another model, trained on from the same one: export the mean of the weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(Settings):
+    """Settings of the stage evaluate."""
+
+    n_clips: int = 512  # to generate
+    batch_size: int = 4
+    halves: tuple[int, ...] = (0,)  # of the held-out clips: 0, 1
+    seeds: tuple[int, ...] = (0,)  # a run for each half and seed; of several, the spread is measured
+    also_trained_on: tuple[str, ...] = ()  # further folders of clips, among which copies are looked for
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one stage; errors in what the user passed end it with one line."""
+    options = _parser().parse_args(arguments)
+    try:
+        _run(options)
+    except KeyboardInterrupt as interrupt:
+        print(interrupt or "stopped; run the same command again to go on", file=sys.stderr)
+        raise SystemExit(130) from interrupt
+    except (OSError, ValueError, ImportError, FloatingPointError) as error:
+        raise SystemExit(f"{type(error).__name__}: {error}") from error
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m riffusion_lab.training",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--mean-with", metavar="MODEL", help="stage export: the mean of the weights and this model's")
-    parser.add_argument("--n-clips", type=int, default=512, help="stage evaluate: clips to evaluate on")
+    parser.add_argument("stage", choices=STAGES, metavar="STAGE", help=", ".join(STAGES))
+    parser.add_argument("--folder", type=Path, default=Path("data"), help="for clips, checkpoints and models")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="JSON file with the stage's settings")
     parser.add_argument(
-        "--also-taught", type=Path, metavar="FOLDER", nargs="*", default=[], help="stage evaluate: with other clips"
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="change one setting; may be repeated"
     )
+    parser.add_argument("--list", action="store_true", help="show the stage's settings as JSON, and do nothing else")
+    parser.add_argument("--from", dest="source", type=Path, metavar="FOLDER", help="stage data: a folder of sounds")
     parser.add_argument(
-        "--other-half", action="store_true", help="stage evaluate: with the other held-out clips, kept nowhere"
+        "--start-from", metavar="MODEL", help="stages autoencoder and denoiser: train a copy of this model on"
     )
+    parser.add_argument("--to", type=Path, metavar="FOLDER", help="stages export and evaluate: where to write")
+    parser.add_argument("--model", metavar="FOLDER", help="stage evaluate: the model; default: the one trained here")
     parser.add_argument(
-        "--instead",
-        type=json.loads,
+        "--override",
         metavar="JSON",
-        default={},
-        help="stage evaluate: other settings to try, kept nowhere: guidance_scale, num_inference_steps, scheduler "
-        """(a class of diffusers) and its own, as in '{"guidance_scale": 1.3, "sigma_max": 80}'""",
+        default="{}",
+        help="stage evaluate: try other settings of the model: guidance_scale, num_inference_steps, scheduler (a class "
+        """of diffusers) and its own, such as '{"guidance_scale": 1.3, "sigma_max": 80}'""",
     )
-    arguments = parser.parse_args()
-    folder = arguments.folder
-    budget = {} if arguments.minutes is None else {"minutes": arguments.minutes}
+    return parser
+
+
+def _run(options: argparse.Namespace) -> None:
+    run, config_class, own_options = STAGES[options.stage]
+    if options.stage == "data" and options.source:
+        config_class = CutConfig
+    _check_options(options, own_options)
+    config = config_class.from_json(options.config) if options.config else config_class()
+    config = config.override(options.set)
+    if options.list:
+        print(json.dumps(config.to_dict(), indent=1))
+        return
+    from ..models import keep_freed_memory
+
     keep_freed_memory()
-    globals()[f"_{arguments.stage}"](folder, budget, arguments)
+    run(options, config)
 
 
-def _data(folder: Path, _budget: dict, arguments: argparse.Namespace) -> None:
-    from .dataset import make_dataset
+def _check_options(options: argparse.Namespace, own_options: tuple[str, ...]) -> None:
+    """Raise a ValueError for an option of another stage."""
+    defaults = {"source": None, "start_from": None, "to": None, "model": None, "override": "{}"}
+    for name, default in defaults.items():
+        if getattr(options, name) != default and name not in own_options:
+            option = "--from" if name == "source" else f"--{name.replace('_', '-')}"
+            stages = [stage for stage, (_, _, theirs) in STAGES.items() if name in theirs]
+            raise ValueError(f"{option} is not for the stage {options.stage}, but for {', '.join(stages)}")
+
+
+def _dataset(options: argparse.Namespace) -> Dataset:
+    from .dataset import load_dataset
+
+    return load_dataset(options.folder / "clips")
+
+
+def _data(options: argparse.Namespace, config: ComposeConfig | CutConfig) -> None:
+    from .dataset import Dataset, make_dataset
 
     with ProcessPoolExecutor(mp_context=get_context("spawn")) as executor:
-        make_dataset(folder / "clips", executor, seed=arguments.seed)
+        if isinstance(config, ComposeConfig):
+            make_dataset(options.folder / "clips", executor, seed=config.seed)
+        else:
+            Dataset.from_folder(options.source, options.folder / "clips", executor=executor, **config.to_dict())
 
 
-def _autoencoder(folder: Path, budget: dict, arguments: argparse.Namespace) -> None:
+def _autoencoder(options: argparse.Namespace, config: AutoencoderConfig) -> None:
     from ..models import load_pipeline
-    from .autoencoder import encode_dataset, train_autoencoder
-    from .dataset import load_dataset
+    from .autoencoder import train_autoencoder
 
-    dataset = load_dataset(folder / "clips")
-    start_from = load_pipeline(arguments.start_from, device="cpu").vae if arguments.start_from else None
-    vae = train_autoencoder(dataset, folder, start_from=start_from, **budget)
-    _say_there_and_back(vae, dataset)
-    latents = encode_dataset(vae, dataset, folder / "latents.npy")
-    print(f"latents: mean {latents.mean(dtype='f8'):.3f}, standard deviation {latents.std(dtype='f8'):.3f}", flush=True)
+    dataset = _dataset(options)
+    start_from = load_pipeline(options.start_from, device="cpu").vae if options.start_from else None
+    vae = train_autoencoder(dataset, options.folder / "autoencoder", config, start_from=start_from)
+    _print_fidelity(vae, dataset)
 
 
-def _decoder(folder: Path, budget: dict, arguments: argparse.Namespace) -> None:
+def _decoder(options: argparse.Namespace, config: DecoderConfig) -> None:
+    from .autoencoder import finetune_decoder
+
+    dataset = _dataset(options)
+    vae = _trained_autoencoder(options.folder, ("autoencoder",))
+    if vae is None:
+        raise FileNotFoundError(
+            f"there is no autoencoder in {options.folder}: run the stage autoencoder first. (The stage denoiser works "
+            "without both, with riffling's)"
+        )
+    _print_fidelity(finetune_decoder(vae, dataset, options.folder / "decoder", config), dataset)
+
+
+def _trained_autoencoder(folder: Path, stages: tuple[str, ...]) -> AutoencoderTiny | None:
+    """The result of the first of the stages that has one."""
     from diffusers import AutoencoderTiny
 
-    from .autoencoder import train_for_the_ear
-    from .dataset import load_dataset
-
-    dataset = load_dataset(folder / "clips")
-    vae = AutoencoderTiny.from_pretrained(folder / "vae")
-    vae = train_for_the_ear(vae, dataset, folder, both_halves=arguments.both_halves, **budget)
-    _say_there_and_back(vae, dataset)
-    if arguments.both_halves:
-        (folder / "latents.npy").unlink(missing_ok=True)  # the stage denoiser encodes again
+    for stage in stages:
+        if (folder / stage / "vae" / "config.json").exists():
+            return AutoencoderTiny.from_pretrained(folder / stage / "vae")
+    return None
 
 
-def _say_there_and_back(vae, dataset) -> None:
-    import numpy as np
+def _print_fidelity(vae: AutoencoderTiny, dataset: Dataset) -> None:
+    from .autoencoder import autoencoder_snapshot
 
-    from .autoencoder import fidelity, there_and_back
-
-    pictures = [dataset.pictures(np.array([i])) for i in dataset.split()[1][:64]]
-    print(_said(fidelity([there_and_back(vae, picture) for picture in pictures], pictures)), flush=True)
+    numbers = autoencoder_snapshot(vae, dataset).numbers
+    print(_fidelity_text(numbers), flush=True)
 
 
-def _said(fidelity: dict[str, float]) -> str:
-    psnr, convergence = fidelity["psnr"], fidelity["convergence"]
-    return f"held-out pictures there and back: {psnr:.2f} dB PSNR, spectral convergence {convergence:.3f}"
+def _fidelity_text(numbers: dict[str, float]) -> str:
+    psnr, convergence = numbers["psnr"], numbers["convergence"]
+    return f"held-out pictures, reconstructed: {psnr:.2f} dB PSNR, spectral convergence {convergence:.3f}"
 
 
-def _classifier(folder: Path, budget: dict, _arguments: argparse.Namespace) -> None:
-    import numpy as np
+def _classifier(options: argparse.Namespace, config: ClassifierConfig) -> None:
+    from .classifier import answers, classify, train_classifier
 
-    from .dataset import load_dataset
-    from .evaluation import judge, targets, train_classifier
-
-    dataset = load_dataset(folder / "clips")
-    model = train_classifier(dataset, folder, **budget)
+    dataset = _dataset(options)
+    model = train_classifier(dataset, options.folder / "classifier", config)
     _, held_out = dataset.split()
-    _, answers = judge(model, [dataset.pictures(np.array([i])) for i in held_out])
-    for name, right in targets([dataset.facts[i] for i in held_out]).items():
-        known = right.numpy() >= 0
-        print(f"classifier: {(answers[name] == right.numpy())[known].mean():.3f} right on held-out {name}", flush=True)
+    _, given = classify(model, (dataset.pictures([i]) for i in held_out))
+    for name, right in answers(dataset, held_out, model.choices).items():
+        has_answer = right.numpy() >= 0
+        if has_answer.any():
+            accuracy = (given[name] == right.numpy())[has_answer].mean()
+            print(f"classifier: {accuracy:.3f} right on held-out {name}", flush=True)
 
 
-def _denoiser(folder: Path, budget: dict, arguments: argparse.Namespace) -> None:
-    import torch
-    from diffusers import AutoencoderTiny
-
+def _denoiser(options: argparse.Namespace, config: TrainConfig) -> None:
     from ..models import load_pipeline
-    from .autoencoder import encode_dataset
-    from .dataset import load_dataset
-    from .denoiser import assemble, train_denoiser
+    from .denoiser import train
 
-    dataset = load_dataset(folder / "clips")
-    start_from = load_pipeline(arguments.start_from, device="cpu") if arguments.start_from else None
-    is_new = (folder / "vae").is_dir() or not start_from
-    vae = AutoencoderTiny.from_pretrained(folder / "vae") if is_new else start_from.vae
-    latents = encode_dataset(vae, dataset, folder / "latents.npy")
-    network, tokenizer = train_denoiser(
-        latents,
-        dataset,
-        folder,
-        start_from=start_from,
-        new_text=arguments.new_text,
-        favoured=arguments.favoured,
-        **budget,
+    dataset = _dataset(options)
+    start_from = load_pipeline(options.start_from, device="cpu") if options.start_from else None
+    vae = _trained_autoencoder(options.folder, ("decoder", "autoencoder"))
+    train(dataset, options.folder / "denoiser", config, vae=vae, start_from=start_from)
+    print(f"the model is in {options.folder / 'denoiser' / 'model'}", flush=True)
+
+
+def _export(options: argparse.Namespace, config: ExportConfig) -> None:
+    from ..models import load_pipeline, model_settings
+    from .exporting import average, check_target, export
+
+    if options.to is None:
+        raise ValueError("the stage export needs --to FOLDER, where to write the model")
+    check_target(options.to)
+    pipe = load_pipeline(options.folder / "denoiser" / "model", device="cpu")
+    if config.mean_with:
+        average(pipe, load_pipeline(config.mean_with, device="cpu"))
+    export(pipe, options.to, settings=model_settings(pipe))
+    classifier = options.folder / "classifier" / "classifier.safetensors"
+    if classifier.exists():
+        copyfile(classifier, options.to / "classifier.safetensors")
+    print(f"exported to {options.to}", flush=True)
+
+
+def _evaluate(options: argparse.Namespace, config: EvaluateConfig) -> None:
+    from ..models import load_pipeline
+    from .classifier import load_classifier
+    from .dataset import load_dataset
+    from .evaluation import evaluate
+    from .evaluation_page import save_report
+
+    pipe = load_pipeline(options.model or options.folder / "denoiser" / "model", device="cpu")
+    overrides = _override(pipe, options.override)
+    own = options.folder / "classifier" / "classifier.safetensors"
+    has_clips = (options.folder / "clips").exists()
+    if not has_clips:
+        print("no clips in the folder: comparing with the composer's held-out clips that ship with the package")
+    report = evaluate(
+        pipe,
+        _dataset(options) if has_clips else None,
+        classifier=load_classifier(own) if has_clips and own.exists() else None,
+        n_clips=config.n_clips,
+        halves=config.halves,
+        seeds=config.seeds,
+        known_clips=[load_dataset(Path(other) / "clips") for other in config.also_trained_on],
+        batch_size=config.batch_size,
+        **overrides,
     )
-    assemble(network.to(memory_format=torch.contiguous_format), tokenizer, vae).save_pretrained(folder / "riffling")
+    target = options.to or options.folder
+    save_report(report, target)
+    _print_report(report)
+    print(f"all of it is in {target / 'evaluation.json'} and {target / 'evaluation.html'}")
 
 
-def _export(folder: Path, _budget: dict, arguments: argparse.Namespace) -> None:
-    from shutil import copyfile
-
-    from diffusers import StableDiffusionPipeline
-
-    from ..models import load_pipeline
-    from .dataset import load_dataset
-    from .export import average, export
-
-    weights = Path(__file__).parents[1] / "weights"
-    pipe = StableDiffusionPipeline.from_pretrained(folder / "riffling", safety_checker=None)
-    if arguments.mean_with:
-        average(pipe, load_pipeline(arguments.mean_with, device="cpu"))
-    export(pipe, load_dataset(folder / "clips"), weights / "riffling")
-    if (classifier := folder / "classifier.safetensors").exists():
-        copyfile(classifier, weights / "classifier.safetensors")
-
-
-def _evaluate(folder: Path, _budget: dict, arguments: argparse.Namespace) -> None:
+def _override(pipe: StableDiffusionPipeline, text: str) -> dict[str, Any]:
+    """Give a pipeline another scheduler or other settings of it; return the settings of generation."""
     import diffusers
 
-    from ..models import load_pipeline
-    from .dataset import load_dataset
-    from .evaluation import evaluate, load_classifier, save_report
+    try:
+        settings = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"--override {text!r} is not JSON: {error}") from error
+    names = ("guidance_scale", "num_inference_steps")
+    options = {name: settings.pop(name) for name in names if name in settings}
+    name = settings.pop("scheduler", type(pipe.scheduler).__name__)
+    scheduler_class = getattr(diffusers, name, None)
+    if scheduler_class is None:
+        raise ValueError(f"--override: diffusers has no scheduler {name!r}; DDIMScheduler is one")
+    allowed = {**pipe.scheduler.config, **signature(scheduler_class).parameters}
+    if unknown := sorted(settings.keys() - allowed.keys()):
+        raise ValueError(f"--override: {name} has no setting {', '.join(unknown)}; it has {', '.join(allowed)}")
+    pipe.scheduler = scheduler_class.from_config({**pipe.scheduler.config, **settings})
+    return options
 
-    pipe, settings = load_pipeline(), dict(arguments.instead)
-    options = {name: settings.pop(name) for name in ("guidance_scale", "num_inference_steps") if name in settings}
-    solver = getattr(diffusers, settings.pop("scheduler", type(pipe.scheduler).__name__))
-    known = {**pipe.scheduler.config, **signature(solver).parameters}
-    if unknown := sorted(settings.keys() - known.keys()):
-        raise SystemExit(f"--instead: {solver.__name__} has no setting {', '.join(unknown)}; it has {', '.join(known)}")
-    pipe.scheduler = solver.from_config({**pipe.scheduler.config, **settings})
-    dataset = load_dataset(folder / "clips")
-    others = [load_dataset(other / "clips") for other in arguments.also_taught]
-    options |= {"also_taught": others, "other_half": arguments.other_half, "n_clips": arguments.n_clips}
-    report = evaluate(pipe, dataset, load_classifier(), **options)
-    if not (arguments.instead or arguments.other_half):
-        save_report(report, Path(__file__).parents[1] / "weights" / "riffling" / "evaluation.json")
+
+def _print_report(report: dict[str, Any]) -> None:
     for name, numbers in report["groups"].items():
-        print(f"{name:12s} adherence {numbers['adherence']:.2f} (n = {numbers['n']}, real {numbers['real']:.3f})")
-    print(f"Fréchet distance {report['frechet']:.2f}, of it between the means {report['frechet_means']:.2f}; ", end="")
-    print(f"between rendered clips {report['frechet_real_real']:.2f}")
-    print(f"as a share of the rendered clips': diversity {report['diversity']:.2f}, ", end="")
-    print(f"step over the seam {report['seam']:.2f}, between all columns {report['steps']:.2f}")
-    print(_said(back := report["autoencoder"]), end="")
-    print(f", Fréchet distance {back['frechet']:.2f}, of it between the means {back['frechet_means']:.2f}")
-    alike = report["likest_taught"]
-    print(f"likest training clip: {alike['generated']:.2f}, of held-out clips {alike['held_out']:.2f}; ", end="")
-    print(f"{alike['above']:.1%} above the 99th percentile of those")
+        print(f"{name:12s} adherence {numbers['adherence']:.2f} (n = {numbers['n']:.0f}, real {numbers['real']:.3f})")
+    print(_distance_text(report) + f"; between real clips {report['frechet_real_real']:.2f}")
+    ratios = {"diversity": "diversity", "seam": "step over the seam", "steps": "mean step between columns"}
+    named = [f"{text} {report[name]:.2f}" for name, text in ratios.items() if name in report]
+    print(f"as a share of the real clips': {', '.join(named)}")
+    if alone := report.get("autoencoder"):
+        print(f"{_fidelity_text(alone)}, {_distance_text(alone)}")
+    if similar := report.get("memorization"):
+        print(
+            f"highest correlation with a training clip: {similar['generated']:.2f}, of held-out clips "
+            f"{similar['held_out']:.2f}; {similar['above']:.1%} above the 99th percentile of those"
+        )
+
+
+def _distance_text(measures: dict[str, Any]) -> str:
+    return f"Fréchet distance {measures['frechet']:.2f}, of it between the means {measures['frechet_means']:.2f}"
+
+
+# Of each stage: the function, the class of its settings, and its own options
+STAGES: dict[str, tuple[Callable[[argparse.Namespace, Any], None], type[Settings], tuple[str, ...]]] = {
+    "data": (_data, ComposeConfig, ("source",)),
+    "autoencoder": (_autoencoder, AutoencoderConfig, ("start_from",)),
+    "decoder": (_decoder, DecoderConfig, ()),
+    "classifier": (_classifier, ClassifierConfig, ()),
+    "denoiser": (_denoiser, TrainConfig, ("start_from",)),
+    "export": (_export, ExportConfig, ("to",)),
+    "evaluate": (_evaluate, EvaluateConfig, ("model", "override", "to")),
+}
 
 
 if __name__ == "__main__":

@@ -21,8 +21,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from .autoencoder import training_indices
+from .checkpoints import data_id
+from .config import ClassifierConfig
 from .dataset import Dataset
-from .targets import choice_targets
+from .loop import Batch, Task, is_main_process, run_loop, seeded
+from .targets import IGNORED, choice_targets
 from .vocabulary import CLASSES, FUSION, MODE_WORDS, TEXTURES
 
 EMBEDDING = 64
@@ -115,6 +119,67 @@ def load_classifier(file: str | Path | None = None) -> Classifier:
     if not Path(file).is_file():
         raise FileNotFoundError(f"no classifier at {str(file)!r}: train one with the stage `classifier`")
     return _load(str(file))
+
+
+class ClassifierTask(Task):
+    """Trains a `Classifier`. Clips are blurred and get noise, so that it does not judge by fine grain.
+
+    Loops are also rolled in time. Batch normalization sees one process's part of a batch at a time.
+    """
+
+    name = "classifier"
+    network: Classifier
+
+    def __init__(self, dataset: Dataset, config: ClassifierConfig) -> None:
+        self.dataset, self.config = dataset, config
+        self.indices = training_indices(dataset)
+        self.data_id = data_id(dataset)
+        with seeded(config.seed):
+            self.network = Classifier(dataset_choices(dataset)).train()
+        self.optimizer = torch.optim.AdamW(self.network.parameters(), weight_decay=config.weight_decay)
+
+    def draw_batch(self, rng: np.random.Generator, generator: torch.Generator) -> Batch:
+        """Pictures of random clips, and the right answers."""
+        chosen = rng.choice(self.indices, self.config.batch_size)
+        pictures, shift = self.dataset.pictures(chosen), int(rng.integers(512))
+        if all(self.dataset.columns_per_bar(i) is not None for i in chosen):
+            pictures = pictures.roll(shift, dims=-1)
+        if rng.random() < 0.5:
+            pictures = F.avg_pool2d(pictures, 3, stride=1, padding=1, count_include_pad=False)
+        noise = torch.randn(pictures.shape, generator=generator)
+        pictures = pictures + rng.uniform(0, self.config.noise) * noise
+        return {"pictures": pictures, "targets": answers(self.dataset, chosen, self.network.choices)}
+
+    def loss(self, network: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
+        """Cross entropy of each kind of name, where there is a right answer."""
+        logits = network(batch["pictures"])
+        errors = [self._error(logits[name], right) for name, right in batch["targets"].items()]
+        return {"loss": torch.stack(errors).sum()}
+
+    def _error(self, logits: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        """Mean over the clips that have an answer; 0 if none has."""
+        smoothing = self.config.label_smoothing
+        total = F.cross_entropy(logits, right, label_smoothing=smoothing, ignore_index=IGNORED, reduction="sum")
+        return total / (right != IGNORED).sum().clamp(min=1)
+
+
+def train_classifier(dataset: Dataset, folder: str | Path, config: ClassifierConfig | None = None) -> Classifier:
+    """Train a classifier on a data set's own labels, or resume; writes ``classifier.safetensors`` in the folder.
+
+    Parameters
+    ----------
+    dataset : Dataset
+        With two labels or more.
+    folder : path
+        See `run_loop`.
+    config : ClassifierConfig, optional
+    """
+    config = config or ClassifierConfig()
+    task = ClassifierTask(dataset, config)
+    run_loop(task, config, folder)
+    if is_main_process():
+        task.network.cpu().save(Path(folder) / "classifier.safetensors")
+    return task.network.cpu().eval()
 
 
 @lru_cache(maxsize=2)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Iterable
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +16,11 @@ from tqdm.auto import tqdm
 from ..image import pixels_from_mel
 from ..params import SpectrogramParams
 from ..spectrogram import mel_from_waveform
+from .captions import caption
 from .composer import Composer
 from .effects import EFFECTS
 from .render import Renderer
-from .vocabulary import DRUMS, FUSION, INSTRUMENTS, STYLE_NAMES
+from .vocabulary import CLIP_SECONDS, DRUMS, FUSION, INSTRUMENTS, STYLE_NAMES
 
 # The pictures hold nothing above 10 kHz: at 24 kHz they are the same, for half the work.
 RENDER_PARAMS = SpectrogramParams(sample_rate=24_000)
@@ -114,9 +117,30 @@ class Dataset:
         """Picture `i` [shape=(512, 512), uint8]."""
         return self.pixels[i // SHARD][i % SHARD]
 
-    def pictures(self, indices: np.ndarray) -> torch.Tensor:
+    def pictures(self, indices: Iterable[int] | np.ndarray) -> torch.Tensor:
         """Pictures as networks take them [shape=(n, 1, 512, 512), float32 in -1…1]."""
         return torch.from_numpy(np.stack([self.picture(int(i)) for i in indices])).float()[:, None] / 127.5 - 1
+
+    def caption(self, i: int, rng: np.random.Generator, *, full: bool = False) -> str:
+        """One of the captions of clip `i`; with `full`, one that says all that is known."""
+        return caption(self.facts[i], rng, full=full)
+
+    def label(self, i: int) -> str | None:
+        """Class of clip `i`, by which draws are balanced and models judged; None if it has none."""
+        label: str | None = self.facts[i].get("label")
+        return label
+
+    def columns_per_bar(self, i: int) -> int | None:
+        """Latent columns by which clip `i` may be rolled in time; None if it is no loop."""
+        facts = self.facts[i]
+        if "bpm" not in facts:
+            return 1  # rain has no bars
+        n_bars = round(facts["bpm"] * CLIP_SECONDS / 60) / facts["metre"]
+        return round(64 / n_bars) if n_bars in (1, 2, 4) else 64
+
+    def fingerprint(self) -> str:
+        """Hash of which clips these are, in their order."""
+        return hashlib.sha256(json.dumps(self.facts).encode()).hexdigest()[:16]
 
     def split(self) -> tuple[np.ndarray, np.ndarray]:
         """Indices to train on, and indices held out. A clip belongs to one of them for ever."""

@@ -1,22 +1,24 @@
-"""The denoiser and its text encoder: noise and words → latents.
+"""The denoiser: a U-Net and its text encoder, trained to turn noise into latents that fit a caption.
 
-A U-Net of Stable Diffusion's plan with narrower layers, trained on v-prediction (https://arxiv.org/abs/2202.00512)
-under a schedule that ends in pure noise (https://arxiv.org/abs/2305.08891). The text encoder knows what captions tell
-before it comes here (`text`), and is trained on at a tenth of the U-Net's learning rate. Besides cross-attention, the
-pooled text goes to every layer along with the time step (diffusers' `addition_embed_type="text"`): timbre is a matter
-of every layer. The distance of partials depends on where in frequency they are, but nothing tells a convolution that,
-save the edges of the picture: so the network is taught to find out (`PlaceReader`).
+A U-Net of Stable Diffusion's kind with narrower layers, trained on v-prediction (https://arxiv.org/abs/2202.00512)
+with a schedule that ends in pure noise (https://arxiv.org/abs/2305.08891). The text encoder has been trained on
+captions before (`text`), and is trained on at a tenth of the U-Net's learning rate. Besides cross-attention, the
+pooled text is added to the time embedding of every layer (diffusers' `addition_embed_type="text"`), since timbre
+concerns every layer. How far apart partials are depends on their frequency, but a convolution cannot tell at which
+frequency it is, except near the edges of the picture: so the network is trained to find out (`PositionProbe`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from contextlib import nullcontext
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import PartialState
 from diffusers import (
     AutoencoderTiny,
     DDIMScheduler,
@@ -25,44 +27,46 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 from diffusers.training_utils import EMAModel
-from torch import nn
+from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from ..clip import Clip
+from ..generate import text_to_audio
+from ..models import keep_settings, load_pipeline
 from ..networks import circular_time
 from ..sampling import CIRCULAR_SHARE
-from .captions import caption
+from .autoencoder import encode_dataset, measured_indices, training_indices
+from .checkpoints import HasState, data_id
+from .config import TextEncoderConfig, TrainConfig
 from .dataset import Dataset
-from .run import Muon, cosine, fastest_dtype, set_learning_rate, train
-from .text import WIDTH, anchors_of, tokenize, train_text_encoder, train_tokenizer
-from .vocabulary import CLIP_SECONDS, DRUMS, FUSION
+from .exporting import check_target, export, is_composed, settings_for
+from .loop import Batch, Task, generators, new_accelerator, run_loop, seeded
+from .optimizers import MuonAdamW
+from .progress import Snapshot
+from .text import WIDTH, label_embeddings, tokenize, train_text_encoder, train_tokenizer
 
-CHANNELS = (48, 96, 192, 192)
-BATCH = 16
-WEIGHT_OF_KIND = {"solo": 1.0, "style": 1.3, DRUMS: 3.0, "effect": 0.7, FUSION: 4.0}  # of each class, in a draw
-FAVOUR = 3.0  # times as often
-EMPTY_CAPTIONS = 0.1
-FULL_CAPTIONS = 0.4  # that tell all that is known: what is told rarely is learned slowly
-TEXT_RATE = 0.1  # learning rate of the text encoder beside the U-Net's
-CLOSING = 0.1  # share of batches with the little noise and the circular layers that close a loop in generation
-N_WAVES = 16  # half cosines over frequency that tell where a row is; the fastest turns in 4 rows of 64
-PLACE = 0.1  # weight of the error in telling that
-STEPS = {"use_karras_sigmas": True, "sigma_max": 40.0, "sigma_min": 0.05}  # from noise as good as pure to hardly any
-N_FOR_POWER = 1024  # clips to measure the latents' spectrum on
-VISIBLE = 0.5  # share of the error that counts as much as can be seen through the noise
-NOISY = 0.45  # power of an even draw of time steps: below 1 favours the noisy ones, where the words decide
+WIDTHS = (48, 96, 192, 192)
+FAVOUR = 3.0  # how many times as often `favoured` labels are drawn
+N_WAVES = 16  # half cosines over frequency by which a position is described; the fastest turns in 4 rows of 64
+STEPS = {"use_karras_sigmas": True, "sigma_max": 40.0, "sigma_min": 0.05}  # from almost pure noise to almost none
+N_FOR_POWER = 1024  # clips on which the latents' spectrum is measured
+N_TIMESTEPS = 1000
+NOISE_LEVELS = (30, 150, 300, 450, 600, 750, 870, 990)  # time steps at which a snapshot measures the loss
+N_MEASURED = 16  # held-out clips for that
+N_PROMPTS = 4
 
 
-def new_unet() -> UNet2DConditionModel:
-    """An untrained U-Net (17.6 M parameters)."""
+def new_unet(widths: tuple[int, ...] = WIDTHS, *, text_width: int = WIDTH) -> UNet2DConditionModel:
+    """An untrained U-Net with `widths` channels at its four levels; riffling's has 17.6 M parameters."""
     return UNet2DConditionModel(
         sample_size=64,
         in_channels=4,
         out_channels=4,
         layers_per_block=1,
-        block_out_channels=CHANNELS,
+        block_out_channels=widths,
         down_block_types=("DownBlock2D", "DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
-        cross_attention_dim=WIDTH,
+        cross_attention_dim=text_width,
         attention_head_dim=6,  # diffusers' name for the number of heads
         transformer_layers_per_block=(1, 1, 2, 1),  # two at 16 × 16, down and up
         norm_num_groups=16,
@@ -93,27 +97,29 @@ class TextDenoiser(nn.Module):
         super().__init__()
         self.unet, self.text_encoder = unet, text_encoder
 
-    def forward(self, noisy: torch.Tensor, timestep: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        """Latents [shape=(n, 4, 64, 64)], time steps [shape=(n,)], tokens [shape=(n, 77)] → v [like the latents]."""
-        words = self.text_encoder(tokens).last_hidden_state
-        return self.unet(noisy, timestep, words).sample
+    def forward(self, noisy: Tensor, timestep: Tensor, tokens: Tensor) -> Tensor:
+        """Latents [shape=(n, 4, 64, 64)], time steps [shape=(n,)], tokens [shape=(n, 77)] → v [as the latents]."""
+        prompt_embeds = self.text_encoder(tokens).last_hidden_state
+        v: Tensor = self.unet(noisy, timestep, prompt_embeds).sample
+        return v
 
 
-class PlaceReader(nn.Module):
-    """Reads from a U-Net's features on which row they are; its error teaches the U-Net to know. Training only.
+class PositionProbe(nn.Module):
+    """Predicts from a U-Net's features in which row they are; its error trains the U-Net to represent that.
 
-    Convolutions can learn where they are from the zeros beyond the edges (https://arxiv.org/abs/2001.08248, whose
-    readout this is), but have little reason to begin, since it pays only once it is precise. So the middle block and
-    the up blocks but the last are asked for half cosines over the rows, 1 … `N_WAVES` to a picture's height.
+    Convolutions can infer their position from the zeros beyond the edges (https://arxiv.org/abs/2001.08248, whose
+    readout this is), but have little reason to begin, since it only pays once it is precise. So the middle block and
+    all up blocks but the last are asked for half cosines over the rows, 1 to `N_WAVES` to a picture's height. The probe
+    is not part of the model.
     """
 
     def __init__(self, network: TextDenoiser) -> None:
         super().__init__()
         self.network = network
         unet = network.unet
-        narrower = unet.config.block_out_channels[::-1]
-        self.heads = nn.ModuleList([nn.Conv2d(width, N_WAVES, 1) for width in (narrower[0], *narrower[:-1])])
-        self.features: list[torch.Tensor] = []
+        widths = unet.config.block_out_channels[::-1]
+        self.heads = nn.ModuleList([nn.Conv2d(width, N_WAVES, 1) for width in (widths[0], *widths[:-1])])
+        self.features: list[Tensor] = []
         blocks = [unet.mid_block, *unet.up_blocks[:-1]]
         self.hooks = [block.register_forward_hook(lambda _m, _i, out: self.features.append(out)) for block in blocks]
 
@@ -122,212 +128,387 @@ class PlaceReader(nn.Module):
         for hook in self.hooks:
             hook.remove()
 
-    def forward(
-        self, noisy: torch.Tensor, timestep: torch.Tensor, tokens: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The network's v, and the mean squared error of what it knows about rows (0.5: nothing)."""
+    def forward(self, noisy: Tensor, timestep: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """The network's v, and the mean squared error of the predicted positions (0.5: no information)."""
         self.features.clear()
         v = self.network(noisy, timestep, tokens)
         errors = []
         for head, features in zip(self.heads, self.features, strict=True):
-            told = head(features).float()
-            errors.append((told - half_cosines(told.shape[-2]).to(told.device)).square().mean())
+            predicted = head(features).float()
+            target = half_cosines(predicted.shape[-2]).to(predicted.device)
+            errors.append((predicted - target).square().mean())
         return v, torch.stack(errors).mean()
 
 
-def half_cosines(n_rows: int) -> torch.Tensor:
-    """1 … `N_WAVES` half cosines over the rows [shape=(N_WAVES, n_rows, 1)]."""
+def half_cosines(n_rows: int) -> Tensor:
+    """1 to `N_WAVES` half cosines over the rows [shape=(N_WAVES, n_rows, 1)]."""
     rows = (torch.arange(n_rows) + 0.5) / n_rows
     return torch.cos(torch.pi * torch.arange(1, N_WAVES + 1)[:, None] * rows)[..., None]
 
 
 class VisibleError:
-    """The error of a prediction, where much noise is more that of what can be seen through it.
+    """The error of a prediction, with more weight on what can be seen through the noise.
 
-    Of waves over a picture (a mode of its Fourier transform) with a power of S over the clips, S / (S + σ²) can be told
-    through noise of σ: Wiener's filter. What is far below the noise is not decided at that step, and whatever is said
-    of it is forgotten on the way; but it makes nearly all of the plain error there, and so of the gradient's noise.
-    So half of the error counts by this filter, scaled to the same size.
+    Of a mode of the Fourier transform over a picture whose power over the clips is S, the share S / (S + σ²) can be
+    told through noise of σ: Wiener's filter. What is far below the noise is not decided at that step, and whatever is
+    predicted for it is forgotten on the way; but it makes nearly all of the plain error there, and so of the gradient's
+    noise. So a share of the error counts by this filter, scaled to the same size.
 
     Parameters
     ----------
     latents : Tensor [shape=(n, 4, 64, 64)]
         Some of the clips, to measure S on.
+    share : float
+        Of the error that is weighted so; the rest counts alike.
     """
 
-    def __init__(self, latents: torch.Tensor) -> None:
-        self.power = torch.fft.fft2(latents - latents.mean(dim=0), norm="ortho").abs().square().mean(dim=0)
+    def __init__(self, latents: Tensor, share: float = 0.5) -> None:
+        power = torch.fft.fft2(latents - latents.mean(dim=0), norm="ortho").abs().square().mean(dim=0)
+        self.power = power.clamp(min=1e-6)  # of a single clip it is 0
+        self.share = share
 
-    def weights(self, sigma: torch.Tensor) -> torch.Tensor:
-        """How much each mode's error counts beside noise of `sigma` [shape=(n,)] → [shape=(n, 4, 64, 64)]."""
+    def weights(self, sigma: Tensor) -> Tensor:
+        """Weight of each mode's error beside noise of `sigma` [shape=(n,)] → [shape=(n, 4, 64, 64)]."""
         variance = sigma.square()[:, None, None, None]
-        seen = self.power / (self.power + variance)
-        unknown = seen * variance  # the error that is left where all is Gaussian
-        same_size = unknown.sum(dim=(1, 2, 3), keepdim=True) / (seen * unknown).sum(dim=(1, 2, 3), keepdim=True)
-        return 1 - VISIBLE + VISIBLE * same_size * seen
+        visible = self.power / (self.power + variance)
+        unknown = visible * variance  # the error that is left where all is Gaussian
+        same_size = unknown.sum(dim=(1, 2, 3), keepdim=True) / (visible * unknown).sum(dim=(1, 2, 3), keepdim=True)
+        return 1 - self.share + self.share * same_size * visible
 
-    def __call__(self, prediction: torch.Tensor, target: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+    def __call__(self, prediction: Tensor, target: Tensor, sigma: Tensor) -> Tensor:
         """Mean squared error of predictions [shape=(n, 4, 64, 64)] by these weights."""
-        off = torch.fft.fft2(prediction - target, norm="ortho").abs().square()
-        return (self.weights(sigma) * off).mean()
+        squared = torch.fft.fft2(prediction - target, norm="ortho").abs().square()
+        return (self.weights(sigma) * squared).mean()
 
 
-class Batches:
-    """Draws latents and captions: every class by its weight, another caption each time, turned by whole bars."""
+class ClipSampler:
+    """Draws latents and captions: classes by their weights, new captions each time, loops rolled by whole bars."""
+
+    def __init__(self, latents: np.ndarray, dataset: Dataset, tokenizer: CLIPTokenizer, config: TrainConfig) -> None:
+        self.latents, self.dataset, self.tokenizer, self.config = latents, dataset, tokenizer, config
+        self.indices = training_indices(dataset)
+        self.columns_per_bar = [dataset.columns_per_bar(int(i)) for i in self.indices]
+        self.probabilities = self._probabilities()
+        is_loop = np.array([columns is not None for columns in self.columns_per_bar])
+        self.loop_probabilities = self.probabilities * is_loop
+        self.has_loops = bool(self.loop_probabilities.sum() > 0)
+        if self.has_loops:
+            self.loop_probabilities /= self.loop_probabilities.sum()
+
+    def _probabilities(self) -> np.ndarray:
+        labels = [self.dataset.label(int(i)) for i in self.indices]
+        counts = {label: labels.count(label) for label in set(labels)}
+        kinds = [self.dataset.facts[i].get("kind") for i in self.indices]
+        weights = np.array(
+            [self.config.kind_weights.get(kind, 1.0) / counts[label] for kind, label in zip(kinds, labels, strict=True)]
+        )
+        weights *= np.where([label in self.config.favoured for label in labels], FAVOUR, 1.0)
+        if weights.sum() == 0:
+            raise ValueError(f"kind_weights leave no clip to draw: {self.config.kind_weights}")
+        return weights / weights.sum()
+
+    def draw(self, n: int, rng: np.random.Generator, *, loops_only: bool = False) -> tuple[Tensor, Tensor]:
+        """Latents [shape=(n, 4, 64, 64), float32] and tokens [shape=(n, 77)]."""
+        probabilities = self.loop_probabilities if loops_only else self.probabilities
+        latents, captions = [], []
+        for place in rng.choice(len(self.indices), n, p=probabilities):
+            latents.append(self._rolled(int(place), rng))
+            captions.append(self._caption(int(self.indices[place]), rng))
+        return torch.from_numpy(np.stack(latents)).float(), tokenize(self.tokenizer, captions)
+
+    def _rolled(self, place: int, rng: np.random.Generator) -> np.ndarray:
+        latents: np.ndarray = self.latents[self.indices[place]]
+        n_columns = latents.shape[-1]
+        columns = self.columns_per_bar[place] or n_columns
+        return np.roll(latents, rng.integers(0, n_columns) // columns * columns, axis=-1)
+
+    def _caption(self, i: int, rng: np.random.Generator) -> str:
+        full = bool(rng.random() < self.config.full_captions)
+        is_empty = rng.random() < self.config.caption_dropout
+        return "" if is_empty else self.dataset.caption(i, rng, full=full)
+
+
+class DenoiserTask(Task):
+    """Trains a `TextDenoiser` on latents and captions; the model is a running average of its weights."""
+
+    name = "denoiser"
+    network: PositionProbe
 
     def __init__(
         self,
-        latents: np.ndarray,
-        dataset: Dataset,
+        denoiser: TextDenoiser,
         tokenizer: CLIPTokenizer,
-        rng: np.random.Generator,
-        favoured: Collection[str] = (),
+        dataset: Dataset,
+        config: TrainConfig,
+        *,
+        vae: AutoencoderTiny,
+        latents: np.ndarray,
     ) -> None:
-        self.latents, self.facts, self.tokenizer, self.rng = latents, dataset.facts, tokenizer, rng
-        self.indices, _ = dataset.split()
-        labels = [self.facts[i]["label"] for i in self.indices]
-        counts = {label: labels.count(label) for label in set(labels)}
-        weights = np.array(
-            [WEIGHT_OF_KIND[self.facts[i]["kind"]] / counts[self.facts[i]["label"]] for i in self.indices]
+        self.denoiser, self.tokenizer, self.vae, self.dataset, self.config = denoiser, tokenizer, vae, dataset, config
+        self.data_id = data_id(dataset, denoiser, vae)
+        self.sampler = ClipSampler(latents, dataset, tokenizer, config)
+        self.settings = settings_for(dataset)
+        self.scheduler = new_scheduler()
+        self.sigmas = (1 / self.scheduler.alphas_cumprod - 1).sqrt().clamp(max=STEPS["sigma_max"])
+        rng, _ = generators(config.seed, "power of the latents", 0)
+        self.error = VisibleError(self.sampler.draw(N_FOR_POWER, rng)[0], config.visible_share)
+        denoiser.train().to(memory_format=torch.channels_last)
+        with seeded(config.seed):
+            self.network = PositionProbe(denoiser)
+        groups: list[dict[str, Any]] = [
+            {"params": [*denoiser.unet.parameters(), *self.network.heads.parameters()]},
+            {"params": denoiser.text_encoder.parameters(), "share": config.text_learning_rate, "orthogonal": False},
+        ]
+        self.optimizer = MuonAdamW(groups, weight_decay=config.weight_decay, betas=(0.9, 0.99))
+        self.average = EMAModel(
+            denoiser.parameters(), decay=config.ema_decay, use_ema_warmup=True, power=0.75, foreach=True
         )
-        weights *= np.where([label in favoured for label in labels], FAVOUR, 1.0)
-        self.probabilities = weights / weights.sum()
 
-    def draw(self, n: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Latents [shape=(n, 4, 64, 64), float32] and tokens [shape=(n, 77)]."""
-        latents, captions = [], []
-        for i in self.rng.choice(self.indices, n, p=self.probabilities):
-            turn = self.rng.integers(0, 64) // _columns_per_bar(self.facts[i]) * _columns_per_bar(self.facts[i])
-            latents.append(np.roll(self.latents[i], turn, axis=-1))
-            full, empty = self.rng.random() < FULL_CAPTIONS, self.rng.random() < EMPTY_CAPTIONS
-            captions.append("" if empty else caption(self.facts[i], self.rng, full=full))
-        return torch.from_numpy(np.stack(latents)).float(), tokenize(self.tokenizer, captions)
+    def state(self) -> Mapping[str, HasState]:
+        """The weights, the probe's, and the running average."""
+        return {"network": self.denoiser, "heads": self.network.heads, "average": self.average}
+
+    def clipped_parameters(self) -> list[nn.Parameter]:
+        """The model's, without the probe's."""
+        return list(self.denoiser.parameters())
+
+    def to(self, device: torch.device) -> None:
+        """Move the average and what the loss needs."""
+        self.average.to(device)
+        self.error.power = self.error.power.to(device)
+        self.sigmas = self.sigmas.to(device)
+        self.vae.to(device)
+
+    def after_step(self) -> None:
+        """Update the running average."""
+        self.average.step(self.denoiser.parameters())
+
+    def draw_batch(self, rng: np.random.Generator, generator: torch.Generator) -> Batch:
+        """Latents, captions, noise, and a time step from each equal part of their distribution."""
+        n = self.config.batch_size
+        is_circular = self.sampler.has_loops and bool(rng.random() < self.config.circular_share)
+        clean, tokens = self.sampler.draw(n, rng, loops_only=is_circular)
+        position = (torch.arange(n) + torch.rand(n, generator=generator)) / n  # one in each of n equal parts
+        position = position * CIRCULAR_SHARE if is_circular else position**self.config.timestep_power
+        return {
+            "clean": clean,
+            "tokens": tokens,
+            "timestep": (N_TIMESTEPS * position).long().clamp(max=N_TIMESTEPS - 1),
+            "noise": torch.randn(clean.shape, generator=generator),
+            "is_circular": is_circular,
+        }
+
+    def loss(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """Error of v, and of the predicted positions."""
+        clean, noise, timestep = batch["clean"], batch["noise"], batch["timestep"]
+        noisy = self.scheduler.add_noise(clean, noise, timestep).contiguous(memory_format=torch.channels_last)
+        with circular_time(self.denoiser) if batch["is_circular"] else nullcontext():
+            v, position_error = network(noisy, timestep, batch["tokens"])
+        target = self.scheduler.get_velocity(clean, noise, timestep)
+        error = self.error(v.float(), target, self.sigmas[timestep])
+        return {"loss": error, "position": self.config.position_weight * position_error}
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Use the running average of the weights for a while."""
+        self.average.store(self.denoiser.parameters())
+        self.average.copy_to(self.denoiser.parameters())
+        self.denoiser.eval()
+        try:
+            yield
+        finally:
+            self.denoiser.train()
+            self.average.restore(self.denoiser.parameters())
+
+    @torch.no_grad()
+    def snapshot(self) -> Snapshot:
+        """Loss by noise level on held-out clips, and clips from four prompts."""
+        with self.averaged():
+            return Snapshot(noise_loss=self._noise_loss(), clips=self._clips())
+
+    def _noise_loss(self) -> dict[int, float]:
+        """Loss at each of `NOISE_LEVELS`, on clips, captions and noise that are always the same."""
+        indices = measured_indices(self.dataset, N_MEASURED)
+        rng, generator = generators(self.config.seed, "measured clips", 0)
+        captions = [self.dataset.caption(int(i), rng, full=True) for i in indices]
+        tokens = tokenize(self.tokenizer, captions).to(self.sigmas.device)
+        clean = torch.from_numpy(np.asarray(self.sampler.latents[indices])).float().to(self.sigmas.device)
+        noise = torch.randn(clean.shape, generator=generator).to(clean.device)
+        losses = {}
+        for level in NOISE_LEVELS:
+            timestep = torch.full((len(clean),), level, device=clean.device)
+            v = self.denoiser(self.scheduler.add_noise(clean, noise, timestep), timestep, tokens)
+            target = self.scheduler.get_velocity(clean, noise, timestep)
+            losses[level] = float(self.error(v.float(), target, self.sigmas[timestep]))
+        return losses
+
+    def _clips(self) -> list[Clip]:
+        pipe = assemble(self.denoiser, self.tokenizer, self.vae)
+        keep_settings(pipe, self.name, self.settings)
+        pipe.set_progress_bar_config(disable=True)
+        prompts = self.config.sample_prompts or held_out_prompts(self.dataset)
+        return text_to_audio(pipe, list(prompts), seed=list(range(len(prompts))))
 
 
-def _columns_per_bar(facts: dict) -> int:
-    """Latent columns in a bar, where that is a whole number; else those of the whole clip."""
-    if "bpm" not in facts:
-        return 1  # rain has no bars
-    n_bars = round(facts["bpm"] * CLIP_SECONDS / 60) / facts["metre"]
-    return round(64 / n_bars) if n_bars in (1, 2, 4) else 64
+def held_out_prompts(dataset: Dataset) -> tuple[str, ...]:
+    """Full captions of four held-out clips, of different labels as far as there are."""
+    indices = measured_indices(dataset, len(dataset))
+    order = np.random.default_rng(0).permutation(indices)
+    first_of_label = {dataset.label(int(i)) or f"clip {i}": int(i) for i in order[::-1]}
+    chosen = [*first_of_label.values(), *(int(i) for i in order if int(i) not in first_of_label.values())]
+    rng = np.random.default_rng(0)
+    return tuple(dataset.caption(i, rng, full=True) for i in chosen[:N_PROMPTS])
 
 
-def train_denoiser(
-    latents: np.ndarray,
+def train(
     dataset: Dataset,
     folder: str | Path,
+    config: TrainConfig | None = None,
     *,
+    vae: AutoencoderTiny | None = None,
     start_from: StableDiffusionPipeline | None = None,
-    new_text: bool = False,
-    favoured: Collection[str] = (),
-    minutes: float = 85.0,
-    text_minutes: float = 5.0,
-    learning_rate: float = 6e-4,
-    compile_network: bool | None = None,
-) -> tuple[TextDenoiser, CLIPTokenizer]:
-    """Train U-Net and text encoder from nothing or from a trained model, or go on after a break.
+) -> StableDiffusionPipeline:
+    """Train a U-Net and its text encoder on the clips and captions of a data set, or resume an interrupted run.
+
+    Call it again with the same arguments to resume; with a fixed number of steps, the weights are then the same to the
+    bit as those of a run without a break. Ctrl-C stops after a step and saves. While it runs, ``report.html`` in the
+    folder shows the loss and makes four prompts heard; in a notebook a display shows the same.
 
     Parameters
     ----------
-    latents : np.ndarray [shape=(n, 4, 64, 64)]
     dataset : Dataset
-        The facts of the same clips.
+        Any, with any captions.
     folder : path
-        For tokenizer and checkpoint.
+        For the checkpoint, ``report.html``, ``metrics.jsonl``, ``latents.npy``, and ``model``: the result, which
+        ``load_pipeline(folder / "model")`` loads.
+    config : TrainConfig, optional
+        Its number of steps is the budget. The defaults are riffling's.
+    vae : AutoencoderTiny, optional
+        Encodes the clips, and is not trained. Default: that of `start_from`, or riffling's.
     start_from : StableDiffusionPipeline, optional
-        A model of riffling's plan. Its U-Net, text encoder and tokenizer are trained on, its autoencoder must have
-        made the latents. Default: untrained ones.
-    new_text : bool
-        Begin with a new tokenizer and text encoder all the same.
-    favoured : collection of str
-        Classes to draw three times as often: those that a model to start from has not learned.
-    minutes, text_minutes : float
-        Time budgets, of U-Net and text encoder together and of a new text encoder before; the learning rates fall to 0
-        along them.
-    compile_network : bool, optional
-        Let torch compile the network first, which takes two minutes and a C++ compiler. Default: where it calculates in
-        half precision; there a step was then a fifth faster, in single precision half as slow again.
+        A model of riffling's kind; copies of its U-Net, text encoder and tokenizer are trained on. Default: an
+        untrained U-Net; a new tokenizer and text encoder if the clips are the composer's, else copies of riffling's.
 
     Returns
     -------
-    TextDenoiser, CLIPTokenizer
-        The network with the running average of its weights.
+    StableDiffusionPipeline
+        The model, with the running average of the weights, on the CPU.
+
+    Raises
+    ------
+    ValueError
+        If settings contradict each other, the data set has no clips to train on, or the folder holds a run with other
+        settings or data.
+    FloatingPointError, OSError, KeyboardInterrupt
+        See `run_loop`.
     """
-    precision = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "no"}
-    on = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = fastest_dtype(on)
-    compile_network = dtype != torch.float32 if compile_network is None else compile_network
-    accelerator = Accelerator(mixed_precision=precision[dtype])
-    rng = np.random.default_rng()
-    torch.manual_seed(0)
-    if start_from and not new_text:
-        tokenizer, text_encoder = start_from.tokenizer, start_from.text_encoder
-    else:
-        tokenizer = _tokenizer(dataset, Path(folder) / "tokenizer")
-        facts = [dataset.facts[i] for i in dataset.split()[0]]
-        known = anchors_of(start_from.text_encoder, start_from.tokenizer) if start_from else None
-        text_encoder = train_text_encoder(facts, tokenizer, folder, anchors=known, minutes=text_minutes)
-    network = TextDenoiser(start_from.unet if start_from else new_unet(), text_encoder).train()
-    network.to(memory_format=torch.channels_last)
-    reader = PlaceReader(network)
-    parts = [
-        {"params": [*network.unet.parameters(), *reader.heads.parameters()]},
-        {"params": text_encoder.parameters(), "share": TEXT_RATE, "orthogonal": False},
-    ]
-    optimizer = Muon(parts, lr=learning_rate, weight_decay=0.01, betas=(0.9, 0.99))
-    average = EMAModel(network.parameters(), decay=0.9995, use_ema_warmup=True, power=0.75, foreach=True)
-    scheduler, batches = new_scheduler(), Batches(latents, dataset, tokenizer, rng, favoured)
-    error = VisibleError(batches.draw(N_FOR_POWER)[0].to(accelerator.device))
-    sigmas = (1 / scheduler.alphas_cumprod - 1).sqrt().clamp(max=STEPS["sigma_max"]).to(accelerator.device)
-    running, optimizer = accelerator.prepare(torch.compile(reader) if compile_network else reader, optimizer)
-    average.to(accelerator.device)
-
-    def step(progress: float) -> torch.Tensor:
-        set_learning_rate(optimizer, learning_rate * cosine(progress))
-        clean, tokens = (part.to(accelerator.device) for part in batches.draw(BATCH))
-        closes = rng.random() < CLOSING
-        timestep = (torch.arange(BATCH) + torch.rand(BATCH)).to(clean.device) / BATCH  # one in each part
-        timestep = (1000 * (timestep * CIRCULAR_SHARE if closes else timestep**NOISY)).long()
-        noise = torch.randn_like(clean)
-        noisy = scheduler.add_noise(clean, noise, timestep).contiguous(memory_format=torch.channels_last)
-        with accelerator.autocast(), circular_time(network) if closes else nullcontext():
-            v, misplaced = running(noisy, timestep, tokens)
-        loss = error(v.float(), scheduler.get_velocity(clean, noise, timestep), sigmas[timestep])
-        optimizer.zero_grad()
-        accelerator.backward(loss + PLACE * misplaced)
-        accelerator.clip_grad_norm_(network.parameters(), 1.0)
-        optimizer.step()
-        average.step(network.parameters())
-        return loss.detach()
-
-    state = {"network": network, "heads": reader.heads, "optimizer": optimizer, "average": average}
+    config = config or TrainConfig()
+    folder = Path(folder)
+    check_target(folder)
+    _check_start(start_from, config)
+    base = start_from or load_pipeline("riffling", device="cpu")
+    accelerator = new_accelerator(config)
+    vae = copy.deepcopy(vae or base.vae).cpu().eval()
+    with accelerator.main_process_first():
+        latents = encode_dataset(vae, dataset, folder / "latents.npy")
+    denoiser, tokenizer = _first_denoiser(dataset, folder, config, start_from, base)
+    task = DenoiserTask(denoiser, tokenizer, dataset, config, vae=vae, latents=latents)
     try:
-        train(step, state, Path(folder) / "denoiser.pt", minutes=minutes)
+        run_loop(task, config, folder)
     finally:
-        reader.remove_hooks()
-    average.copy_to(network.parameters())
-    return network, tokenizer
+        task.network.remove_hooks()
+    task.average.copy_to(denoiser.parameters())
+    return _save_model(task, folder / "model")
+
+
+def _check_start(start_from: StableDiffusionPipeline | None, config: TrainConfig) -> None:
+    """Raise a ValueError if a model is not of riffling's kind, or is to have other widths."""
+    if start_from is None:
+        return
+    prediction_type = start_from.scheduler.config.get("prediction_type")
+    if prediction_type != "v_prediction":
+        raise ValueError(
+            f"start_from predicts {prediction_type!r}, not 'v_prediction' as riffling does: this training is for "
+            "models of riffling's kind"
+        )
+    widths = tuple(start_from.unet.config.block_out_channels)
+    if config.widths not in (None, widths):
+        raise ValueError(f"widths {config.widths} differ from those of start_from, {widths}: leave widths out")
+
+
+def _first_denoiser(
+    dataset: Dataset,
+    folder: Path,
+    config: TrainConfig,
+    start_from: StableDiffusionPipeline | None,
+    base: StableDiffusionPipeline,
+) -> tuple[TextDenoiser, CLIPTokenizer]:
+    """The networks as they are before the first step, and the tokenizer."""
+    if config.new_text_encoder and not is_composed(dataset):
+        raise ValueError(
+            "new_text_encoder needs the facts of the composer's clips, which this data set does not have: leave it "
+            "out, so that the text encoder of start_from, or riffling's, is trained on"
+        )
+    if config.new_text_encoder or (start_from is None and is_composed(dataset)):
+        tokenizer = _tokenizer(dataset, folder / "tokenizer")
+        anchors = label_embeddings(start_from.text_encoder, start_from.tokenizer) if start_from else None
+        text_encoder = train_text_encoder(
+            dataset, tokenizer, folder / "text_encoder", _text_config(config), anchors=anchors
+        )
+    else:
+        tokenizer = base.tokenizer
+        text_encoder = copy.deepcopy(base.text_encoder).float().cpu()
+    if start_from is not None:
+        unet = copy.deepcopy(start_from.unet).float().cpu()
+    else:
+        with seeded(config.seed):
+            unet = new_unet(config.widths or WIDTHS, text_width=text_encoder.config.hidden_size)
+    return TextDenoiser(unet, text_encoder), tokenizer
+
+
+def _text_config(config: TrainConfig) -> TextEncoderConfig:
+    return TextEncoderConfig(
+        steps=config.text_steps,
+        seed=config.seed,
+        precision=config.precision,
+        device=config.device,
+        save_every_s=config.save_every_s,
+    )
 
 
 def _tokenizer(dataset: Dataset, folder: Path) -> CLIPTokenizer:
-    """The tokenizer in `folder`, or one trained on captions of all clips."""
-    if not folder.exists():
-        rng = np.random.default_rng(0)
-        train_tokenizer(caption(facts, rng) for facts in dataset.facts for _ in range(4)).save_pretrained(folder)
-    return CLIPTokenizer.from_pretrained(folder)
+    """The tokenizer in a folder, or one trained on captions of all clips."""
+    with PartialState().main_process_first():
+        if not folder.exists():
+            rng = np.random.default_rng(0)
+            captions = (dataset.caption(i, rng) for i in range(len(dataset)) for _ in range(4))
+            temporary = folder.with_name(f".{folder.name}.part")
+            train_tokenizer(captions).save_pretrained(temporary)
+            temporary.rename(folder)
+    tokenizer: CLIPTokenizer = CLIPTokenizer.from_pretrained(folder)
+    return tokenizer
 
 
-def assemble(network: TextDenoiser, tokenizer: CLIPTokenizer, vae: AutoencoderTiny) -> StableDiffusionPipeline:
+def _save_model(task: DenoiserTask, folder: Path) -> StableDiffusionPipeline:
+    denoiser = task.denoiser.eval().cpu().to(memory_format=torch.contiguous_format)
+    with PartialState().main_process_first():
+        if PartialState().is_main_process:
+            pipe = assemble(denoiser, task.tokenizer, task.vae.cpu())
+            export(pipe, folder, settings=task.settings, dtype=torch.float32)
+    return load_pipeline(folder, device="cpu")
+
+
+def assemble(denoiser: TextDenoiser, tokenizer: CLIPTokenizer, vae: AutoencoderTiny) -> StableDiffusionPipeline:
     """The whole model as diffusers' own pipeline.
 
     Its solver is UniPC (https://arxiv.org/abs/2302.04867). Its steps are small where little noise is left, as in
-    https://arxiv.org/abs/2206.00364: from a last step as wide as the others comes a mean of all details that could be.
+    https://arxiv.org/abs/2206.00364: a last step as wide as the others gives the mean of all plausible details.
     """
     return StableDiffusionPipeline(
         vae=vae,
-        text_encoder=network.text_encoder,
+        text_encoder=denoiser.text_encoder,
         tokenizer=tokenizer,
-        unet=network.unet,
+        unet=denoiser.unet,
         scheduler=UniPCMultistepScheduler.from_config(new_scheduler().config, **STEPS),
         safety_checker=None,
         feature_extractor=None,

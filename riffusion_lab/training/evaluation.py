@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 from ..generate import text_to_audio
 from ..hashing import weights_hash
 from ..models import model_settings
-from .autoencoder import fidelity, there_and_back
+from .autoencoder import fidelity, reconstruct
 from .classifier import Classifier, class_scores, classify, load_classifier, picture_tensor
 from .dataset import Dataset
 from .metrics import (
@@ -38,11 +38,10 @@ from .metrics import (
     thumbnails,
 )
 from .reference import N_CLIPS, Reference, make_reference, shipped_reference
-from .run import autocast
 from .targets import choice_targets
 from .vocabulary import CLASSES, DRUMS, EFFECT_NAMES, INSTRUMENTS, MODE_WORDS, STYLE_NAMES
 
-__all__ = ["CLASSES", "class_scores", "default_settings", "evaluate", "load_classifier"]
+__all__ = ["CLASSES", "Classifier", "class_scores", "default_settings", "evaluate", "load_classifier"]
 
 VOCABULARY_SETTINGS = ("vocabulary", "tempi_bpm")  # of a model's settings, what says nothing about how it makes clips
 COMPOSER_GROUPS = {
@@ -77,7 +76,7 @@ def evaluate(
     batch_size: int = 4,
     **options: Any,
 ) -> dict[str, Any]:
-    """Generate from captions of held-out clips, in the processor's fastest type, and compare with these clips.
+    """Generate from captions of held-out clips, and compare with these clips.
 
     Parameters
     ----------
@@ -166,6 +165,11 @@ class RealClips:
         assert self.dataset is not None
         return [self.dataset.pictures(self.reference.indices[[row]]) for row in rows]
 
+    def is_loop(self, row: int) -> bool:
+        """Whether a reference clip is a loop."""
+        assert self.dataset is not None
+        return self.dataset.columns_per_bar(int(self.reference.indices[row])) is not None
+
     def training_thumbnails(self) -> torch.Tensor:
         """Thumbnails of all clips that the model may know from its training."""
         assert self.dataset is not None
@@ -193,8 +197,7 @@ def _generate(
     for start in tqdm(range(0, len(requests), batch_size), desc="generate", unit_scale=batch_size, mininterval=10):
         batch = requests[start : start + batch_size]
         prompts, seeds = ([request[name] for request in batch] for name in ("prompt", "seed"))
-        with autocast():
-            clips = text_to_audio(pipe, prompts, seed=seeds, batch_size=batch_size, **options)
+        clips = text_to_audio(pipe, prompts, seed=seeds, batch_size=batch_size, **options)
         pictures += [picture_tensor(clip.image) for clip in clips]
     return pictures, requests
 
@@ -348,7 +351,9 @@ def _autoencoder_measures(
 ) -> dict[str, float]:
     """What the autoencoder alone leaves of the real clips."""
     pictures = real_clips.pictures(rows)
-    again = [there_and_back(pipe.vae, picture) for picture in tqdm(pictures, desc="reconstruct", mininterval=10)]
+    loops = [real_clips.is_loop(row) for row in rows]
+    progress = tqdm(zip(pictures, loops, strict=True), total=len(rows), desc="reconstruct", mininterval=10)
+    again = [reconstruct(pipe.vae, picture, loop=loop) for picture, loop in progress]
     pairs = compare(again, real_clips.reference, rows, classifier)
     return fidelity(again, pictures) | _distances(pairs) | _step_ratios(pairs)
 

@@ -96,10 +96,10 @@ class Reference:
             metadata = opened.metadata() or {}
         if missing := [name for name in TEXTS if name not in metadata]:
             raise ValueError(f"{file} holds no reference clips: {', '.join(missing)} missing")
-        arrays = load_file(file)
+        arrays: dict[str, Any] = load_file(file)
         answers = {name.removeprefix(ANSWERS): arrays.pop(name) for name in list(arrays) if name.startswith(ANSWERS)}
         arrays["embeddings"] = arrays["embeddings"].astype(np.float32)
-        texts = {name: json.loads(metadata[name]) for name in TEXTS}
+        texts: dict[str, Any] = {name: json.loads(metadata[name]) for name in TEXTS}
         texts["choices"] = {name: tuple(values) for name, values in texts["choices"].items()}
         return cls(answers=answers, **texts, **arrays)
 

@@ -1,0 +1,218 @@
+"""Settings and the command line: what is wrong is named before anything is made."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from memory_dataset import composed
+from riffusion_lab.training import __main__ as command
+from riffusion_lab.training import dataset, denoiser, evaluation
+from riffusion_lab.training.config import (
+    AutoencoderConfig,
+    ClassifierConfig,
+    DecoderConfig,
+    LoopConfig,
+    TextEncoderConfig,
+    TrainConfig,
+)
+
+CONFIGS = (LoopConfig, AutoencoderConfig, DecoderConfig, TextEncoderConfig, ClassifierConfig, TrainConfig)
+
+
+@pytest.mark.parametrize("config_class", CONFIGS)
+def test_settings_survive_json(tmp_path, config_class):
+    config = config_class(steps=17, minutes=2.5)
+    config.to_json(tmp_path / "config.json")
+    assert config_class.from_json(tmp_path / "config.json") == config
+    assert config_class.from_dict({}) == config_class()
+
+
+def test_lists_of_json_are_tuples_and_missing_settings_have_their_defaults(tmp_path):
+    file = tmp_path / "config.json"
+    file.write_text('{"widths": [16, 32, 48, 48], "favoured": ["jazz"]}')
+    config = TrainConfig.from_json(file)
+    assert config == TrainConfig(widths=(16, 32, 48, 48), favoured=("jazz",))
+
+
+def test_settings_are_changed_by_name_and_value():
+    config = TrainConfig().override(
+        ["steps=7", "learning_rate=1e-3", "minutes=null", "precision=bf16", "widths=[16,32,48,48]", "favoured=[]"]
+    )
+    expected = TrainConfig(steps=7, learning_rate=1e-3, precision="bf16", widths=(16, 32, 48, 48))
+    assert config == expected
+    assert TrainConfig(minutes=3.0).override(["minutes=null"]) == TrainConfig()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"step": 7}, "there is no setting step; TrainConfig has steps, minutes, .*caption_dropout"),
+        ({"steps": 7.5}, "steps must be int, not 7.5"),
+        ({"steps": True}, "steps must be int, not True"),
+        ({"steps": -1}, "steps must be at least 0, not -1"),
+        ({"batch_size": 0}, "batch_size must be at least 1, not 0"),
+        ({"learning_rate": "fast"}, "learning_rate must be float, not 'fast'"),
+        ({"learning_rate": float("nan")}, "learning_rate must be float, not nan"),
+        ({"minutes": 0}, "minutes must be positive, not 0"),
+        ({"precision": "int8"}, "precision must be one of fastest, fp32, bf16, fp16, not 'int8'"),
+        ({"device": "tpu"}, "device must be one of auto, cpu, cuda, not 'tpu'"),
+        ({"caption_dropout": 1.5}, r"caption_dropout is a share and must be in \[0, 1\], not 1.5"),
+        ({"widths": [16, 32, 48]}, "widths must be four multiples of 16, the last two multiples of 48"),
+        ({"widths": [16, 32, 64, 64]}, "widths must be four multiples of 16, the last two multiples of 48"),
+        ({"timestep_power": 0}, "timestep_power must be positive"),
+        ({"kind_weights": {"solo": -1.0}}, "kind_weights must not be negative: {'solo': -1.0}"),
+        ({"max_grad_norm": 0}, "max_grad_norm must be positive"),
+        ({"favoured": "jazz"}, "favoured must be .*tuple.*, not 'jazz'"),
+    ],
+)
+def test_wrong_settings_are_named(settings, message):
+    with pytest.raises(ValueError, match=message):
+        TrainConfig.from_dict(settings)
+
+
+def test_a_wrong_crop_is_named():
+    for config_class in (AutoencoderConfig, DecoderConfig):
+        with pytest.raises(ValueError, match=r"crop must be a multiple of 8 in \[64, 512\], not 100"):
+            config_class(crop=100)
+
+
+def test_a_file_that_holds_no_settings_is_named(tmp_path):
+    file = tmp_path / "config.json"
+    for content in ("[1, 2]", "{'steps': 1}"):
+        file.write_text(content)
+        with pytest.raises(ValueError, match=r"config.json: "):
+            LoopConfig.from_json(file)
+
+
+# Command line
+
+
+def run(*arguments: str) -> None:
+    command.main([str(argument) for argument in arguments])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["denoiser", "--set", "stepps=3"], "ValueError: there is no setting stepps; TrainConfig has steps"),
+        (["autoencoder", "--set", "caption_dropout=0"], "there is no setting caption_dropout; AutoencoderConfig has"),
+        (["data", "--set", "hop_s=2"], "there is no setting hop_s; ComposeConfig has seed"),
+        (["denoiser", "--set", "steps"], "'steps' does not set anything: write name=value"),
+        (["denoiser", "--config", "nowhere.json"], "FileNotFoundError.*nowhere.json"),
+        (["denoiser"], "FileNotFoundError: no training clips in .*training data"),
+        (["export"], "the stage export needs --to FOLDER"),
+        (["denoiser", "--to", "x"], "--to is not for the stage denoiser, but for export"),
+        (["autoencoder", "--from", "x"], "--from is not for the stage autoencoder, but for data"),
+        (["export", "--to", str(Path(dataset.__file__).parents[1] / "weights" / "riffling")], "within the installed"),
+        (["export", "--to", "elsewhere"], "OSError: there is no model .*denoiser"),
+        (["decoder"], "no training clips"),
+        (["denoiser", "--start-from", "nowhere"], "no training clips"),
+    ],
+)
+def test_bad_input_ends_with_one_line(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as exit_:
+        run(*arguments)
+    text = str(exit_.value)
+    assert re.search(message, text), text
+    assert "\n" not in text
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_settings_of_a_stage_can_be_listed(capsys):
+    run("denoiser", "--list", "--set", "steps=5")
+    assert json.loads(capsys.readouterr().out) == TrainConfig(steps=5).to_dict()
+
+
+def test_the_decoder_needs_an_autoencoder(tmp_path, monkeypatch):
+    monkeypatch.setattr(dataset, "load_dataset", lambda _: composed())
+    with pytest.raises(SystemExit, match="there is no autoencoder in .*run the stage autoencoder first"):
+        run("decoder", "--folder", tmp_path)
+
+
+def test_the_denoiser_stage_trains_with_the_settings_of_file_and_options(tmp_path, monkeypatch):
+    passed = {}
+    monkeypatch.setattr(dataset, "load_dataset", lambda _: "clips")
+    monkeypatch.setattr(denoiser, "train", lambda *positional, **options: passed.update(a=positional, o=options))
+    (tmp_path / "settings.json").write_text('{"steps": 5, "seed": 3}')
+    run("denoiser", "--folder", tmp_path, "--config", tmp_path / "settings.json", "--set", "steps=6")
+    assert passed["a"] == ("clips", tmp_path / "denoiser", TrainConfig(steps=6, seed=3))
+    assert passed["o"] == {"vae": None, "start_from": None}
+
+
+def test_an_interrupt_and_a_diverging_run_end_without_a_traceback(tmp_path, monkeypatch, capsys):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt("stopped and saved after step 3 of 9")
+
+    def diverging(*_, **__):
+        raise FloatingPointError("the loss is nan at step 3")
+
+    monkeypatch.setattr(dataset, "load_dataset", lambda _: "clips")
+    monkeypatch.setattr(denoiser, "train", interrupted)
+    with pytest.raises(SystemExit) as exit_:
+        run("denoiser", "--folder", tmp_path)
+    assert exit_.value.code == 130
+    assert "stopped and saved after step 3" in capsys.readouterr().err
+    monkeypatch.setattr(denoiser, "train", diverging)
+    with pytest.raises(SystemExit, match="FloatingPointError: the loss is nan at step 3"):
+        run("denoiser", "--folder", tmp_path)
+
+
+def test_help_needs_no_torch():
+    code = "import sys; sys.argv[1:] = ['--help']; from riffusion_lab.training import __main__ as m\n"
+    code += "try:\n    m.main()\nexcept SystemExit:\n    print('torch' in sys.modules)"
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert output.splitlines()[-1] == "False"
+    assert "resumes if it was interrupted" in output
+
+
+def evaluate_with(settings: str, monkeypatch) -> dict:
+    """What `python -m riffusion_lab.training evaluate --override SETTINGS` evaluates with."""
+    asked = {}
+
+    class Asked(Exception):
+        pass
+
+    def evaluate(pipe, _reference, **options):
+        asked.update(options, scheduler=pipe.scheduler)
+        raise Asked
+
+    monkeypatch.setattr(evaluation, "evaluate", evaluate)
+    monkeypatch.setattr(dataset, "load_dataset", lambda _: None)
+    with pytest.raises(Asked):
+        run("evaluate", "--model", "riffling", "--override", settings, "--set", "n_clips=96")
+    return asked
+
+
+def test_other_settings_can_be_evaluated(monkeypatch):
+    asked = evaluate_with('{"guidance_scale": 1.3, "sigma_max": 80}', monkeypatch)
+    assert asked["guidance_scale"] == 1.3 and asked["n_clips"] == 96
+    assert type(asked["scheduler"]).__name__ == "UniPCMultistepScheduler"
+    asked["scheduler"].set_timesteps(12)
+    assert asked["scheduler"].sigmas[0] == pytest.approx(80)
+    assert "num_inference_steps" not in asked
+
+
+def test_another_solver_can_be_evaluated(monkeypatch):
+    settings = {"scheduler": "DPMSolverMultistepScheduler", "algorithm_type": "sde-dpmsolver++", "sigma_max": 60}
+    scheduler = evaluate_with(json.dumps(settings), monkeypatch)["scheduler"]
+    assert (type(scheduler).__name__, scheduler.config.algorithm_type) == (settings["scheduler"], "sde-dpmsolver++")
+    scheduler.set_timesteps(12)
+    assert scheduler.sigmas[0] == pytest.approx(60)  # it has no such argument, but reads it
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ('{"sigmamax": 80}', "UniPCMultistepScheduler has no setting sigmamax; it has .*sigma_max"),
+        ('{"scheduler": "BestScheduler"}', "diffusers has no scheduler 'BestScheduler'"),
+        ("sigma_max=80", "--override 'sigma_max=80' is not JSON"),
+    ],
+)
+def test_a_wrong_override_is_named(settings, message):
+    with pytest.raises(SystemExit, match=message):
+        run("evaluate", "--model", "riffling", "--override", settings)
