@@ -151,7 +151,7 @@ def evaluation_table() -> str:
         f"Fréchet distance {report['frechet']:.1f}, of it between the means {report['frechet_means']:.1f}; "
         f"between rendered clips {report['frechet_real_real']:.1f}"
     )
-    alike, alone = report["likest_taught"], report["autoencoder"]
+    alike, alone = report["memorization"], report["autoencoder"]
     sentences = [
         "Texture, mode and tempo count where the prompt tells them.",
         "Tempo: of clips with drums; right is within 3 % of the bpm that the prompt names, up to octaves.",
