@@ -212,9 +212,10 @@ def caption_from_name(name: str) -> str:
 
 def clean_name(stem: str) -> str:
     """Name without underscores, and without numbers at its beginning and end."""
-    text = re.sub(r"[_.]+", " ", normalized(stem)).strip()
-    if " " not in text or re.fullmatch(r"[\w-]+( \d+)?", text):
+    text = normalized(stem)
+    if " " not in text:
         text = text.replace("-", " ")
+    text = re.sub(r"[_.]+", " ", text).strip()
     text = re.sub(r"^[\d\s()\[\]–-]+(?=\s)", "", text)  # a track number: "03 - "
     text = re.sub(r"[\s(\[]+\d+[)\]\s]*$", "", text)  # the number of a copy: " (2)"
     return " ".join(text.split())

@@ -169,7 +169,8 @@ class Dataset:
         on_beat : bool
             Begin every clip on a beat, at least `hop_s` after the one before; at equal steps where no beat is steady.
         silence_db : float
-            A clip more than half of which has an RMS level below this (dBFS, in frames of 0.1 s) is dropped.
+            A clip with a silence of more than half its length is dropped: frames of 0.1 s with an RMS level below this
+            (dBFS).
         max_similarity : float or None
             Drop near-duplicates: clips whose pictures, made small, correlate by more than this with those of another
             clip, as they are (not shifted in time). None keeps them.

@@ -18,11 +18,10 @@ import torch
 from ..image import pixels_from_mel
 from ..params import PARAMS, SpectrogramParams
 from ..resampling import resample
-from ..samples import mix_channels
 from ..soundfiles import FORMATS, Torn, read_parts
 from ..spectrogram import mel_from_waveform
 from ..torch_defaults import torch_defaults
-from ..values import check_number
+from ..values import check_number, warn
 from . import clip_cache
 from .caption_files import LIST, Caption, find_caption, read_lists, read_tags
 from .clip_cache import ENTRIES, EntryWriter, Source, UnreadableFile
@@ -37,6 +36,7 @@ SECTION_S = 60  # tempo and key are measured in sections of a minute, for both m
 OVERLAP_S = 6  # of sections: a clip may begin in one and end in the next
 LEVEL = PARAMS.win_length / CUT_PARAMS.win_length  # amplitudes grow with the samples in a window: 44.1 kHz to 24 kHz
 MOST_SILENT = 0.5  # of a clip
+LEAST_MIXED = 0.5  # power of a mix, as a share of that of channels without correlation
 SOUND_SUFFIXES = frozenset(FORMATS) | {
     *(".aac", ".ac3", ".aif", ".aifc", ".alac", ".amr", ".ape", ".au", ".dsf", ".m4a", ".m4b", ".mka", ".mp2", ".mp4"),
     *(".mpc", ".oga", ".opus", ".rf64", ".snd", ".spx", ".tta", ".w64", ".wave", ".webm", ".wma", ".wv"),
@@ -215,12 +215,37 @@ def read_mono(path: str, *, torn: Torn) -> Iterator[tuple[np.ndarray, int]]:
     """
     try:
         for waveform, sample_rate in read_parts(path, SECTION_S, torn=torn):
-            mono = mix_channels(waveform, 1)[0]
-            if not np.isfinite(mono).all():
+            if not np.isfinite(waveform).all():
                 raise UnreadableFile(f"{path} has samples that are NaN or infinite: repair it")
-            yield mono, sample_rate
+            if sample_rate < 2 * PARAMS.max_frequency:
+                warn(
+                    f"{path} has {sample_rate:,} samples a second: its pictures are empty above {sample_rate / 2:g} Hz"
+                )
+            yield mix_to_mono(waveform, path), sample_rate
     except (OSError, ValueError) as error:
         raise UnreadableFile(str(error)) from error
+
+
+def mix_to_mono(waveform: np.ndarray, name: str) -> np.ndarray:
+    """Mean of all channels; the first one, with a warning, if they cancel each other.
+
+    Parameters
+    ----------
+    waveform : np.ndarray [shape=(channels, samples), float32]
+    name : str
+        What the warning calls the sound.
+
+    Returns
+    -------
+    np.ndarray [shape=(samples,), float32]
+    """
+    mix: np.ndarray = waveform.mean(axis=0)
+    power = sum(float(np.vdot(channel, channel)) for channel in waveform) / len(waveform)
+    if float(np.vdot(mix, mix)) >= LEAST_MIXED * power / len(waveform):  # without correlation, 1 / channels is left
+        return mix
+    warn(f"{name}: its channels cancel each other, so only the first one is used")
+    first: np.ndarray = np.ascontiguousarray(waveform[0])
+    return first
 
 
 def sections(parts: Iterable[tuple[np.ndarray, int]]) -> Iterator[tuple[float, np.ndarray, bool]]:

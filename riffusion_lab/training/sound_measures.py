@@ -15,8 +15,8 @@ MOST_JITTER = 0.06  # deviation of the beats from even spacing, in beats
 RIVALS = (2 / 3, 3 / 2, 3 / 4, 4 / 3)  # periods that the tracker may take for a beat, as parts of it
 CHROMA_HOP = 2_048  # samples
 LEAST_KEY_CORRELATION = 0.6
-# To the correlation of the second best key. Relative keys share their notes: at this margin, the keys of the composer's
-# short loops are found as often as from their scores (77 %), songs that return to their tonic always in our tests.
+# To the correlation of the second best key: relative keys share their notes. At this margin, one in three of the
+# composer's short loops has a key, right in 75 % of them; from their scores it would be 77 %.
 LEAST_KEY_MARGIN = 0.2
 FRAME_S = 0.1  # in which silence is measured
 
@@ -141,7 +141,7 @@ def key_of_chroma(chroma: np.ndarray) -> str | None:
 
 
 def silent_share(waveform: np.ndarray, sample_rate: int, silence_db: float) -> float:
-    """Share of a sound's frames of 0.1 s whose RMS level is below a limit.
+    """Share of a sound that its longest silence lasts: the gaps between the ticks of a clock are no silence.
 
     Parameters
     ----------
@@ -149,10 +149,18 @@ def silent_share(waveform: np.ndarray, sample_rate: int, silence_db: float) -> f
     sample_rate : int
         Hz
     silence_db : float
-        dBFS
+        dBFS: the RMS level in frames of 0.1 s below which they are silent.
+
+    Returns
+    -------
+    float
+        0 to 1.
     """
     n_frame = round(FRAME_S * sample_rate)
     n_frames = len(waveform) // n_frame
     frames = waveform[: n_frames * n_frame].reshape(n_frames, n_frame)
     level = np.sqrt(np.square(frames, dtype=np.float64).mean(axis=1))
-    return float((level < 10 ** (silence_db / 20)).mean())
+    is_loud = level >= 10 ** (silence_db / 20)
+    bounds = np.concatenate([[-1], np.flatnonzero(is_loud), [n_frames]])
+    longest = int(np.diff(bounds).max()) - 1
+    return longest / n_frames
