@@ -143,6 +143,11 @@ def test_unreadable_files_are_named_and_skipped(folder, cache):
         assert words in summary
     with pytest.raises(OSError, match=r"empty.mp3.*strict=False"):
         Dataset.from_folder(folder, cache.with_name("other"), strict=True)
+    for name in data.report["skipped"]:
+        (folder / name).unlink()
+    for folder_of_cache in (cache, cache.with_name("third")):  # also if a part of it was used before
+        with pytest.raises(OSError, match=r"torn.wav is truncated.*strict=False"):
+            Dataset.from_folder(folder, folder_of_cache, strict=True)
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,8 @@ def make_from_images(
     strict: bool,
 ) -> None:
     """Make a data set in `cache`; see `Dataset.from_images`."""
+    folder = folder.absolute()  # workers may run in another folder
+    cache = cache.absolute()
     found = find_files(folder, cache, PICTURE_SUFFIXES)
     if not found.sources:
         raise ValueError(_no_pictures(folder, found.others))

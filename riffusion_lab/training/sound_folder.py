@@ -24,7 +24,7 @@ from ..torch_defaults import torch_defaults
 from ..values import check_number, warn
 from . import clip_cache
 from .caption_files import LIST, Caption, find_caption, read_lists, read_tags
-from .clip_cache import ENTRIES, EntryWriter, Source, UnreadableFile
+from .clip_cache import ENTRIES, Entry, EntryWriter, Source, UnreadableFile
 from .sound_measures import find_beats, find_key, silent_share
 from .vocabulary import CLIP_SECONDS
 
@@ -36,6 +36,7 @@ SECTION_S = 60  # tempo and key are measured in sections of a minute, for both m
 OVERLAP_S = 6  # of sections: a clip may begin in one and end in the next
 LEVEL = PARAMS.win_length / CUT_PARAMS.win_length  # amplitudes grow with the samples in a window: 44.1 kHz to 24 kHz
 MOST_SILENT = 0.5  # of a clip
+TRUNCATED = " s are left"  # end of the warnings of `read_parts`
 LEAST_MIXED = 0.5  # power of a mix, as a share of that of channels without correlation
 SOUND_SUFFIXES = frozenset(FORMATS) | {
     *(".aac", ".ac3", ".aif", ".aifc", ".alac", ".amr", ".ape", ".au", ".dsf", ".m4a", ".m4b", ".mka", ".mp2", ".mp4"),
@@ -129,6 +130,8 @@ def make_from_sounds(
         on_beat=bool(on_beat),
         silence_db=check_number("silence_db", silence_db, -200, 0),
     )
+    folder = folder.absolute()  # workers may run in another folder
+    cache = cache.absolute()
     found = find_files(folder, cache, SOUND_SUFFIXES)
     if not found.sources:
         raise ValueError(_no_sounds(folder, found.others))
@@ -138,6 +141,8 @@ def make_from_sounds(
     job = partial(make_entry, folder=cache / ENTRIES, settings=settings, torn="error" if strict else "keep")
     skipped = clip_cache.make_entries(job, found.sources, cache, executor=executor, strict=strict)
     entries = clip_cache.read_entries(found.sources, cache)
+    if strict:
+        refuse_truncated(entries)
     path_of = {source.name: Path(source.path) for source in found.sources}
     captions = {entry.name: find_caption(entry.name, path_of[entry.name], listed, entry.tags) for entry in entries}
     if label_from_folder:
@@ -145,6 +150,14 @@ def make_from_sounds(
     index = clip_cache.make_index(entries, captions, cache, skipped=skipped, max_similarity=max_similarity)
     index["n_ignored"] = sum(found.others.values())
     clip_cache.write_index(cache, index, found.sources)
+
+
+def refuse_truncated(entries: Iterable[Entry]) -> None:
+    """Raise an error for the first file of which only a part was kept, in an earlier call that was not strict."""
+    for entry in entries:
+        for note in entry.notes:
+            if note.endswith(TRUNCATED):
+                raise OSError(f"{note}; strict=False would use what is left")
 
 
 def _no_sounds(folder: Path, others: dict[str, int]) -> str:
