@@ -255,7 +255,8 @@ def test_the_same_music_twice_is_one_clip(tmp_path, cache):
     assert len(both) == 6
 
 
-def test_near_duplicates_of_many_clips_are_those_of_a_plain_comparison():
+def test_near_duplicates_of_many_clips_are_those_of_a_plain_comparison(monkeypatch):
+    monkeypatch.setattr(clip_cache, "BLOCK", 16)
     rng = np.random.default_rng(0)
     vectors = rng.standard_normal((700, 1024)).astype(np.float32)
     copied = rng.integers(0, 700, 80), rng.integers(0, 700, 80)
@@ -470,6 +471,9 @@ def test_split_is_that_of_names_alone_and_has_both_parts():
     split = clip_cache.split_files(names, {})
     assert list(split.values()).count("test") == pytest.approx(0.08 * 2_000, abs=40)
     assert clip_cache.split_files(names[::3], {}) == {name: split[name] for name in names[::3]}
+    assert clip_cache.held_out_share("song.mp3") == pytest.approx(0.421728)  # must never change
+    before = {name: "train" if part == "test" else "test" for name, part in list(split.items())[:50]}
+    assert clip_cache.split_files(names, before) == split | before
     for start in range(0, 60, 2):
         assert set(clip_cache.split_files(names[start : start + 2], {}).values()) == {"train", "test"}
 
