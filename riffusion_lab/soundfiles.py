@@ -90,6 +90,80 @@ def read_audio(source: str | os.PathLike[str] | bytes | BinaryIO, *, torn: Torn 
     return decoded.waveform, decoded.sample_rate
 
 
+def read_parts(
+    path: str | os.PathLike[str], part_s: float, *, torn: Torn = "error"
+) -> Iterator[tuple[np.ndarray, int]]:
+    """Read a sound file part by part, so that hours of music need not fit into memory.
+
+    Formats whose header declares the length (WAV, FLAC, AIFF, CAF) are read in parts, as is an MP3 with a correct
+    index; Ogg, truncated files and what only ffmpeg reads are decoded completely first, as by `read_audio`.
+
+    Parameters
+    ----------
+    path : path
+    part_s : float
+        Duration of a part in seconds; the last one may be shorter.
+    torn : {"error", "keep"}
+        See `read_audio`.
+
+    Yields
+    ------
+    waveform : np.ndarray [shape=(channels, samples), float32]
+        Begins where the previous part ended.
+    sample_rate : int
+        Hz, the same for all parts.
+
+    Raises
+    ------
+    OSError
+        If the file is missing, empty, truncated, or not a sound; for damage in the middle, after the parts before it.
+    """
+    with _opened(path) as file:
+        if _is_long(file, 2 * part_s):
+            yield from _read_long(file, name_of(path, "the sound file"), part_s, torn)
+            return
+    waveform, sample_rate = read_audio(path, torn=torn)
+    n_samples = round(part_s * sample_rate)
+    for start in range(0, waveform.shape[1], n_samples):
+        yield waveform[:, start : start + n_samples], sample_rate
+
+
+def _is_long(file: _Unnamed, duration_s: float) -> bool:
+    """Whether a file is longer than this, and whole as far as its header says, so that it can be read in parts."""
+    is_ogg = file.read(4) == b"OggS"
+    if is_ogg or containers.missing_part(file) or containers.with_length(file) is not file:
+        return False
+    try:
+        with _Sequential(_path_or_file(file)) as sound:
+            is_long = duration_s < sound.frames / sound.samplerate < containers.LARGEST / sound.samplerate
+            is_mp3 = sound.format == "MP3"
+    except soundfile.LibsndfileError:
+        return False
+    file.seek(0)
+    return is_long and (not is_mp3 or mp3.has_right_index(file.read()))
+
+
+def _read_long(file: _Unnamed, name: str, part_s: float, torn: Torn) -> Iterator[tuple[np.ndarray, int]]:
+    file.seek(0)
+    with _Sequential(_path_or_file(file)) as sound:
+        n_samples = round(part_s * sound.samplerate)
+        n_done = 0
+        is_full = True
+        while is_full:
+            part = np.empty((n_samples, sound.channels), np.float32)
+            n_read, error = _fill(part, sound, start=n_done)
+            n_done += n_read
+            if n_read:
+                yield part[:n_read].T, sound.samplerate
+            is_full = n_read == n_samples
+        if error is None and n_done < sound.frames and sound.format != "MP3":
+            error = f"{n_done:,} of {sound.frames:,} samples"
+    if error and torn == "error":
+        raise OSError(f"{name} is damaged ({error}): use a whole file, or torn='keep' for what is left")
+    if error:
+        warn(f"{name} is damaged ({error}): {n_done / sound.samplerate:.2f} s are left")
+
+
 class _Unnamed(io.BufferedReader):
     """A file without a name: soundfile would take a .raw file for headerless samples, and libsndfile a .vox file."""
 

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 import riffusion_lab
 from riffusion_lab.training.classifier import load_classifier
-from riffusion_lab.training.dataset import Dataset, held_out_indices, make_shard, plan
+from riffusion_lab.training.dataset import Dataset, make_shard, plan
 from riffusion_lab.training.reference import make_reference
 from riffusion_lab.training.vocabulary import FUSION
 
@@ -22,16 +22,16 @@ FILE = Path(riffusion_lab.__file__).parent / "weights" / "held_out.safetensors"
 def render_held_out(folder: Path) -> Dataset:
     """The composer's data set in which only the held-out clips of one class have a picture and facts."""
     jobs = plan()
-    indices = [int(i) for i in held_out_indices(len(jobs)) if jobs[i][0] != FUSION]
-    facts: list[dict] = [{} for _ in jobs]
     places = np.zeros((len(jobs), 2), np.int64)
+    dataset = Dataset([folder / "pixels.npy"], places, [{} for _ in jobs])
+    indices = [int(i) for i in dataset.split()[1] if jobs[i][0] != FUSION]
     pixels = []
     for row, i in enumerate(tqdm(indices, desc="clips")):
-        (picture,), (facts[i],) = make_shard([jobs[i]], i)
+        (picture,), (dataset.facts[i],) = make_shard([jobs[i]], i)
         pixels.append(picture)
         places[i, 1] = row
     np.save(folder / "pixels.npy", np.stack(pixels))
-    return Dataset([folder / "pixels.npy"], places, facts)
+    return dataset
 
 
 if __name__ == "__main__":
