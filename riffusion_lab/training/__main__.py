@@ -8,9 +8,10 @@ denoiser     U-Net and text encoder; without the stages above with riffling's au
 export       write the model in half precision to another folder (--to)
 evaluate     measure a model (--model)
 
-For a model of your own, data, denoiser and export are enough. Several processes share the work of a training stage with
-`accelerate launch --num_processes 2 -m riffusion_lab.training STAGE` (and --cpu, without GPUs). Each stage works in its own folder within --folder,
+For a model of your own, data, denoiser and export are enough. Each stage works in its own folder within --folder,
 resumes if it was interrupted, and writes report.html there while it runs. Nothing is written into the package.
+Several processes share the work of a training stage with `accelerate launch --num_processes 2 -m
+riffusion_lab.training STAGE` (and --cpu, without GPUs).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from importlib import import_module
 from inspect import signature
 from multiprocessing import get_context
 from pathlib import Path
@@ -49,7 +51,7 @@ class CutConfig(Settings):
     hop_s: float = 5.12  # seconds from one cut to the next
     on_beat: bool = False  # begin every clip on a beat
     silence_db: float = -60.0  # dBFS: clips that are mostly below are dropped
-    max_similarity: float | None = 0.98  # of small pictures: more is a near-duplicate; null keeps them
+    max_similarity: float | None = 0.9  # of small pictures: more is a near-duplicate; null keeps them
     label_from_folder: bool = False  # use names of sub-folders as labels
     strict: bool = False  # stop at the first file that cannot be read
 
@@ -122,9 +124,11 @@ def _run(options: argparse.Namespace) -> None:
     if options.list:
         print(json.dumps(config.to_dict(), indent=1))
         return
-    from ..models import keep_freed_memory
+    from ..models import keep_freed_memory, quiet
 
     keep_freed_memory()
+    with quiet(bars=True):  # importing it makes transformers log warnings
+        import_module("diffusers").StableDiffusionPipeline  # noqa: B018
     run(options, config)
 
 
