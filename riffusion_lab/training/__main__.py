@@ -10,8 +10,8 @@ evaluate     measure a model (--model)
 
 For a model of your own, data, denoiser and export are enough. Each stage works in its own folder within --folder,
 resumes if it was interrupted, and writes report.html there while it runs. Nothing is written into the package.
-Several processes share the work of a training stage, started with `accelerate launch --num_processes 2 -m
-riffusion_lab.training STAGE` (one for each GPU) or, on CPUs, `torchrun --nproc_per_node 2 -m riffusion_lab.training STAGE`.
+Several processes share the work of a training stage: start it with `accelerate launch --num_processes 2 -m` (one for
+each GPU) or, on CPUs, `torchrun --nproc_per_node 2 -m` instead of `python -m`.
 """
 
 from __future__ import annotations
