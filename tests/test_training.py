@@ -135,7 +135,7 @@ def clips(tmp_path, monkeypatch):
     monkeypatch.setattr(dataset, "plan", lambda _: jobs)
     monkeypatch.setattr(dataset, "SHARD", 4)
     with ThreadPoolExecutor(1) as executor:
-        dataset.make_dataset(tmp_path, executor)
+        dataset.Dataset.from_composer(tmp_path, executor)
     return tmp_path
 
 
@@ -145,10 +145,10 @@ def test_dataset_is_written_in_shards_and_taken_up_again(clips):
     before = {f: f.stat().st_mtime_ns for f in files}
     files[1].unlink()
     with ThreadPoolExecutor(1) as executor:
-        dataset.make_dataset(clips, executor)
+        dataset.Dataset.from_composer(clips, executor)
     changed = {f.name for f in files if f.stat().st_mtime_ns != before[f]}
     assert changed == {"facts-0001.json", "pixels-0001.npy"}
-    data = dataset.load_dataset(clips)
+    data = dataset.Dataset.load(clips)
     assert len(data) == 8
     assert data.picture(5).shape == (512, 512)
     assert data.picture(5).min() == 0  # the loudest spot is black
@@ -157,15 +157,15 @@ def test_dataset_is_written_in_shards_and_taken_up_again(clips):
 
 def test_another_seed_makes_other_clips(clips, tmp_path):
     with ThreadPoolExecutor(1) as executor:
-        dataset.make_dataset(tmp_path / "other", executor, seed=1)
-    first, other = dataset.load_dataset(clips), dataset.load_dataset(tmp_path / "other")
+        dataset.Dataset.from_composer(tmp_path / "other", executor, seed=1)
+    first, other = dataset.Dataset.load(clips), dataset.Dataset.load(tmp_path / "other")
     assert [fact["seed"] for fact in first.facts + other.facts] == list(range(16))
     assert not any((first.picture(i) == other.picture(i)).all() for i in range(8))
 
 
 def test_no_dataset_is_said(tmp_path):
     with pytest.raises(FileNotFoundError, match="training data"):
-        dataset.load_dataset(tmp_path)
+        dataset.Dataset.load(tmp_path)
 
 
 # Fusions

@@ -129,14 +129,14 @@ def test_settings_of_a_stage_can_be_listed(capsys):
 
 
 def test_the_decoder_needs_an_autoencoder(tmp_path, monkeypatch):
-    monkeypatch.setattr(dataset, "load_dataset", lambda _: composed())
+    monkeypatch.setattr(dataset.Dataset, "load", lambda _: composed())
     with pytest.raises(SystemExit, match="there is no autoencoder in .*run the stage autoencoder first"):
         run("decoder", "--folder", tmp_path)
 
 
 def test_the_denoiser_stage_trains_with_the_settings_of_file_and_options(tmp_path, monkeypatch):
     passed = {}
-    monkeypatch.setattr(dataset, "load_dataset", lambda _: "clips")
+    monkeypatch.setattr(dataset.Dataset, "load", lambda _: "clips")
     monkeypatch.setattr(denoiser, "train", lambda *positional, **options: passed.update(a=positional, o=options))
     (tmp_path / "settings.json").write_text('{"steps": 5, "seed": 3}')
     run("denoiser", "--folder", tmp_path, "--config", tmp_path / "settings.json", "--set", "steps=6")
@@ -151,7 +151,7 @@ def test_an_interrupt_and_a_diverging_run_end_without_a_traceback(tmp_path, monk
     def diverging(*_, **__):
         raise FloatingPointError("the loss is nan at step 3")
 
-    monkeypatch.setattr(dataset, "load_dataset", lambda _: "clips")
+    monkeypatch.setattr(dataset.Dataset, "load", lambda _: "clips")
     monkeypatch.setattr(denoiser, "train", interrupted)
     with pytest.raises(SystemExit) as exit_:
         run("denoiser", "--folder", tmp_path)
@@ -182,7 +182,7 @@ def evaluate_with(settings: str, monkeypatch) -> dict:
         raise Asked
 
     monkeypatch.setattr(evaluation, "evaluate", evaluate)
-    monkeypatch.setattr(dataset, "load_dataset", lambda _: None)
+    monkeypatch.setattr(dataset.Dataset, "load", lambda _: None)
     with pytest.raises(Asked):
         run("evaluate", "--model", "riffling", "--override", settings, "--set", "n_clips=96")
     return asked

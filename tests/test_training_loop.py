@@ -118,7 +118,7 @@ def assert_close(
     """Sums in another order differ by float32's rounding, 1e-7, which 12 small steps enlarge by some ten times."""
     moved = sum((first[name] - start[name]).square().sum() for name in first).sqrt()
     apart = sum((first[name] - second[name]).square().sum() for name in first).sqrt()
-    assert 0 <= apart < 1e-4 * moved
+    assert apart < 1e-4 * moved
 
 
 def test_accumulated_parts_give_the_whole_batchs_gradient(tmp_path):
@@ -137,10 +137,11 @@ def run_toy(folder: Path, *settings: str, launch: tuple[str, ...] = (), **option
 
 @pytest.mark.slow
 def test_two_processes_give_the_whole_batchs_gradient(tmp_path):
-    launch = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--mixed_precision", "no")
-    process = run_toy(tmp_path / "two", launch=(*launch, "--dynamo_backend", "no", "--num_machines", "1"))
+    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    process = run_toy(tmp_path / "two", launch=launch)
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
+    assert output.count("processes: 2") == 2  # `accelerate launch --cpu` starts one only
     start = {name: value.clone() for name, value in ToyTask(CONFIG).network.state_dict().items()}
     one = trained(tmp_path / "one")
     two = torch.load(tmp_path / "two" / "checkpoint.pt", weights_only=True)["parts"]["network"]
@@ -248,7 +249,10 @@ def test_a_loss_that_is_no_number_stops_before_the_weights_change(tmp_path, monk
 
     monkeypatch.setattr(ToyTask, "loss", diverging)
     task = ToyTask(config)
-    with pytest.raises(FloatingPointError, match=r"at step 3; the last good checkpoint is .*of step 3.*learning_rate"):
+    with pytest.raises(
+        FloatingPointError,
+        match=r"the loss is (nan|inf) at step 3; the last good checkpoint is .*of step 3.*learning_rate",
+    ):
         run_loop(task, config, tmp_path)
     saved = load_checkpoint(tmp_path / "checkpoint.pt", config, ToyTask.data_id)
     assert saved["step"] == 3

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from torch import nn
 
 from riffusion_lab.training.config import LoopConfig
@@ -51,3 +52,4 @@ if __name__ == "__main__":
     task = ToyTask(config)
     task.pause_s = 0.02
     run_loop(task, config, Path(sys.argv[1]))
+    print(f"processes: {PartialState().num_processes}")

@@ -18,7 +18,11 @@ __all__ = list(_MODULE_OF)  # noqa: PLE0604 - names of the table above
 def __getattr__(name: str) -> Any:
     if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(_MODULE_OF)}")
-    return getattr(import_module(f".{_MODULE_OF[name]}", __name__), name)
+    from ..models import quiet
+
+    with quiet(bars=True):  # importing diffusers' pipeline makes transformers log warnings
+        module = import_module(f".{_MODULE_OF[name]}", __name__)
+    return getattr(module, name)
 
 
 def __dir__() -> list[str]:

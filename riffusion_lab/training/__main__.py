@@ -8,10 +8,10 @@ denoiser     U-Net and text encoder; without the stages above with riffling's au
 export       write the model in half precision to another folder (--to)
 evaluate     measure a model (--model)
 
-For a model of your own, data, denoiser and export are enough. Several processes share the work of a training stage with
-`accelerate launch --num_processes 2 -m riffusion_lab.training STAGE` (and --cpu, without GPUs). Each stage works in its
-own folder within --folder, resumes if it was interrupted, and writes report.html there while it runs. Nothing is
-written into the package.
+For a model of your own, data, denoiser and export are enough. Each stage works in its own folder within --folder,
+resumes if it was interrupted, and writes report.html there while it runs. Nothing is written into the package.
+Several processes share the work of a training stage: start it with `accelerate launch --num_processes 2 -m` (one for
+each GPU) or, on CPUs, `torchrun --nproc_per_node 2 -m` instead of `python -m`.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from importlib import import_module
 from inspect import signature
 from multiprocessing import get_context
 from pathlib import Path
@@ -50,7 +51,7 @@ class CutConfig(Settings):
     hop_s: float = 5.12  # seconds from one cut to the next
     on_beat: bool = False  # begin every clip on a beat
     silence_db: float = -60.0  # dBFS: clips that are mostly below are dropped
-    max_similarity: float | None = 0.98  # of small pictures: more is a near-duplicate; null keeps them
+    max_similarity: float | None = 0.9  # of small pictures: more is a near-duplicate; null keeps them
     label_from_folder: bool = False  # use names of sub-folders as labels
     strict: bool = False  # stop at the first file that cannot be read
 
@@ -124,9 +125,11 @@ def _run(options: argparse.Namespace) -> None:
     if options.list:
         print(json.dumps(config.to_dict(), indent=1))
         return
-    from ..models import keep_freed_memory
+    from ..models import keep_freed_memory, quiet
 
     keep_freed_memory()
+    with quiet(bars=True):  # importing it makes transformers log warnings
+        import_module("diffusers").StableDiffusionPipeline  # noqa: B018
     run(options, config)
 
 
@@ -141,17 +144,17 @@ def _check_options(options: argparse.Namespace, own_options: tuple[str, ...]) ->
 
 
 def _dataset(options: argparse.Namespace) -> Dataset:
-    from .dataset import load_dataset
+    from .dataset import Dataset
 
-    return load_dataset(options.folder / "clips")
+    return Dataset.load(options.folder / "clips")
 
 
 def _data(options: argparse.Namespace, config: ComposeConfig | CutConfig) -> None:
-    from .dataset import Dataset, make_dataset
+    from .dataset import Dataset
 
     with ProcessPoolExecutor(mp_context=get_context("spawn")) as executor:
         if isinstance(config, ComposeConfig):
-            make_dataset(options.folder / "clips", executor, seed=config.seed)
+            Dataset.from_composer(options.folder / "clips", executor, seed=config.seed)
         else:
             Dataset.from_folder(options.source, options.folder / "clips", executor=executor, **config.to_dict())
 
@@ -246,7 +249,7 @@ def _export(options: argparse.Namespace, config: ExportConfig) -> None:
 def _evaluate(options: argparse.Namespace, config: EvaluateConfig) -> None:
     from ..models import load_pipeline
     from .classifier import load_classifier
-    from .dataset import load_dataset
+    from .dataset import Dataset
     from .evaluation import evaluate
     from .evaluation_page import save_report
 
@@ -263,7 +266,7 @@ def _evaluate(options: argparse.Namespace, config: EvaluateConfig) -> None:
         n_clips=config.n_clips,
         halves=config.halves,
         seeds=config.seeds,
-        known_clips=[load_dataset(Path(other) / "clips") for other in config.also_trained_on],
+        known_clips=[Dataset.load(Path(other) / "clips") for other in config.also_trained_on],
         batch_size=config.batch_size,
         **overrides,
     )

@@ -176,7 +176,7 @@ class AutoencoderConfig(LoopConfig):
 class DecoderConfig(LoopConfig):
     """The decoder trained on with the error of what is heard."""
 
-    steps: int = 2000  # 30 minutes on two cores
+    steps: int = 2000  # 20 to 30 minutes on two cores
     batch_size: int = 8
     learning_rate: float = 8e-4
     crop: int = 256  # pixels
@@ -197,7 +197,7 @@ class DecoderConfig(LoopConfig):
 class TextEncoderConfig(LoopConfig):
     """A new text encoder, trained to predict the composer's facts from captions."""
 
-    steps: int = 1500  # 5 minutes on two cores
+    steps: int = 1500  # estimated from an earlier budget of 5 minutes on two cores
     batch_size: int = 128
     learning_rate: float = 1e-3
     weight_decay: float = 0.01
@@ -214,7 +214,7 @@ class TextEncoderConfig(LoopConfig):
 class ClassifierConfig(LoopConfig):
     """The classifier that judges generated clips."""
 
-    steps: int = 1500  # 5 minutes on two cores
+    steps: int = 1500  # estimated from an earlier budget of 5 minutes on two cores
     batch_size: int = 48
     learning_rate: float = 2e-3
     weight_decay: float = 0.01

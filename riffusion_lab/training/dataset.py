@@ -79,9 +79,8 @@ def make_shard(jobs: list[tuple[str, str]], first_seed: int) -> tuple[np.ndarray
     return np.stack(pixels), facts
 
 
-def make_dataset(folder: str | Path, executor: Executor, *, seed: int = 0) -> None:
+def _compose_clips(folder: Path, executor: Executor, seed: int) -> None:
     """Make the composer's whole data set; see `Dataset.from_composer`."""
-    folder = Path(folder)
     if (folder / clip_cache.SETTINGS).exists():
         raise ValueError(f"{str(folder)!r} holds a data set made from files: use another folder for the composer's")
     folder.mkdir(parents=True, exist_ok=True)
@@ -105,11 +104,6 @@ def make_dataset(folder: str | Path, executor: Executor, *, seed: int = 0) -> No
 
 def _facts_file(folder: Path, n: int) -> Path:
     return folder / f"facts-{n:04d}.json"
-
-
-def load_dataset(folder: str | Path) -> Dataset:
-    """Read a data set; see `Dataset.load`."""
-    return Dataset.load(folder)
 
 
 @dataclass(frozen=True)
@@ -274,7 +268,7 @@ class Dataset:
         -------
         Dataset
         """
-        make_dataset(Path(folder), executor, seed=seed)
+        _compose_clips(Path(folder), executor, seed)
         return cls.load(folder)
 
     @classmethod
