@@ -615,7 +615,8 @@ def test_a_killed_worker_loses_nothing(folder, cache):
 
 @pytest.mark.slow
 def test_dask_makes_the_same(folder, cache):
-    distributed = pytest.importorskip("distributed")
+    import distributed  # it takes a second
+
     alone = Dataset.from_folder(folder, cache)
     with (
         distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
@@ -697,7 +698,8 @@ def test_image_folders_that_are_none(tmp_path, folder, cache):
 
 @pytest.mark.slow
 def test_hugging_face_reads_what_is_saved(folder, cache, tmp_path):
-    datasets = pytest.importorskip("datasets")
+    import datasets  # it takes seconds
+
     data = Dataset.from_folder(folder, cache)
     data.save_images(tmp_path / "images")
     loaded = datasets.load_dataset("imagefolder", data_dir=str(tmp_path / "images"), cache_dir=str(tmp_path / "hf"))
