@@ -85,10 +85,10 @@ browser: .venv/test.stamp
 	@echo "pytest tests widgets and JupyterLab in a browser; without Chromium they are skipped."
 	$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 2 --dist loadfile -m browser
 
-# tests/notebook_lane.py keeps the cells of a notebook together.
+# tests/notebook_lane.py keeps the cells of a notebook together. What takes longest goes first.
 notebooks-check: .venv/test.stamp
 	@echo "nbval runs the notebooks and compares what they print; then lessons run with other prompts."
-	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -p tests.notebook_lane $(NBVAL) --nbval-current-env --nbval-sanitize-with=tests/nbval_sanitize.cfg --nbval-cell-timeout=180 notebooks tests/test_extras.py
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -p tests.notebook_lane $(NBVAL) --nbval-current-env --nbval-sanitize-with=tests/nbval_sanitize.cfg --nbval-cell-timeout=180 --no-loadscope-reorder tests/test_extras.py notebooks
 
 package: .venv/test.stamp
 	@echo "build makes wheel and sdist; what the wheel installs is tried in a folder of its own."

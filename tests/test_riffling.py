@@ -73,11 +73,11 @@ def test_vocabulary_holds_every_class(pipe):
 
 @pytest.fixture(scope="module")
 def scores_of(pipe):
-    """A function: the scores of every class for ten clips of a prompt; what was asked for once is not made again."""
+    """A function: the scores of every class for six clips of a prompt; what was asked for once is not made again."""
 
     @functools.cache
     def scores_of(prompt: str, **options: str) -> list[dict[str, float]]:
-        clips = text_to_audio(pipe, prompt, seed=list(range(10)), batch_size=5, **options)
+        clips = text_to_audio(pipe, prompt, seed=list(range(6)), batch_size=6, **options)
         return [class_scores(clip.image) for clip in clips]
 
     return scores_of
@@ -92,7 +92,7 @@ def likeliest(scores: list[dict[str, float]]) -> list[str]:
     return [next(iter(score)) for score in scores]
 
 
-# Chance is 0.2 of 10.
+# Chance is 0.1 of 6. `evaluation.json` has 512 clips.
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("prompt", "label"),
@@ -100,7 +100,7 @@ def likeliest(scores: list[dict[str, float]]) -> list[str]:
 )
 def test_prompts_are_heard(scores_of, prompt, label):
     heard = likeliest(scores_of(prompt))
-    assert heard.count(label) >= 7, heard
+    assert heard.count(label) >= 4, heard
 
 
 @pytest.mark.slow
@@ -116,7 +116,7 @@ def test_two_styles_are_heard_at_once(scores_of):
 def test_what_is_not_wanted_is_not_heard(scores_of):
     scores = scores_of("piano", negative_prompt="drums")
     assert mean_score(scores, "drums") < 0.01
-    assert likeliest(scores).count("piano") >= 9, likeliest(scores)
+    assert likeliest(scores).count("piano") >= 5, likeliest(scores)
 
 
 def test_every_word_counts(pipe):
