@@ -45,7 +45,7 @@ def pytest_configure() -> None:
 
 
 class NotebookScheduling(LoadScopeScheduling):
-    """Hands out whole notebooks, and other tests one by one; with ``--no-loadscope-reorder`` in the order of the command."""
+    """Hands out whole notebooks and single tests; with ``--no-loadscope-reorder`` in the order of the command."""
 
     def _split_scope(self, nodeid: str) -> str:
         path = nodeid.partition("::")[0]
