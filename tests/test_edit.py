@@ -196,6 +196,7 @@ def test_strength_0_keeps_the_clip_and_1_forgets_it(pipe, clip):
     assert np.array_equal(pixels(new), pixels(text_to_audio(pipe, "slow piano", seed=1)))
 
 
+@pytest.mark.slow
 def test_prompt_seed_negative_and_strength_matter(pipe, clip):
     plain = {"prompt": "slow piano", "strength": 0.7}
     first = pixels(audio_to_audio(pipe, clip, **plain))
@@ -318,6 +319,7 @@ def test_a_recording_keeps_its_level_in_inpainting(pipe):
 # --- longer -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("before", [False, True])
 @pytest.mark.parametrize(("n_columns", "seconds"), [(512, 7.0), (100, 1.0), (37, 0.5)])
 def test_extend_keeps_what_was_there(pipe, before, n_columns, seconds):
@@ -330,6 +332,7 @@ def test_extend_keeps_what_was_there(pipe, before, n_columns, seconds):
     assert np.array_equal(pixels(longer), pixels(extend(pipe, sound, "jazz", seconds=seconds, before=before)))
 
 
+@pytest.mark.slow
 def test_each_window_of_extend_has_its_own_noise_and_hears_the_one_before(pipe, clip):
     longer = pixels(extend(pipe, clip, "jazz", seconds=5.12))
     assert not np.array_equal(longer[:, 512:768], longer[:, 768:])

@@ -681,7 +681,7 @@ def test_a_compiled_unet_makes_the_same_clips(perturbed, in_place):
         compiled.unet = torch.compile(compiled.unet, backend="eager")
 
     def clips(pipe):
-        guided = {"seed": 1, "num_inference_steps": 6, "loop": True}
+        guided = {"seed": 1, "num_inference_steps": 3, "loop": True}
         unguided = {"seed": [1, 2], "num_inference_steps": 2, "guidance_scale": 1.0, "batch_size": 2, "loop": False}
         yield text_to_audio(pipe, PROMPT, **guided)
         yield from text_to_audio(pipe, PROMPT, **unguided)

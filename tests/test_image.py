@@ -290,6 +290,7 @@ def test_a_text_that_is_no_dict_is_named(tmp_path, grey, text):
         open_image(tmp_path / "a.png")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("n_columns", [180_000, 360_000])
 def test_a_long_picture_of_our_own_opens(tmp_path, n_columns):

@@ -87,6 +87,7 @@ def batches(pipe, clips):
     return sizes
 
 
+@pytest.mark.slow
 def test_equal_strength_and_guidance_stay_equal_so_that_a_walk_is_one_batch_of_as_many_steps(pipe):
     seed_clip = text_to_audio(pipe, "church bells", seed=5, num_inference_steps=1)
     start, end = (Prompt(text, 1, guidance_scale=3.3, strength=0.75) for text in ("slow piano", "techno"))
@@ -99,6 +100,7 @@ def test_equal_strength_and_guidance_stay_equal_so_that_a_walk_is_one_batch_of_a
 # --- walks ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_ends_are_the_clips_of_text_to_audio(pipe):
     first, middle, last = interpolate(pipe, A, B, num_clips=3)
     assert same(first, text_to_audio(pipe, A.text, seed=A.seed))
@@ -107,6 +109,7 @@ def test_ends_are_the_clips_of_text_to_audio(pipe):
     assert not same(middle, first) and not same(middle, last)
 
 
+@pytest.mark.slow
 def test_ends_of_unlike_length_are_the_clips_of_text_to_audio_too(pipe):
     long = Prompt("slow piano " * 20, seed=3)
     first, _, last = interpolate(pipe, A, long, num_clips=3)
@@ -114,6 +117,7 @@ def test_ends_of_unlike_length_are_the_clips_of_text_to_audio_too(pipe):
     assert same(last, text_to_audio(pipe, long.text, seed=3))
 
 
+@pytest.mark.slow
 def test_a_batch_changes_next_to_nothing(pipe):
     prompts = A, Prompt("techno", seed=2)
     one, two = (list(interpolate(pipe, *prompts, num_clips=4, batch_size=n)) for n in (1, 3))
@@ -142,6 +146,7 @@ def test_numbers_of_numpy_and_torch_are_numbers(pipe):
     )
 
 
+@pytest.mark.slow
 def test_equal_ends_stand_still(pipe):
     assert all(same(clip, text_to_audio(pipe, A.text, seed=1)) for clip in interpolate(pipe, A, A, num_clips=3))
 
@@ -150,6 +155,7 @@ def test_one_clip_is_the_start(pipe):
     assert [same(clip, text_to_audio(pipe, A.text, seed=1)) for clip in interpolate(pipe, A, B, num_clips=1)] == [True]
 
 
+@pytest.mark.slow
 def test_the_curve_says_when(pipe):
     linear = list(interpolate(pipe, A, B, num_clips=3))
     late = list(interpolate(pipe, A, B, num_clips=3, curve=lambda x: x**2))
@@ -157,6 +163,7 @@ def test_the_curve_says_when(pipe):
     assert same(late[0], linear[0]) and same(late[2], linear[2]) and not same(late[1], linear[1])
 
 
+@pytest.mark.slow
 def test_a_closed_walk_returns_and_passes_each_prompt_once(pipe):
     c = Prompt("jazz", seed=3)
     clips = list(walk(pipe, [A, B, c], num_clips=2, closed=True, num_inference_steps=1))
@@ -181,6 +188,7 @@ def test_a_clip_of_a_walk_can_be_replayed(pipe):
 # --- from a seed clip -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_strength_1_is_the_walk_without_the_clip(pipe):
     seed_clip = text_to_audio(pipe, "church bells", seed=5)
     a, b = Prompt("slow piano", 1, strength=1), Prompt("techno", 2, strength=1)

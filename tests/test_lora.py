@@ -418,6 +418,7 @@ def replayed(clip, pipe):
     return np.array_equal(np.asarray(clip.image), np.asarray(again.image)), [str(each.message) for each in said]
 
 
+@pytest.mark.slow
 def test_replay_says_what_differs(folder, funky):
     clip = text_to_audio(funky, "piano", num_inference_steps=2)
     assert replayed(clip, funky) == (True, [])

@@ -439,6 +439,7 @@ def test_a_recipe_with_a_point_outside_of_its_walk_is_refused(begin, alpha):
         replay_session(recipe, live.pipe)
 
 
+@pytest.mark.slow
 def test_a_seed_clip_is_needed_again(begin, music):
     seed_clip = Clip.from_audio(music, RATE, loop=True)
     live = begin(seed_clip=seed_clip, num_inference_steps=2)

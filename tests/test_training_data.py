@@ -206,6 +206,7 @@ def test_cuts_go_on_over_the_sections(monkeypatch, tmp_path):
         assert np.array_equal(pictures[i], picture)
 
 
+@pytest.mark.slow
 def test_cuts_on_the_beat(tmp_path, cache):
     beats = np.arange(0.3, 40, 60 / 96)
     write(tmp_path / "sounds" / "beat.wav", clicks(beats, 40))
@@ -580,6 +581,7 @@ def test_options_out_of_range(folder, cache, options):
 # Executors
 
 
+@pytest.mark.slow
 def test_threads_make_the_same(folder, cache):
     alone = Dataset.from_folder(folder, cache)
     n_threads = torch.get_num_threads()
@@ -630,6 +632,7 @@ def test_dask_makes_the_same(folder, cache):
 # Pictures in the layout of 🤗 datasets
 
 
+@pytest.mark.slow
 def test_pictures_of_a_data_set_come_back(folder, cache, tmp_path):
     write(folder / "more.wav", noises(2, 12))
     (folder / "harp.txt").write_text("harp, “glissando”")

@@ -138,6 +138,7 @@ def task(data=None, **settings) -> denoiser.DenoiserTask:
     return denoiser.DenoiserTask(network, pipe.tokenizer, data, config, vae=pipe.vae, latents=latents)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [1.0, 0.0])
 def test_loops_are_closed_in_training_as_in_generation(share):
     trained, seen = task(circular_share=share, batch_size=8), []

@@ -243,6 +243,7 @@ def as_pixels(picture):
     return ((picture.numpy() + 1) * 127.5).round().astype(np.uint8)
 
 
+@pytest.mark.slow
 def test_a_model_that_plays_the_held_out_clips_is_perfect(pipe, plays_the_reference):
     data = Pictures()
     report = evaluation.evaluate(pipe, data, halves=(0, 1), seeds=(0, 3), guidance_scale=1.2)

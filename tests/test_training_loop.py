@@ -335,6 +335,7 @@ def test_two_runs_in_one_process_may_differ_in_precision(tmp_path):
     assert all(value.dtype == torch.float32 for value in half.values())
 
 
+@pytest.mark.slow
 def test_snapshots_and_report_grow_with_the_run(tmp_path):
     trained(tmp_path, CONFIG.override(["sample_every=5"]))
     assert [snapshot["step"] for snapshot in read_snapshots(tmp_path)] == [0, 5, 10, 12]

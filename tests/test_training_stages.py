@@ -217,6 +217,7 @@ def test_loops_are_encoded_as_loops_and_other_clips_as_they_are(tmp_path):
     assert distance(latents[1], plain[1]) < 0.2 * seam
 
 
+@pytest.mark.slow
 def test_latents_are_kept_only_for_the_same_autoencoder_and_clips(tmp_path):
     data, file = composed(), tmp_path / "latents.npy"
     vae = load_pipeline(device="cpu").vae
@@ -233,6 +234,7 @@ def test_latents_are_kept_only_for_the_same_autoencoder_and_clips(tmp_path):
 # Denoiser: its losses and batches
 
 
+@pytest.mark.slow
 def test_the_unet_is_trained_to_represent_where_in_frequency_it_is():
     torch.manual_seed(0)
     unet = UNet2DConditionModel(

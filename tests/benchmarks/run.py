@@ -1,4 +1,4 @@
-"""How fast, beside the original's way: ``python tests/benchmarks/run.py``. Prints tables in Markdown; takes 10 minutes.
+"""How fast, beside the original's way: ``python tests/benchmarks/run.py``. Prints tables in Markdown; takes 15 minutes.
 
 Ratios come from paired runs: both ways after one another, on the same input, several times, warmed up. Nothing else
 should be running. Nothing here is asserted, for times differ from machine to machine.
@@ -6,6 +6,7 @@ should be running. Nothing here is asserted, for times differ from machine to ma
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import subprocess
@@ -19,6 +20,7 @@ from tempfile import TemporaryDirectory
 import nbformat
 import numpy as np
 import psutil
+import soundfile
 import torch
 from diffusers import DDIMScheduler
 from nbclient import NotebookClient
@@ -29,6 +31,7 @@ from riffusion_lab.params import PARAMS
 from riffusion_lab.phase import PhaseStream, spectral_convergence, waveform_from_mel
 from riffusion_lab.seed_clips import SEED_CLIPS, seed_clip
 from riffusion_lab.spectrogram import mel_from_waveform
+from riffusion_lab.training import Dataset, TrainConfig, train
 
 ROOT = Path(__file__).parents[2]
 CLIP_S = 5.12
@@ -201,6 +204,42 @@ def benchmark_memory(pipe) -> None:
     row("the same again", many_clips)
 
 
+def benchmark_training() -> None:
+    """Clips from WAV files on one core, with the memory that takes, and steps of riffling's training."""
+    with TemporaryDirectory() as folder:
+        sounds = Path(folder, "sounds")
+        sounds.mkdir()
+        for minute in range(10):
+            loops = [seed_clip(name).waveform for name in SEED_CLIPS] * 2
+            sound = np.concatenate([np.roll(loop, 7_000 * minute, axis=1) for loop in loops], axis=1)
+            soundfile.write(sounds / f"{minute}.wav", sound.T, PARAMS.sample_rate)
+        print("\n| Training | |\n|---|---|")
+        data_in_a_process(sounds, Path(folder, "warm-up"))  # compiles librosa's functions once
+        seconds, memory = data_in_a_process(sounds, Path(folder, "clips"))
+        length_s = sum(soundfile.info(file).duration for file in sounds.iterdir())
+        print(f"| clips from WAV, one core, × real time | {length_s / seconds:.0f} |")
+        print(f"| the same, memory at most (MB) | {memory / 1e6:.0f} |", flush=True)
+        dataset = Dataset.load(Path(folder, "clips"))
+        train(dataset, Path(folder, "run"), TrainConfig(steps=12, sample_every=0, compile_network=False))
+        spent = [json.loads(line)["spent_s"] for line in Path(folder, "run", "metrics.jsonl").read_text().splitlines()]
+        print(f"| a step of riffling's training (16 clips), seconds | {np.median(np.diff(spent)):.2f} |", flush=True)
+
+
+def data_in_a_process(sounds: Path, cache: Path) -> tuple[float, int]:
+    """Seconds that a data set takes in a process of one thread, and the most memory that it uses, in bytes."""
+    code = (
+        "import resource, sys, time; from riffusion_lab.training import Dataset; started = time.perf_counter(); "
+        "Dataset.from_folder(sys.argv[1], sys.argv[2], max_similarity=None); "
+        "print(time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+    command = [sys.executable, "-c", code, str(sounds), str(cache)]
+    run = subprocess.run(
+        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, text=True, check=True
+    )
+    seconds, kilobytes = run.stdout.split()[-2:]
+    return float(seconds), 1024 * int(kilobytes)
+
+
 def main() -> None:
     """Print all tables."""
     print(
@@ -209,6 +248,7 @@ def main() -> None:
     print(f"no GPU used, torch {torch.__version__}")
     benchmark_start()
     benchmark_phase()
+    benchmark_training()
     pipe = load_pipeline()
     benchmark_chain(pipe)
     benchmark_growth(pipe)
