@@ -164,6 +164,16 @@ def test_recordings_are_never_closed_to_loops():
     assert not trained.draw_batch(*denoiser.generators(0, "denoiser", 0))["is_circular"]
 
 
+def test_snapshots_keep_no_features_of_the_network():
+    trained = task(steps=1)
+    with torch.no_grad(), trained.averaged():
+        for _ in range(2):
+            trained.denoiser(torch.zeros(1, 4, 64, 64), torch.tensor([9]), torch.zeros(1, 77, dtype=torch.int64))
+    assert not trained.network.features
+    batch = trained.draw_batch(*denoiser.generators(0, "denoiser", 0))
+    assert torch.isfinite(trained.loss(trained.network, batch)["position"])
+
+
 def test_prompts_of_the_snapshots_are_of_different_labels():
     prompts = denoiser.held_out_prompts(composed(n_held_out=8))
     assert len(prompts) == len(set(prompts)) == 4

@@ -10,6 +10,7 @@ import threading
 import time
 from pathlib import Path
 
+import psutil  # accelerate needs it as well
 import pytest
 import torch
 
@@ -179,6 +180,32 @@ def test_a_stop_request_saves_the_step(tmp_path):
     assert "stopped and saved after step" in output
     saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     assert saved["step"] == len(read_metrics(tmp_path)) > 0
+
+
+@pytest.mark.slow
+def test_a_stop_request_to_one_of_two_processes_stops_both_and_saves(tmp_path):
+    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    process = run_toy(tmp_path, "steps=100000", launch=launch)
+    deadline = time.monotonic() + 120
+    while len(read_metrics(tmp_path)) < 3 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    workers = psutil.Process(process.pid).children()
+    second = next(worker for worker in workers if worker.environ().get("RANK") == "1")
+    second.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert output.count("stopped and saved after step") >= 2, output
+    saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert saved["step"] == len(read_metrics(tmp_path)) > 0
+
+
+def test_what_a_checkpoint_restores_is_moved_to_the_device_afterwards(tmp_path, monkeypatch):
+    trained(tmp_path, CONFIG.override(["steps=3"]))
+    events = []
+    restore = loop.restore
+    monkeypatch.setattr(loop, "restore", lambda *parts: events.append("restored") or restore(*parts))
+    monkeypatch.setattr(ToyTask, "to", lambda *_: events.append("moved"))
+    trained(tmp_path, CONFIG.override(["steps=3"]))
+    assert events == ["restored", "moved"]  # a checkpoint's tensors are on the CPU
 
 
 def test_interrupt_in_a_notebook_or_terminal(tmp_path, monkeypatch):

@@ -121,7 +121,12 @@ class PositionProbe(nn.Module):
         self.heads = nn.ModuleList([nn.Conv2d(width, N_WAVES, 1) for width in (widths[0], *widths[:-1])])
         self.features: list[Tensor] = []
         blocks = [unet.mid_block, *unet.up_blocks[:-1]]
-        self.hooks = [block.register_forward_hook(lambda _m, _i, out: self.features.append(out)) for block in blocks]
+        self.hooks = [block.register_forward_hook(self._keep) for block in blocks]
+
+    def _keep(self, _block: nn.Module, _inputs: Any, features: Tensor) -> None:
+        """Keep a block's features, but not those of the many steps in which a snapshot generates clips."""
+        if self.network.training:
+            self.features.append(features)
 
     def remove_hooks(self) -> None:
         """Leave the network as it was."""
@@ -408,7 +413,7 @@ def train(
     _check_start(start_from, config)
     base = start_from or load_pipeline("riffling", device="cpu")
     accelerator = new_accelerator(config)
-    vae = copy.deepcopy(vae or base.vae).cpu().eval()
+    vae = copy.deepcopy(vae or base.vae).float().cpu().eval()
     with accelerator.main_process_first():
         latents = encode_dataset(vae, dataset, folder / "latents.npy")
     denoiser, tokenizer = _first_denoiser(dataset, folder, config, start_from, base)

@@ -150,9 +150,9 @@ class _Loop:
         self.term_names: tuple[str, ...] = ()  # of the loss
         network = torch.compile(task.network) if _is_compiled(config, accelerator) else task.network
         self.network, self.optimizer = accelerator.prepare(network, task.optimizer)
-        task.to(accelerator.device)
         task.network.zero_grad()
         self._resume()
+        task.to(accelerator.device)  # after the checkpoint, which is on the CPU
         self.monitor: Monitor | None = None
         if accelerator.is_main_process:
             config.to_json(folder / "config.json")
@@ -171,8 +171,9 @@ class _Loop:
             if self._is_due():
                 self._show()
             self._step()
-            if stop.is_set():
+            if self._is_stopped(stop):
                 self._save()
+                self.accelerator.wait_for_everyone()  # a launcher may kill the others when the first one ends
                 raise KeyboardInterrupt(f"stopped and saved after step {self.progress.step} of {self.config.steps}")
             if time.monotonic() - last_save > self.config.save_every_s:
                 self._save()
@@ -180,6 +181,13 @@ class _Loop:
         if self.saved_step != self.progress.step:
             self._save()
         self._show()
+
+    def _is_stopped(self, stop: threading.Event) -> bool:
+        """Whether any process has been asked to stop: all of them then stop after the same step."""
+        if self.accelerator.num_processes == 1:
+            return stop.is_set()
+        is_asked = torch.tensor(float(stop.is_set()), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(is_asked, "sum") > 0)
 
     def _is_due(self) -> bool:
         return self.config.sample_every > 0 and self.progress.step % self.config.sample_every == 0
