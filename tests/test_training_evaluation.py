@@ -119,6 +119,8 @@ def test_a_data_set_s_own_labels_are_the_choices():
     assert dataset_choices(Pictures(labels=("rain", "fusion"))) == COMPOSER_CHOICES
     with pytest.raises(ValueError, match="two or more labels, these have 1"):
         dataset_choices(Pictures(labels=("waltz",)))
+    with pytest.raises(ValueError, match="two or more labels, these have 0"):
+        dataset_choices(Pictures(labels=()))
 
 
 def test_classify_takes_batches_of_any_size():
