@@ -786,6 +786,11 @@ def test_the_composer_keeps_its_captions_split_and_bars(tmp_path, monkeypatch):
     with ThreadPoolExecutor(1) as executor:
         data = Dataset.from_composer(tmp_path, executor)
     assert data.facts == facts and len(data) == 3
+    clip_cache.write_whole(tmp_path / "facts-0000.json", json.dumps([{**facts[0], "seed": 0}, *facts[1:]]).encode())
+    with ThreadPoolExecutor(1) as executor:
+        assert len(Dataset.from_composer(tmp_path, executor)) == 3
+        with pytest.raises(ValueError, match="composed with another seed"):
+            Dataset.from_composer(tmp_path, executor, seed=1)
     assert data.picture(2)[0, 0] == 2
     assert [data.columns_per_bar(i) for i in range(3)] == [1, 32, 32]
     assert data.label(1) == "piano"

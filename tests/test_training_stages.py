@@ -228,6 +228,10 @@ def test_latents_are_kept_only_for_the_same_autoencoder_and_clips(tmp_path):
         vae.encoder.layers[0].weight.add_(0.1)
     autoencoder.encode_dataset(vae, data, file)
     assert file.stat().st_mtime_ns != written
+    written = file.stat().st_mtime_ns
+    other = MemoryDataset(data.array, [{**fact, "seed": fact["seed"] + 9} for fact in data.facts])
+    autoencoder.encode_dataset(vae, other, file)  # composed with another seed
+    assert file.stat().st_mtime_ns != written
 
 
 # Denoiser: its losses and batches

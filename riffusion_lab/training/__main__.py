@@ -230,7 +230,7 @@ def _denoiser(options: argparse.Namespace, config: TrainConfig) -> None:
 
 
 def _export(options: argparse.Namespace, config: ExportConfig) -> None:
-    from ..models import load_pipeline, model_settings
+    from ..models import load_pipeline
     from .exporting import average, check_target, export
 
     if options.to is None:
@@ -239,7 +239,7 @@ def _export(options: argparse.Namespace, config: ExportConfig) -> None:
     pipe = load_pipeline(options.folder / "denoiser" / "model", device="cpu")
     if config.mean_with:
         average(pipe, load_pipeline(config.mean_with, device="cpu"))
-    export(pipe, options.to, settings=model_settings(pipe))
+    export(pipe, options.to)
     classifier = options.folder / "classifier" / "classifier.safetensors"
     if classifier.exists():
         copyfile(classifier, options.to / "classifier.safetensors")

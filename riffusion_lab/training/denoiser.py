@@ -11,6 +11,7 @@ frequency it is, except near the edges of the picture: so the network is trained
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -401,6 +402,8 @@ def train(
 
     Raises
     ------
+    TypeError
+        If a path is passed instead of what it holds, or the settings are no `TrainConfig`.
     ValueError
         If settings contradict each other, the data set has no clips to train on, or the folder holds a run with other
         settings or data.
@@ -410,6 +413,7 @@ def train(
     config = config or TrainConfig()
     folder = Path(folder)
     check_target(folder)
+    _check_arguments(dataset, config, start_from)
     _check_start(start_from, config)
     base = start_from or load_pipeline("riffling", device="cpu")
     accelerator = new_accelerator(config)
@@ -424,6 +428,16 @@ def train(
         task.network.remove_hooks()
     task.average.copy_to(denoiser.parameters())
     return _save_model(task, folder / "model")
+
+
+def _check_arguments(dataset: object, config: object, start_from: object) -> None:
+    """Raise a TypeError for a path instead of what is in it, or other settings than those of this stage."""
+    if isinstance(dataset, (str, os.PathLike)):
+        raise TypeError(f"dataset is the path {str(dataset)!r}: pass Dataset.load({str(dataset)!r})")
+    if isinstance(start_from, (str, os.PathLike)):
+        raise TypeError(f"start_from is {str(start_from)!r}: pass load_pipeline({str(start_from)!r})")
+    if not isinstance(config, TrainConfig):
+        raise TypeError(f"config must be a TrainConfig, not {config!r}")
 
 
 def _check_start(start_from: StableDiffusionPipeline | None, config: TrainConfig) -> None:
