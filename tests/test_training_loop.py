@@ -226,6 +226,23 @@ def test_interrupt_in_a_notebook_or_terminal(tmp_path, monkeypatch):
     assert load_checkpoint(tmp_path / "checkpoint.pt", interrupted, ToyTask.data_id)["step"] == 1
 
 
+@pytest.mark.slow
+def test_two_runs_in_one_folder_at_once_are_refused(tmp_path):
+    process = run_toy(tmp_path, "steps=100000")
+    deadline = time.monotonic() + 120
+    while len(read_metrics(tmp_path)) < 3 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    with pytest.raises(OSError, match="another process is training in"):
+        trained(tmp_path)
+    n_steps = len(read_metrics(tmp_path))
+    time.sleep(0.5)
+    assert len(read_metrics(tmp_path)) > n_steps  # the first one goes on
+    process.kill()
+    process.communicate()
+    trained(tmp_path / "other")
+    trained(tmp_path)  # a killed process keeps no lock
+
+
 def test_training_works_in_another_thread(tmp_path):
     thread = threading.Thread(target=trained, args=(tmp_path,))
     thread.start()

@@ -348,7 +348,7 @@ def encode_dataset(vae: AutoencoderTiny, dataset: Dataset, file: str | Path) -> 
 
 def _write_latents(vae: AutoencoderTiny, dataset: Dataset, file: Path) -> None:
     temporary = file.with_name(f".{file.name}.part")
-    latents = np.lib.format.open_memmap(temporary, "w+", np.float16, (len(dataset), 4, 64, 64))
+    latents = _reserve(temporary, len(dataset))
     dtype = fastest_dtype("cpu")
     encoder = copy.deepcopy(vae.encoder).to("cpu", dtype, memory_format=torch.channels_last).eval()
     is_loop = np.array([dataset.columns_per_bar(i) is not None for i in range(len(dataset))])
@@ -361,6 +361,25 @@ def _write_latents(vae: AutoencoderTiny, dataset: Dataset, file: Path) -> None:
                 bar.update(len(part))
     latents.flush()
     os.replace(temporary, file)
+
+
+def _reserve(file: Path, n_clips: int) -> np.memmap:
+    """A memory-mapped file for latents [shape=(n_clips, 4, 64, 64), float16], full of zeros.
+
+    Zeros are written first: on a full disk that is an OSError, but writing to a mapped file ends the whole process.
+    """
+    header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.float16)), "fortran_order": False}
+    zeros = bytes(4 * 64 * 64 * 2)
+    try:
+        with file.open("wb") as stream:
+            np.lib.format.write_array_header_1_0(stream, header | {"shape": (n_clips, 4, 64, 64)})
+            for _ in range(n_clips):
+                stream.write(zeros)
+    except OSError:
+        file.unlink(missing_ok=True)
+        raise
+    latents: np.memmap = np.load(file, mmap_mode="r+")
+    return latents
 
 
 def encode_pictures(encoder: nn.Module, pictures: Tensor, *, loop: bool) -> Tensor:

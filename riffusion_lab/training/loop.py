@@ -27,6 +27,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import broadcast_object_list
+from filelock import FileLock, Timeout  # torch needs it as well
 from torch import Tensor, nn
 
 from ..models import keep_freed_memory
@@ -123,7 +124,7 @@ def run_loop(task: Task, config: LoopConfig, folder: str | Path, *, accelerator:
     KeyboardInterrupt
         After Ctrl-C or SIGTERM, when the current step is done and saved. A second one stops at once.
     OSError
-        If a file cannot be written. The last checkpoint is kept.
+        If a file cannot be written. The last checkpoint is kept. Or if another process is training in the folder.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -132,6 +133,8 @@ def run_loop(task: Task, config: LoopConfig, folder: str | Path, *, accelerator:
         keep_freed_memory()
     _check_batch(config, accelerator.num_processes)
     with ExitStack() as stack:
+        if accelerator.is_main_process:
+            stack.enter_context(only_run_in(folder))
         stack.enter_context(random_state_kept())
         stop = stack.enter_context(stop_requests())
         loop = _Loop(task, config, folder, accelerator)
@@ -353,6 +356,26 @@ def is_main_process() -> bool:
     """Whether this is the first of the processes of a run, which writes the files."""
     is_main: bool = PartialState().is_main_process
     return is_main
+
+
+@contextmanager
+def only_run_in(folder: Path) -> Iterator[None]:
+    """Keep other processes from training in a folder. The lock is released even if this one is killed.
+
+    Raises
+    ------
+    OSError
+        If one does already: they would overwrite each other's checkpoints.
+    """
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise OSError(f"another process is training in {folder}: wait until it is done, or use another one") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextmanager
