@@ -27,7 +27,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import broadcast_object_list
-from filelock import FileLock, Timeout  # torch needs it as well
+from huggingface_hub.utils import WeakFileLock
 from torch import Tensor, nn
 
 from ..models import keep_freed_memory
@@ -367,15 +367,12 @@ def only_run_in(folder: Path) -> Iterator[None]:
     OSError
         If one does already: they would overwrite each other's checkpoints.
     """
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise OSError(f"another process is training in {folder}: wait until it is done, or use another one") from error
-    try:
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(WeakFileLock(folder / ".lock", timeout=0.1))
+        except TimeoutError as error:
+            raise OSError(f"another process is training in {folder}: wait for it, or use another folder") from error
         yield
-    finally:
-        lock.release()
 
 
 @contextmanager
