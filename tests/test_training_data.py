@@ -5,10 +5,13 @@ import os
 import pickle
 import shutil
 import time
+import weakref
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from functools import cache as cached
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -539,6 +542,9 @@ def test_too_few_clips(tmp_path, cache):
     write(tmp_path / "sounds" / "a.wav", noises(1, 0))
     with pytest.raises(ValueError, match=r"1 clip\(s\) of a single file.*at least two"):
         Dataset.from_folder(tmp_path / "sounds", cache)
+    (tmp_path / "sounds" / "b.wav").write_bytes(b"no sound")
+    with pytest.raises(ValueError, match=r"of a single file.*1 other files cannot be read, such as: .*b\.wav"):
+        Dataset.from_folder(tmp_path / "sounds", cache)
     write(tmp_path / "sounds" / "b.wav", noises(2, 1))
     training, held_out = Dataset.from_folder(tmp_path / "sounds", cache).split()
     assert len(training) + len(held_out) == 3 and len(held_out) >= 1
@@ -769,6 +775,29 @@ def test_clips_of_a_folder_are_no_loops_and_travel_to_other_processes(folder, ca
     small = pickle.dumps(data)
     assert len(small) < 10_000
     assert np.array_equal(pickle.loads(small).picture(3), data.picture(3))
+
+
+def test_composed_clips_do_not_pile_up_in_memory(tmp_path, monkeypatch):
+    made, alive = [], []
+
+    def make_shard(jobs, _first_seed):
+        pictures = np.zeros((len(jobs), 512, 512), np.uint8)
+        made.append(weakref.ref(pictures))
+        return pictures, [{"kind": "effect", "label": "rain"}] * len(jobs)
+
+    class AtOnce(ThreadPoolExecutor):
+        """Makes a shard when its result is asked for, and keeps it as a future does."""
+
+        def submit(self, function, *arguments):
+            return SimpleNamespace(result=cached(lambda: function(*arguments)), cancel=lambda: None)
+
+    monkeypatch.setattr(dataset, "plan", lambda _: [("effect", "rain")] * 4)
+    monkeypatch.setattr(dataset, "SHARD", 1)
+    monkeypatch.setattr(dataset, "make_shard", make_shard)
+    monkeypatch.setattr(clip_cache, "save_array", lambda *_: alive.append(sum(ref() is not None for ref in made)))
+    with AtOnce(1) as executor:
+        Dataset.from_composer(tmp_path, executor)
+    assert len(alive) == 4 and max(alive) <= 2
 
 
 def test_the_composer_keeps_its_captions_split_and_bars(tmp_path, monkeypatch):

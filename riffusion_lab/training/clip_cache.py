@@ -485,7 +485,13 @@ def make_index(
     used = [entry for entry in entries if entry.facts]
     if not used:
         raise ValueError(_no_clips(entries, skipped))
-    split, split_of_clips = _split(used, before)
+    try:
+        split, split_of_clips = _split(used, before)
+    except ValueError as error:
+        unread = (
+            f". {len(skipped)} other files cannot be read, such as: {next(iter(skipped.values()))}" if skipped else ""
+        )
+        raise ValueError(f"{error}{unread}") from error
     facts: list[dict[str, Any]] = []
     files: list[str] = []
     for number, entry in enumerate(used):

@@ -93,8 +93,8 @@ def _compose_clips(folder: Path, executor: Executor, seed: int) -> None:
         if not _facts_file(folder, n).exists()
     }
     try:
-        for n, future in tqdm(todo.items(), desc="clips", unit_scale=SHARD):
-            pixels, facts = future.result()
+        for n in tqdm(list(todo), desc="clips", unit_scale=SHARD):
+            pixels, facts = todo.pop(n).result()  # a future keeps its result, 16 MB, as long as it is kept
             clip_cache.save_array(folder / f"pixels-{n:04d}.npy", pixels)
             # Written last: says that the shard is whole
             write_whole(_facts_file(folder, n), json.dumps(facts).encode())

@@ -27,7 +27,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import broadcast_object_list
-from huggingface_hub.utils import WeakFileLock
+from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined] # missing in its __all__
 from torch import Tensor, nn
 
 from ..models import keep_freed_memory
