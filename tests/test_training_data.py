@@ -543,7 +543,7 @@ def test_too_few_clips(tmp_path, cache):
     with pytest.raises(ValueError, match=r"1 clip\(s\) of a single file.*at least two"):
         Dataset.from_folder(tmp_path / "sounds", cache)
     (tmp_path / "sounds" / "b.wav").write_bytes(b"no sound")
-    with pytest.raises(ValueError, match=r"of a single file.*1 other files cannot be read, such as: .*b\.wav"):
+    with pytest.raises(ValueError, match=r"of a single file.*1 other file\(s\) cannot be read, such as: .*b\.wav"):
         Dataset.from_folder(tmp_path / "sounds", cache)
     write(tmp_path / "sounds" / "b.wav", noises(2, 1))
     training, held_out = Dataset.from_folder(tmp_path / "sounds", cache).split()

@@ -488,10 +488,10 @@ def make_index(
     try:
         split, split_of_clips = _split(used, before)
     except ValueError as error:
-        unread = (
-            f". {len(skipped)} other files cannot be read, such as: {next(iter(skipped.values()))}" if skipped else ""
-        )
-        raise ValueError(f"{error}{unread}") from error
+        if not skipped:
+            raise
+        first = next(iter(skipped.values()))
+        raise ValueError(f"{error}. {len(skipped)} other file(s) cannot be read, such as: {first}") from error
     facts: list[dict[str, Any]] = []
     files: list[str] = []
     for number, entry in enumerate(used):

@@ -105,9 +105,9 @@ def export(
     check_target(folder)
     folder = Path(folder)
     settings = settings or model_settings(pipe)
-    if pipe.dtype != dtype:
-        pipe = copy.deepcopy(pipe).to(dtype)
     with quiet(bars=False):
+        if pipe.dtype != dtype:
+            pipe = copy.deepcopy(pipe).to(dtype)
         pipe.save_pretrained(folder)
     for file in [folder / "model_index.json", *folder.glob("*/config.json")]:
         _edit(file, lambda config: {k: v for k, v in config.items() if k != "_name_or_path"})  # a path of this machine
