@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from concurrent.futures import BrokenExecutor
 from pathlib import Path
 
 import pytest
@@ -148,6 +149,9 @@ def test_an_interrupt_and_a_diverging_run_end_without_a_traceback(tmp_path, monk
     def interrupted(*_, **__):
         raise KeyboardInterrupt("stopped and saved after step 3 of 9")
 
+    def interrupted_by_python(*_, **__):
+        raise KeyboardInterrupt
+
     def diverging(*_, **__):
         raise FloatingPointError("the loss is nan at step 3")
 
@@ -157,9 +161,22 @@ def test_an_interrupt_and_a_diverging_run_end_without_a_traceback(tmp_path, monk
         run("denoiser", "--folder", tmp_path)
     assert exit_.value.code == 130
     assert "stopped and saved after step 3" in capsys.readouterr().err
+    monkeypatch.setattr(denoiser, "train", interrupted_by_python)
+    with pytest.raises(SystemExit):
+        run("denoiser", "--folder", tmp_path)
+    assert "run the same command again to go on" in capsys.readouterr().err
     monkeypatch.setattr(denoiser, "train", diverging)
     with pytest.raises(SystemExit, match="FloatingPointError: the loss is nan at step 3"):
         run("denoiser", "--folder", tmp_path)
+
+
+def test_a_killed_worker_ends_without_a_traceback(tmp_path, monkeypatch):
+    def killed(*_, **__):
+        raise BrokenExecutor("a worker process was killed")
+
+    monkeypatch.setattr(dataset.Dataset, "from_folder", killed)
+    with pytest.raises(SystemExit, match="a worker process was killed"):
+        run("data", "--from", tmp_path, "--folder", tmp_path / "to")
 
 
 def test_help_needs_no_torch():
@@ -211,6 +228,7 @@ def test_another_solver_can_be_evaluated(monkeypatch):
         ('{"sigmamax": 80}', "UniPCMultistepScheduler has no setting sigmamax; it has .*sigma_max"),
         ('{"scheduler": "BestScheduler"}', "diffusers has no scheduler 'BestScheduler'"),
         ("sigma_max=80", "--override 'sigma_max=80' is not JSON"),
+        ("80", "--override '80' is not a JSON object"),
     ],
 )
 def test_a_wrong_override_is_named(settings, message):

@@ -5,10 +5,13 @@ import os
 import pickle
 import shutil
 import time
+import weakref
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from functools import cache as cached
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,7 +23,15 @@ from riffusion_lab import Clip, SpectrogramParams
 from riffusion_lab.audio import encode_audio
 from riffusion_lab.image import Picture, save_image
 from riffusion_lab.soundfiles import read_audio, read_parts
-from riffusion_lab.training import caption_files, captions, clip_cache, dataset, image_folder, sound_folder
+from riffusion_lab.training import (
+    caption_files,
+    captions,
+    clip_cache,
+    dataset,
+    image_folder,
+    sound_folder,
+    sound_measures,
+)
 from riffusion_lab.training.clip_cache import EntryWriter, Source
 from riffusion_lab.training.dataset import Dataset
 from riffusion_lab.training.sound_measures import PITCH_CLASSES, find_beats, find_key, silent_share
@@ -204,6 +215,21 @@ def test_cuts_go_on_over_the_sections(monkeypatch, tmp_path):
         cut = read[:, int(starts[i] * LOW_RATE) :][:, : sound_folder.N_CLIP]
         picture, _ = sound_folder._draw(cut[0].copy(), {})
         assert np.array_equal(pictures[i], picture)
+
+
+def test_cuts_after_a_section_whose_beats_end_early(monkeypatch, tmp_path):
+    path = write(tmp_path / "a.wav", noises(4, 0))
+    found = iter([sound_measures.Beats(60.0, np.array([0.0, 1.0, 2.0])), None])
+    monkeypatch.setattr(sound_folder, "SECTION_S", 10)
+    monkeypatch.setattr(sound_folder, "find_beats", lambda *_: next(found))
+    settings = sound_folder.CutSettings(hop_s=CLIP_S, on_beat=True, silence_db=-60)
+    sound_folder.make_entry(Source.of(path, tmp_path), folder=tmp_path, settings=settings, torn="error")
+    entry = json.loads(next(tmp_path.glob("*.json")).read_text())
+    assert [fact["start_s"] for fact in entry["facts"]] == [0, 10, 15.12] and not entry["dropped"]
+    pictures = np.load(next(tmp_path.glob("*[0-9a-f].npy")))
+    read, _ = read_audio(path)
+    picture, _ = sound_folder._draw(read[0, 10 * LOW_RATE :][: sound_folder.N_CLIP].copy(), {})
+    assert np.array_equal(pictures[1], picture)
 
 
 @pytest.mark.slow
@@ -407,6 +433,7 @@ def test_captions_come_from_the_first_place_that_has_one(tmp_path, cache):
         ("80s synth-pop 3.wav", "80s synth-pop"),
         ("8-bit theme.mp3", "8-bit theme"),
         ("birds/Track 7.wav", "birds"),
+        ("birds/Song nr 7.wav", "birds"),
         ("123.wav", ""),
     ],
 )
@@ -431,6 +458,25 @@ def test_lists_of_captions_that_are_wrong(folder, cache, lines, words):
     with pytest.raises(ValueError, match=words):
         Dataset.from_folder(folder, cache)
     assert not cache.exists()
+
+
+@pytest.mark.parametrize("name", ["a", "z"])
+def test_two_lists_with_different_captions_of_a_file(tmp_path, cache, name):
+    write(tmp_path / "sounds" / name / "x.wav", noises(2, 0))
+    (tmp_path / "sounds" / "captions.jsonl").write_text(f'{{"file": "{name}/x.wav", "caption": "slow"}}')
+    inner = tmp_path / "sounds" / name / "captions.jsonl"
+    inner.write_text('{"file": "x.wav", "caption": "fast"}')
+    with pytest.raises(ValueError, match=r"a second caption for .*captions\.jsonl has: keep one"):
+        Dataset.from_folder(tmp_path / "sounds", cache)
+    inner.write_text('{"file": "x.wav", "caption": "slow"}')
+    assert Dataset.from_folder(tmp_path / "sounds", cache).facts[0]["caption"] == "slow"
+
+
+def test_a_list_may_give_a_label_alone(folder, cache):
+    (folder / "captions.jsonl").write_text('{"file": "harp.wav", "caption": "", "label": "strings"}')
+    data = Dataset.from_folder(folder, cache)
+    found = {fact["source"]: (fact["caption"], fact["caption_source"], fact["label"]) for fact in data.facts}
+    assert found["harp.wav"] == ("harp", "name", "strings")
 
 
 def test_listed_files_that_are_missing(folder, cache):
@@ -496,6 +542,9 @@ def test_a_single_file_is_split_by_time(tmp_path, cache):
 def test_too_few_clips(tmp_path, cache):
     write(tmp_path / "sounds" / "a.wav", noises(1, 0))
     with pytest.raises(ValueError, match=r"1 clip\(s\) of a single file.*at least two"):
+        Dataset.from_folder(tmp_path / "sounds", cache)
+    (tmp_path / "sounds" / "b.wav").write_bytes(b"no sound")
+    with pytest.raises(ValueError, match=r"of a single file.*1 other file\(s\) cannot be read, such as: .*b\.wav"):
         Dataset.from_folder(tmp_path / "sounds", cache)
     write(tmp_path / "sounds" / "b.wav", noises(2, 1))
     training, held_out = Dataset.from_folder(tmp_path / "sounds", cache).split()
@@ -576,6 +625,12 @@ def test_a_cache_belongs_to_one_data_set(folder, cache, tmp_path):
 def test_options_out_of_range(folder, cache, options):
     with pytest.raises((ValueError, TypeError), match=next(iter(options))):
         Dataset.from_folder(folder, cache, **options)
+    assert not cache.exists()  # before any work
+
+
+def test_the_cache_cannot_be_the_folder_itself(folder):
+    with pytest.raises(ValueError, match="is the folder that is read"):
+        Dataset.from_folder(folder, folder)
 
 
 # Executors
@@ -727,6 +782,29 @@ def test_clips_of_a_folder_are_no_loops_and_travel_to_other_processes(folder, ca
     assert np.array_equal(pickle.loads(small).picture(3), data.picture(3))
 
 
+def test_composed_clips_do_not_pile_up_in_memory(tmp_path, monkeypatch):
+    made, alive = [], []
+
+    def make_shard(jobs, _first_seed):
+        pictures = np.zeros((len(jobs), 512, 512), np.uint8)
+        made.append(weakref.ref(pictures))
+        return pictures, [{"kind": "effect", "label": "rain"}] * len(jobs)
+
+    class AtOnce(ThreadPoolExecutor):
+        """Makes a shard when its result is asked for, and keeps it as a future does."""
+
+        def submit(self, function, *arguments):
+            return SimpleNamespace(result=cached(lambda: function(*arguments)), cancel=lambda: None)
+
+    monkeypatch.setattr(dataset, "plan", lambda _: [("effect", "rain")] * 4)
+    monkeypatch.setattr(dataset, "SHARD", 1)
+    monkeypatch.setattr(dataset, "make_shard", make_shard)
+    monkeypatch.setattr(clip_cache, "save_array", lambda *_: alive.append(sum(ref() is not None for ref in made)))
+    with AtOnce(1) as executor:
+        Dataset.from_composer(tmp_path, executor)
+    assert len(alive) == 4 and max(alive) <= 2
+
+
 def test_the_composer_keeps_its_captions_split_and_bars(tmp_path, monkeypatch):
     facts = [
         {"kind": "effect", "label": "rain"},
@@ -742,6 +820,11 @@ def test_the_composer_keeps_its_captions_split_and_bars(tmp_path, monkeypatch):
     with ThreadPoolExecutor(1) as executor:
         data = Dataset.from_composer(tmp_path, executor)
     assert data.facts == facts and len(data) == 3
+    clip_cache.write_whole(tmp_path / "facts-0000.json", json.dumps([{**facts[0], "seed": 0}, *facts[1:]]).encode())
+    with ThreadPoolExecutor(1) as executor:
+        assert len(Dataset.from_composer(tmp_path, executor)) == 3
+        with pytest.raises(ValueError, match="composed with another seed"):
+            Dataset.from_composer(tmp_path, executor, seed=1)
     assert data.picture(2)[0, 0] == 2
     assert [data.columns_per_bar(i) for i in range(3)] == [1, 32, 32]
     assert data.label(1) == "piano"

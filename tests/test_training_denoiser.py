@@ -165,6 +165,16 @@ def test_recordings_are_never_closed_to_loops():
     assert not trained.draw_batch(*denoiser.generators(0, "denoiser", 0))["is_circular"]
 
 
+def test_snapshots_keep_no_features_of_the_network():
+    trained = task(steps=1)
+    with torch.no_grad(), trained.averaged():
+        for _ in range(2):
+            trained.denoiser(torch.zeros(1, 4, 64, 64), torch.tensor([9]), torch.zeros(1, 77, dtype=torch.int64))
+    assert not trained.network.features
+    batch = trained.draw_batch(*denoiser.generators(0, "denoiser", 0))
+    assert torch.isfinite(trained.loss(trained.network, batch)["position"])
+
+
 def test_prompts_of_the_snapshots_are_of_different_labels():
     prompts = denoiser.held_out_prompts(composed(n_held_out=8))
     assert len(prompts) == len(set(prompts)) == 4
@@ -203,6 +213,24 @@ def test_models_that_do_not_fit_are_refused(tmp_path):
         denoiser.train(recorded(), tmp_path, CONFIG.override(["new_text_encoder=true"]))
     with pytest.raises(ValueError, match="lies within the installed package"):
         denoiser.train(composed(), denoiser.Path(denoiser.__file__).parent, CONFIG)
+
+
+def test_paths_and_dictionaries_are_not_what_train_takes(tmp_path):
+    with pytest.raises(TypeError, match=r"dataset is the path 'data': pass Dataset\.load\('data'\)"):
+        denoiser.train("data", tmp_path, CONFIG)
+    with pytest.raises(TypeError, match=r"pass load_pipeline\('riffling'\)"):
+        denoiser.train(composed(), tmp_path, CONFIG, start_from="riffling")
+    with pytest.raises(TypeError, match="config must be a TrainConfig, not {'steps': 3}"):
+        denoiser.train(composed(), tmp_path, {"steps": 3})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_is_exported_with_its_own_settings_and_left_as_it_is(pipe, tmp_path):
+    export(pipe, tmp_path / "small")  # the fixture checks that nothing is changed
+    small = load_pipeline(tmp_path / "small", device="cpu")
+    assert model_settings(small) == model_settings(pipe) and small.dtype == pipe.dtype == torch.float32
+    name = "conv_in.weight"
+    assert torch.equal(small.unet.state_dict()[name], pipe.unet.state_dict()[name].half().float())
 
 
 def test_the_package_offers_its_names_lazily():

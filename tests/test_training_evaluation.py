@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from diffusers import AutoencoderKL
 from PIL import Image
 
 from riffusion_lab.training import evaluation, metrics, reference
@@ -21,6 +22,7 @@ from riffusion_lab.training.classifier import (
 from riffusion_lab.training.evaluation_page import confusion_matrix, save_report
 from riffusion_lab.training.targets import IGNORED
 from riffusion_lab.training.vocabulary import CLASSES, CLIP_SECONDS
+from tiny import tiny_pipeline
 
 # Measures
 
@@ -119,6 +121,8 @@ def test_a_data_set_s_own_labels_are_the_choices():
     assert dataset_choices(Pictures(labels=("rain", "fusion"))) == COMPOSER_CHOICES
     with pytest.raises(ValueError, match="two or more labels, these have 1"):
         dataset_choices(Pictures(labels=("waltz",)))
+    with pytest.raises(ValueError, match="two or more labels, these have 0"):
+        dataset_choices(Pictures(labels=()))
 
 
 def test_classify_takes_batches_of_any_size():
@@ -274,6 +278,24 @@ def test_the_report_is_a_page_and_json(pipe, tmp_path):
 
 
 @pytest.mark.usefixtures("plays_the_reference")
+@pytest.mark.parametrize("kind", ["half precision", "AutoencoderKL"])
+def test_any_autoencoder_is_measured(kind):
+    model = tiny_pipeline()
+    if kind == "AutoencoderKL":
+        blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+        model.vae = AutoencoderKL(block_out_channels=(4,) * 4, norm_num_groups=1, **blocks).eval()
+    else:
+        model.vae.to(torch.bfloat16)
+    report = evaluation.evaluate(model, Pictures(held_out=4), n_clips=2)
+    assert np.isfinite(report["autoencoder"]["psnr"])
+
+
+def test_a_path_is_no_reference(pipe):
+    with pytest.raises(TypeError, match=r"reference is the path 'clips': pass Dataset\.load\('clips'\)"):
+        evaluation.evaluate(pipe, "clips")
+
+
+@pytest.mark.usefixtures("plays_the_reference")
 def test_memorized_clips_are_found(pipe):
     data, more = Pictures(), Pictures()
     report = evaluation.evaluate(pipe, data, known_clips=[more])
@@ -315,6 +337,7 @@ def test_one_s_own_labels_need_one_s_own_classifier(pipe, small_reference):
         ({"halves": (2,)}, r"halves must be .* not \(2,\)"),
         ({"halves": ()}, "halves must be"),
         ({"seeds": (-1,)}, "seeds must be numbers from 0 on"),
+        ({"batch_size": 0}, "batch_size must be at least 1"),
     ],
 )
 def test_what_cannot_be_evaluated(options, message):

@@ -181,6 +181,30 @@ def test_a_stop_request_saves_the_step(tmp_path):
     assert saved["step"] == len(read_metrics(tmp_path)) > 0
 
 
+@pytest.mark.slow
+def test_a_stop_request_to_one_of_two_processes_stops_both_and_saves(tmp_path):
+    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    process = run_toy(tmp_path, "steps=100000", launch=launch)
+    deadline = time.monotonic() + 120
+    while len(read_metrics(tmp_path)) < 3 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.kill(int((tmp_path / "pid-1").read_text()), signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert output.count("stopped and saved after step") >= 2, output
+    saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert saved["step"] == len(read_metrics(tmp_path)) > 0
+
+
+def test_what_a_checkpoint_restores_is_moved_to_the_device_afterwards(tmp_path, monkeypatch):
+    trained(tmp_path, CONFIG.override(["steps=3"]))
+    events = []
+    restore = loop.restore
+    monkeypatch.setattr(loop, "restore", lambda *parts: events.append("restored") or restore(*parts))
+    monkeypatch.setattr(ToyTask, "to", lambda *_: events.append("moved"))
+    trained(tmp_path, CONFIG.override(["steps=3"]))
+    assert events == ["restored", "moved"]  # a checkpoint's tensors are on the CPU
+
+
 def test_interrupt_in_a_notebook_or_terminal(tmp_path, monkeypatch):
     interrupted = CONFIG.override(["steps=50"])
     draw = ToyTask.draw_batch
@@ -197,6 +221,23 @@ def test_interrupt_in_a_notebook_or_terminal(tmp_path, monkeypatch):
         trained(tmp_path, interrupted)
     assert signal.getsignal(signal.SIGINT) is handler
     assert load_checkpoint(tmp_path / "checkpoint.pt", interrupted, ToyTask.data_id)["step"] == 1
+
+
+@pytest.mark.slow
+def test_two_runs_in_one_folder_at_once_are_refused(tmp_path):
+    process = run_toy(tmp_path, "steps=100000")
+    deadline = time.monotonic() + 120
+    while len(read_metrics(tmp_path)) < 3 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    with pytest.raises(OSError, match="another process is training in"):
+        trained(tmp_path)
+    n_steps = len(read_metrics(tmp_path))
+    time.sleep(0.5)
+    assert len(read_metrics(tmp_path)) > n_steps  # the first one goes on
+    process.kill()
+    process.communicate()
+    trained(tmp_path / "other")
+    trained(tmp_path)  # a killed process keeps no lock
 
 
 def test_training_works_in_another_thread(tmp_path):

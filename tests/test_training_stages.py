@@ -1,6 +1,8 @@
 """The parts of training: autoencoder, text encoder, the denoiser's losses and batches, optimizer, export."""
 
 import copy
+import resource
+import signal
 from types import SimpleNamespace
 
 import numpy as np
@@ -229,6 +231,23 @@ def test_latents_are_kept_only_for_the_same_autoencoder_and_clips(tmp_path):
         vae.encoder.layers[0].weight.add_(0.1)
     autoencoder.encode_dataset(vae, data, file)
     assert file.stat().st_mtime_ns != written
+    written = file.stat().st_mtime_ns
+    other = MemoryDataset(data.array, [{**fact, "seed": fact["seed"] + 9} for fact in data.facts])
+    autoencoder.encode_dataset(vae, other, file)  # composed with another seed
+    assert file.stat().st_mtime_ns != written
+
+
+def test_a_full_disk_stops_encoding_with_an_error(tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))  # like a disk with 100 kB left
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            autoencoder.encode_dataset(load_pipeline(device="cpu").vae, composed(), tmp_path / "latents.npy")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, handler)
+    assert list(tmp_path.iterdir()) == []
 
 
 # Denoiser: its losses and batches

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -51,5 +52,7 @@ if __name__ == "__main__":
     config = CONFIG.override(sys.argv[2:])
     task = ToyTask(config)
     task.pause_s = 0.02
+    Path(sys.argv[1]).mkdir(parents=True, exist_ok=True)
+    (Path(sys.argv[1]) / f"pid-{os.environ.get('RANK', 0)}").write_text(str(os.getpid()))
     run_loop(task, config, Path(sys.argv[1]))
     print(f"processes: {PartialState().num_processes}")

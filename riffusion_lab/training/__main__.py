@@ -20,7 +20,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from dataclasses import dataclass
 from importlib import import_module
 from inspect import signature
@@ -80,9 +80,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         _run(options)
     except KeyboardInterrupt as interrupt:
-        print(interrupt or "stopped; run the same command again to go on", file=sys.stderr)
+        print(str(interrupt) or "stopped; run the same command again to go on", file=sys.stderr)
         raise SystemExit(130) from interrupt
-    except (OSError, ValueError, ImportError, FloatingPointError) as error:
+    except (OSError, ValueError, ImportError, FloatingPointError, BrokenExecutor) as error:
         raise SystemExit(f"{type(error).__name__}: {error}") from error
 
 
@@ -230,7 +230,7 @@ def _denoiser(options: argparse.Namespace, config: TrainConfig) -> None:
 
 
 def _export(options: argparse.Namespace, config: ExportConfig) -> None:
-    from ..models import load_pipeline, model_settings
+    from ..models import load_pipeline
     from .exporting import average, check_target, export
 
     if options.to is None:
@@ -239,7 +239,7 @@ def _export(options: argparse.Namespace, config: ExportConfig) -> None:
     pipe = load_pipeline(options.folder / "denoiser" / "model", device="cpu")
     if config.mean_with:
         average(pipe, load_pipeline(config.mean_with, device="cpu"))
-    export(pipe, options.to, settings=model_settings(pipe))
+    export(pipe, options.to)
     classifier = options.folder / "classifier" / "classifier.safetensors"
     if classifier.exists():
         copyfile(classifier, options.to / "classifier.safetensors")
@@ -284,6 +284,8 @@ def _override(pipe: StableDiffusionPipeline, text: str) -> dict[str, Any]:
         settings = json.loads(text)
     except ValueError as error:
         raise ValueError(f"--override {text!r} is not JSON: {error}") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"--override {text!r} is not a JSON object such as " + '{"guidance_scale": 1.3}')
     names = ("guidance_scale", "num_inference_steps")
     options = {name: settings.pop(name) for name in names if name in settings}
     name = settings.pop("scheduler", type(pipe.scheduler).__name__)

@@ -12,11 +12,12 @@ import os
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderTiny
+from diffusers import AutoencoderKL, AutoencoderTiny
 from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -151,7 +152,7 @@ def train_autoencoder(
     """
     config = config or AutoencoderConfig()
     with seeded(config.seed):
-        vae = copy.deepcopy(start_from) if start_from else new_autoencoder(config.width)
+        vae = copy.deepcopy(start_from).float() if start_from else new_autoencoder(config.width)
     task = AutoencoderTask(vae, dataset, config)
     run_loop(task, config, folder)
     return _save(task.network.eval().folded(), folder)
@@ -316,7 +317,7 @@ def finetune_decoder(
     config : DecoderConfig, optional
     """
     config = config or DecoderConfig()
-    task = DecoderTask(copy.deepcopy(vae), dataset, config)
+    task = DecoderTask(copy.deepcopy(vae).float(), dataset, config)
     run_loop(task, config, folder)
     task.network.vae.requires_grad_(True)
     return _save(task.network.vae, folder)
@@ -332,7 +333,9 @@ def encode_dataset(vae: AutoencoderTiny, dataset: Dataset, file: str | Path) -> 
         Written to `file`; read from there if they are those of this autoencoder and these clips.
     """
     file = Path(file)
-    origin = {"vae": weights_id(vae), "clips": dataset.fingerprint(), "n_clips": len(dataset)}
+    origin: dict[str, Any] = {"vae": weights_id(vae), "clips": dataset.fingerprint(), "n_clips": len(dataset)}
+    if len(dataset) and "seed" in dataset.facts[0]:
+        origin["first_seed"] = dataset.facts[0]["seed"]  # the files of all composed data sets have the same names
     origin_file = file.with_suffix(".json")
     if file.exists() and origin_file.exists() and json.loads(origin_file.read_text()) == origin:
         return np.load(file, mmap_mode="r")
@@ -345,7 +348,7 @@ def encode_dataset(vae: AutoencoderTiny, dataset: Dataset, file: str | Path) -> 
 
 def _write_latents(vae: AutoencoderTiny, dataset: Dataset, file: Path) -> None:
     temporary = file.with_name(f".{file.name}.part")
-    latents = np.lib.format.open_memmap(temporary, "w+", np.float16, (len(dataset), 4, 64, 64))
+    latents = _reserve(temporary, len(dataset))
     dtype = fastest_dtype("cpu")
     encoder = copy.deepcopy(vae.encoder).to("cpu", dtype, memory_format=torch.channels_last).eval()
     is_loop = np.array([dataset.columns_per_bar(i) is not None for i in range(len(dataset))])
@@ -358,6 +361,25 @@ def _write_latents(vae: AutoencoderTiny, dataset: Dataset, file: Path) -> None:
                 bar.update(len(part))
     latents.flush()
     os.replace(temporary, file)
+
+
+def _reserve(file: Path, n_clips: int) -> np.memmap:
+    """A memory-mapped file for latents [shape=(n_clips, 4, 64, 64), float16], full of zeros.
+
+    Zeros are written first: on a full disk that is an OSError, but writing to a mapped file ends the whole process.
+    """
+    header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.float16)), "fortran_order": False}
+    zeros = bytes(4 * 64 * 64 * 2)
+    try:
+        with file.open("wb") as stream:
+            np.lib.format.write_array_header_1_0(stream, header | {"shape": (n_clips, 4, 64, 64)})
+            for _ in range(n_clips):
+                stream.write(zeros)
+    except OSError:
+        file.unlink(missing_ok=True)
+        raise
+    latents: np.memmap = np.load(file, mmap_mode="r+")
+    return latents
 
 
 def encode_pictures(encoder: nn.Module, pictures: Tensor, *, loop: bool) -> Tensor:
@@ -373,11 +395,17 @@ def encode_pictures(encoder: nn.Module, pictures: Tensor, *, loop: bool) -> Tens
 
 
 @torch.no_grad()
-def reconstruct(vae: AutoencoderTiny, picture: Tensor, *, loop: bool = True) -> Tensor:
-    """A picture [shape=(1, 1, 512, 512), range [-1, 1]], by default a loop, encoded and decoded."""
+def reconstruct(vae: AutoencoderTiny | AutoencoderKL, picture: Tensor, *, loop: bool = True) -> Tensor:
+    """A picture [shape=(1, 1, 512, 512), range [-1, 1]], by default a loop, encoded and decoded.
+
+    The autoencoder may be on another device and of another precision, and may be Stable Diffusion's `AutoencoderKL`.
+    """
+    in_color = picture.expand(-1, 3, -1, -1).to(vae.device, vae.dtype)
     with circular_time(vae) if loop else nullcontext():
-        output = vae.decode(vae.encode(picture.expand(-1, 3, -1, -1)).latents).sample
-    grey: Tensor = output.mean(dim=1, keepdim=True).clamp(-1, 1)
+        encoded = vae.encode(in_color)
+        latents = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents
+        output = vae.decode(latents).sample
+    grey: Tensor = output.float().mean(dim=1, keepdim=True).clamp(-1, 1).to(picture.device)
     return grey
 
 

@@ -6,8 +6,8 @@ import json
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 import soundfile
@@ -16,7 +16,7 @@ from ..values import warn
 
 LIST = "captions.jsonl"
 GENERIC = {"audio", "clip", "clips", "file", "loop", "music", "new", "other", "recording", "sample", "sound", "sounds"}
-GENERIC |= {"song", "songs", "take", "track", "train", "test", "unknown", "untitled", "various"}
+GENERIC |= {"nr", "number", "part", "song", "songs", "take", "track", "train", "test", "unknown", "untitled", "various"}
 MOST_NAMED = 5  # files named in a warning
 
 
@@ -101,12 +101,28 @@ def read_lists(folder: Path, lists: Iterable[Path], names: Iterable[str], *, str
     dict
         Name relative to `folder` → caption.
     """
-    captions: dict[str, Caption] = {}
-    for file in sorted(lists):
-        parent = file.parent.relative_to(folder)
-        for name, caption in read_list(file).items():
-            captions[normalized((parent / name).as_posix())] = caption
+    captions = join_lists(folder, {file: read_list(file) for file in sorted(lists)})
     report_missing(captions.keys() - {normalized(name) for name in names}, LIST, strict=strict)
+    return captions
+
+
+def join_lists(folder: Path, lists: Mapping[Path, Mapping[str, Caption]]) -> dict[str, Caption]:
+    """Join the captions of several lists: name relative to `folder` → caption.
+
+    Raises
+    ------
+    ValueError
+        If two lists give a file different captions.
+    """
+    captions: dict[str, Caption] = {}
+    list_of: dict[str, Path] = {}
+    for file, listed in lists.items():
+        for name, caption in listed.items():
+            full_name = normalized((file.parent.relative_to(folder) / name).as_posix())
+            if captions.get(full_name, caption) != caption:
+                raise ValueError(f"{file}: a second caption for {name!r}, which {list_of[full_name]} has: keep one")
+            captions[full_name] = caption
+            list_of[full_name] = file
     return captions
 
 
@@ -144,17 +160,18 @@ def find_caption(name: str, path: Path, listed: dict[str, Caption], tags: dict[s
     Returns
     -------
     Caption
-        Empty, from "nowhere", if its name says nothing either.
+        Empty, from "nowhere", if its name says nothing either. The label is the list's, also beside an empty caption.
     """
-    if (caption := listed.get(normalized(name))) and caption.text:
+    caption = listed.get(normalized(name), Caption("", "nowhere"))
+    if caption.text:
         return caption
     if text := caption_beside(path):
-        return Caption(text, ".txt")
+        return replace(caption, text=text, source=".txt")
     if text := caption_from_tags(tags):
-        return Caption(text, "tags")
+        return replace(caption, text=text, source="tags")
     if text := caption_from_name(name):
-        return Caption(text, "name")
-    return Caption("", "nowhere")
+        return replace(caption, text=text, source="name")
+    return replace(caption, source="nowhere")
 
 
 def caption_beside(path: Path) -> str:

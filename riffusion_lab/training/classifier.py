@@ -90,7 +90,7 @@ def dataset_choices(dataset: Dataset) -> dict[str, tuple[str, ...]]:
         If its clips have fewer than two labels.
     """
     labels = {label for i in range(len(dataset)) if (label := dataset.label(i)) is not None}
-    if labels - {FUSION} <= set(CLASSES):
+    if labels and labels - {FUSION} <= set(CLASSES):
         return COMPOSER_CHOICES
     if len(labels) < 2:
         raise ValueError(

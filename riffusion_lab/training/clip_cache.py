@@ -271,8 +271,8 @@ def make_entries(
 
     Raises
     ------
-    RuntimeError
-        If a worker process was killed.
+    concurrent.futures.BrokenExecutor
+        If a worker process was killed. It is a RuntimeError.
     """
     missing = [source for source in sources if not (cache / ENTRIES / f"{source.key}.json").exists()]
     skipped: dict[str, str] = {}
@@ -305,7 +305,7 @@ def _submitted(job: Callable[[Source], str | None], sources: list[Source], execu
         for future in as_completed(futures):
             yield futures[future], future.result()
     except BrokenExecutor as error:
-        raise RuntimeError(
+        raise BrokenExecutor(
             "a worker process was killed, perhaps because memory ran out: call again with a new executor to go on "
             "with the files that are missing, with fewer workers if it happens again"
         ) from error
@@ -349,6 +349,12 @@ def write_index(cache: Path, index: dict[str, Any], sources: Iterable[Source]) -
                 file.unlink(missing_ok=True)
 
 
+def check_similarity(max_similarity: float | None) -> None:
+    """Raise a TypeError or ValueError for a `max_similarity` that `near_duplicates` cannot take."""
+    if max_similarity is not None:
+        check_number("max_similarity", max_similarity, 0, 1)
+
+
 def keep_different(entries: list[Entry], cache: Path, earlier: Iterable[str], max_similarity: float | None) -> None:
     """Drop near-duplicates from entries.
 
@@ -367,7 +373,6 @@ def keep_different(entries: list[Entry], cache: Path, earlier: Iterable[str], ma
             facts["row"] = row
     if max_similarity is None:
         return
-    check_number("max_similarity", max_similarity, 0, 1)
     before = set(earlier)
     ordered = sorted(entries, key=lambda entry: (entry.name not in before, entry.name))
     thumbnails = (np.load(cache / ENTRIES / f"{entry.key}.thumbnails.npy") for entry in ordered)
@@ -480,7 +485,13 @@ def make_index(
     used = [entry for entry in entries if entry.facts]
     if not used:
         raise ValueError(_no_clips(entries, skipped))
-    split, split_of_clips = _split(used, before)
+    try:
+        split, split_of_clips = _split(used, before)
+    except ValueError as error:
+        if not skipped:
+            raise
+        first = next(iter(skipped.values()))
+        raise ValueError(f"{error}. {len(skipped)} other file(s) cannot be read, such as: {first}") from error
     facts: list[dict[str, Any]] = []
     files: list[str] = []
     for number, entry in enumerate(used):

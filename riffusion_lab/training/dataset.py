@@ -85,6 +85,7 @@ def _compose_clips(folder: Path, executor: Executor, seed: int) -> None:
         raise ValueError(f"{str(folder)!r} holds a data set made from files: use another folder for the composer's")
     folder.mkdir(parents=True, exist_ok=True)
     jobs = plan(seed)
+    _check_seed(folder, seed * len(jobs))
     shards = {i // SHARD: jobs[i : i + SHARD] for i in range(0, len(jobs), SHARD)}
     todo = {
         n: executor.submit(make_shard, shard, seed * len(jobs) + n * SHARD)
@@ -92,14 +93,24 @@ def _compose_clips(folder: Path, executor: Executor, seed: int) -> None:
         if not _facts_file(folder, n).exists()
     }
     try:
-        for n, future in tqdm(todo.items(), desc="clips", unit_scale=SHARD):
-            pixels, facts = future.result()
+        for n in tqdm(list(todo), desc="clips", unit_scale=SHARD):
+            pixels, facts = todo.pop(n).result()  # a future keeps its result, 16 MB, as long as it is kept
             clip_cache.save_array(folder / f"pixels-{n:04d}.npy", pixels)
             # Written last: says that the shard is whole
             write_whole(_facts_file(folder, n), json.dumps(facts).encode())
     finally:
         for future in todo.values():
             future.cancel()
+
+
+def _check_seed(folder: Path, first_seed: int) -> None:
+    """Raise a ValueError if the first clip in a folder was not composed with this seed."""
+    file = next(folder.glob("facts-*.json"), None)
+    if file is None:
+        return
+    n = int(file.stem.removeprefix("facts-"))
+    if json.loads(file.read_text())[0].get("seed") not in (None, first_seed + n * SHARD):
+        raise ValueError(f"{str(folder)!r} holds clips that were composed with another seed: use another folder")
 
 
 def _facts_file(folder: Path, n: int) -> Path:

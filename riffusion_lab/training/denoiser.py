@@ -11,6 +11,7 @@ frequency it is, except near the edges of the picture: so the network is trained
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -121,7 +122,12 @@ class PositionProbe(nn.Module):
         self.heads = nn.ModuleList([nn.Conv2d(width, N_WAVES, 1) for width in (widths[0], *widths[:-1])])
         self.features: list[Tensor] = []
         blocks = [unet.mid_block, *unet.up_blocks[:-1]]
-        self.hooks = [block.register_forward_hook(lambda _m, _i, out: self.features.append(out)) for block in blocks]
+        self.hooks = [block.register_forward_hook(self._keep) for block in blocks]
+
+    def _keep(self, _block: nn.Module, _inputs: Any, features: Tensor) -> None:
+        """Keep a block's features, but not those of the many steps in which a snapshot generates clips."""
+        if self.network.training:
+            self.features.append(features)
 
     def remove_hooks(self) -> None:
         """Leave the network as it was."""
@@ -396,6 +402,8 @@ def train(
 
     Raises
     ------
+    TypeError
+        If a path is passed instead of what it holds, or the settings are no `TrainConfig`.
     ValueError
         If settings contradict each other, the data set has no clips to train on, or the folder holds a run with other
         settings or data.
@@ -405,10 +413,11 @@ def train(
     config = config or TrainConfig()
     folder = Path(folder)
     check_target(folder)
+    _check_arguments(dataset, config, start_from)
     _check_start(start_from, config)
     base = start_from or load_pipeline("riffling", device="cpu")
     accelerator = new_accelerator(config)
-    vae = copy.deepcopy(vae or base.vae).cpu().eval()
+    vae = copy.deepcopy(vae or base.vae).float().cpu().eval()
     with accelerator.main_process_first():
         latents = encode_dataset(vae, dataset, folder / "latents.npy")
     denoiser, tokenizer = _first_denoiser(dataset, folder, config, start_from, base)
@@ -419,6 +428,16 @@ def train(
         task.network.remove_hooks()
     task.average.copy_to(denoiser.parameters())
     return _save_model(task, folder / "model")
+
+
+def _check_arguments(dataset: object, config: object, start_from: object) -> None:
+    """Raise a TypeError for a path instead of what is in it, or other settings than those of this stage."""
+    if isinstance(dataset, (str, os.PathLike)):
+        raise TypeError(f"dataset is the path {str(dataset)!r}: pass Dataset.load({str(dataset)!r})")
+    if isinstance(start_from, (str, os.PathLike)):
+        raise TypeError(f"start_from is {str(start_from)!r}: pass load_pipeline({str(start_from)!r})")
+    if not isinstance(config, TrainConfig):
+        raise TypeError(f"config must be a TrainConfig, not {config!r}")
 
 
 def _check_start(start_from: StableDiffusionPipeline | None, config: TrainConfig) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -119,6 +120,10 @@ def evaluate(
         If half, seed or number of clips is impossible, or the reference clips were judged by another classifier.
     """
     _check(n_clips, halves, seeds)
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+    if isinstance(reference, (str, os.PathLike)):
+        raise TypeError(f"reference is the path {str(reference)!r}: pass Dataset.load({str(reference)!r})")
     classifier = classifier or load_classifier()
     if reference is None or isinstance(reference, Reference):
         real_clips = RealClips(None, reference or shipped_reference(), known_clips)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import json
 import re
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 from diffusers import StableDiffusionPipeline
 
-from ..models import SETTINGS_FILE, ModelSettings, quiet
+from ..models import SETTINGS_FILE, ModelSettings, model_settings, quiet
 from .dataset import Dataset
 from .vocabulary import bpm_of, loop_beats
 
@@ -85,7 +86,7 @@ def export(
     pipe: StableDiffusionPipeline,
     folder: str | Path,
     *,
-    settings: ModelSettings,
+    settings: ModelSettings | None = None,
     dtype: torch.dtype = torch.float16,
 ) -> None:
     """Write a model in diffusers' layout, by default in half precision, with its recommended settings beside it.
@@ -93,18 +94,21 @@ def export(
     Parameters
     ----------
     pipe : StableDiffusionPipeline
-        As `denoiser.assemble` makes it. It is converted to `dtype`.
+        As `train` returns it. It is left as it is.
     folder : path
         Not within the installed package.
-    settings : ModelSettings
-        For ``riffusion_lab.json``.
+    settings : ModelSettings, optional
+        For ``riffusion_lab.json``. Default: those that the model has.
     dtype : torch.dtype
         Of the weights in the files.
     """
     check_target(folder)
     folder = Path(folder)
+    settings = settings or model_settings(pipe)
     with quiet(bars=False):
-        pipe.to(dtype).save_pretrained(folder)
+        if pipe.dtype != dtype:
+            pipe = copy.deepcopy(pipe).to(dtype)
+        pipe.save_pretrained(folder)
     for file in [folder / "model_index.json", *folder.glob("*/config.json")]:
         _edit(file, lambda config: {k: v for k, v in config.items() if k != "_name_or_path"})  # a path of this machine
     # transformers loads in the dtype that the config names, diffusers in float32: stock from_pretrained must not mix

@@ -21,8 +21,8 @@ from ..image import Picture, encode_image, mel_from_image, open_image, pixels_fr
 from ..params import PARAMS, SpectrogramParams
 from ..torch_defaults import torch_defaults
 from . import clip_cache
-from .caption_files import Caption, find_caption, normalized, read_list, report_missing
-from .clip_cache import ENTRIES, SIZE, TEST, TRAIN, EntryWriter, Source
+from .caption_files import Caption, find_caption, join_lists, normalized, read_list, report_missing
+from .clip_cache import ENTRIES, SIZE, TEST, TRAIN, EntryWriter, Source, check_similarity
 from .sound_folder import PICTURE_SUFFIXES, SOUND_SUFFIXES, find_files
 
 METADATA = "metadata.jsonl"
@@ -50,6 +50,7 @@ def make_from_images(
     found = find_files(folder, cache, PICTURE_SUFFIXES)
     if not found.sources:
         raise ValueError(_no_pictures(folder, found.others))
+    check_similarity(max_similarity)
     names = [source.name for source in found.sources]
     listed = read_metadata(folder, names, strict=strict)
     clip_cache.open_cache(cache, {"made_from": "images", "folder": str(folder.resolve())})
@@ -72,11 +73,8 @@ def _no_pictures(folder: Path, others: dict[str, int]) -> str:
 
 def read_metadata(folder: Path, names: Iterable[str], *, strict: bool) -> dict[str, Caption]:
     """Captions from each `metadata.jsonl` in a folder and its sub-folders; see `caption_files.read_lists`."""
-    captions: dict[str, Caption] = {}
-    for file in sorted(folder.rglob(METADATA)):
-        parent = file.parent.relative_to(folder)
-        for name, caption in read_list(file, name_key="file_name", caption_key="text").items():
-            captions[normalized((parent / name).as_posix())] = caption
+    lists = sorted(folder.rglob(METADATA))
+    captions = join_lists(folder, {file: read_list(file, name_key="file_name", caption_key="text") for file in lists})
     report_missing(captions.keys() - {normalized(name) for name in names}, METADATA, strict=strict)
     return captions
 

@@ -27,6 +27,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import broadcast_object_list
+from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined] # missing in its __all__
 from torch import Tensor, nn
 
 from ..models import keep_freed_memory
@@ -123,7 +124,7 @@ def run_loop(task: Task, config: LoopConfig, folder: str | Path, *, accelerator:
     KeyboardInterrupt
         After Ctrl-C or SIGTERM, when the current step is done and saved. A second one stops at once.
     OSError
-        If a file cannot be written. The last checkpoint is kept.
+        If a file cannot be written. The last checkpoint is kept. Or if another process is training in the folder.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -132,6 +133,8 @@ def run_loop(task: Task, config: LoopConfig, folder: str | Path, *, accelerator:
         keep_freed_memory()
     _check_batch(config, accelerator.num_processes)
     with ExitStack() as stack:
+        if accelerator.is_main_process:
+            stack.enter_context(only_run_in(folder))
         stack.enter_context(random_state_kept())
         stop = stack.enter_context(stop_requests())
         loop = _Loop(task, config, folder, accelerator)
@@ -150,9 +153,9 @@ class _Loop:
         self.term_names: tuple[str, ...] = ()  # of the loss
         network = torch.compile(task.network) if _is_compiled(config, accelerator) else task.network
         self.network, self.optimizer = accelerator.prepare(network, task.optimizer)
-        task.to(accelerator.device)
         task.network.zero_grad()
         self._resume()
+        task.to(accelerator.device)  # after the checkpoint, which is on the CPU
         self.monitor: Monitor | None = None
         if accelerator.is_main_process:
             config.to_json(folder / "config.json")
@@ -171,8 +174,9 @@ class _Loop:
             if self._is_due():
                 self._show()
             self._step()
-            if stop.is_set():
+            if self._is_stopped(stop):
                 self._save()
+                self.accelerator.wait_for_everyone()  # a launcher may kill the others when the first one ends
                 raise KeyboardInterrupt(f"stopped and saved after step {self.progress.step} of {self.config.steps}")
             if time.monotonic() - last_save > self.config.save_every_s:
                 self._save()
@@ -180,6 +184,13 @@ class _Loop:
         if self.saved_step != self.progress.step:
             self._save()
         self._show()
+
+    def _is_stopped(self, stop: threading.Event) -> bool:
+        """Whether any process has been asked to stop: all of them then stop after the same step."""
+        if self.accelerator.num_processes == 1:
+            return stop.is_set()
+        is_asked = torch.tensor(float(stop.is_set()), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(is_asked, "sum") > 0)
 
     def _is_due(self) -> bool:
         return self.config.sample_every > 0 and self.progress.step % self.config.sample_every == 0
@@ -345,6 +356,23 @@ def is_main_process() -> bool:
     """Whether this is the first of the processes of a run, which writes the files."""
     is_main: bool = PartialState().is_main_process
     return is_main
+
+
+@contextmanager
+def only_run_in(folder: Path) -> Iterator[None]:
+    """Keep other processes from training in a folder. The lock is released even if this one is killed.
+
+    Raises
+    ------
+    OSError
+        If one does already: they would overwrite each other's checkpoints.
+    """
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(WeakFileLock(folder / ".lock", timeout=0.1))
+        except TimeoutError as error:
+            raise OSError(f"another process is training in {folder}: wait for it, or use another folder") from error
+        yield
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from ..torch_defaults import torch_defaults
 from ..values import check_number, warn
 from . import clip_cache
 from .caption_files import LIST, Caption, find_caption, read_lists, read_tags
-from .clip_cache import ENTRIES, Entry, EntryWriter, Source, UnreadableFile
+from .clip_cache import ENTRIES, Entry, EntryWriter, Source, UnreadableFile, check_similarity
 from .sound_measures import find_beats, find_key, silent_share
 from .vocabulary import CLIP_SECONDS
 
@@ -78,11 +78,15 @@ def find_files(folder: Path, cache: Path, suffixes: Iterable[str]) -> FoundFiles
     ------
     OSError
         If there is no such folder.
+    ValueError
+        If it is the cache.
     """
     if not folder.exists():
         raise FileNotFoundError(f"folder {str(folder)!r} does not exist: pass the path of a folder")
     if not folder.is_dir():
         raise NotADirectoryError(f"{str(folder)!r} is a file: pass the folder that it is in")
+    if folder.resolve() == cache.resolve():
+        raise ValueError(f"the cache {str(cache)!r} is the folder that is read: pass another folder for the data set")
     wanted = frozenset(suffixes)
     sources: list[Source] = []
     lists: list[Path] = []
@@ -135,6 +139,7 @@ def make_from_sounds(
     found = find_files(folder, cache, SOUND_SUFFIXES)
     if not found.sources:
         raise ValueError(_no_sounds(folder, found.others))
+    check_similarity(max_similarity)
     names = [source.name for source in found.sources]
     listed = read_lists(folder, found.lists, names, strict=strict)
     clip_cache.open_cache(cache, {"made_from": "sounds", "folder": str(folder.resolve()), **asdict(settings)})
@@ -304,7 +309,8 @@ def _cut_section(
     beat_times = first_s + beats.times_s if beats and settings.on_beat else None
     if settings.on_beat:
         measures["is_on_beat"] = beat_times is not None
-    start_s = _next_cut(next_start, beat_times)
+    # Where a section's beats end early, the next clip may have been due before this section began
+    start_s = _next_cut(max(next_start, first_s), beat_times)
     while start_s <= last_s + TOLERANCE_S:
         sample = round((start_s - first_s) * RATE)
         cut = np.zeros(N_CLIP, np.float32)
