@@ -1,8 +1,8 @@
 """Let earlier versions of riffling play one prompt again, for lesson 10: riffusion_lab/training/data/history/.
 
 The weights of each version are taken from the repository's history into a temporary folder. Beside the sounds,
-history.json says what the evaluation of that version measured, with the same classifier for all. Without arguments the six versions
-below are played:
+history.json says what the evaluation of that version measured, with the same classifier for all. Without arguments the
+six versions below are played:
 
     python tools/riffling_history.py [REVISION ...]
 """
