@@ -61,6 +61,13 @@ CHANGES = {
         ('"techno, 94 bpm"', '"rain, 117 bpm"'),
         ("FIRST, SECOND = 1, 2", "FIRST, SECOND = 8, 3"),
     ],
+    "10_train_riffling": [
+        ("SEED = 0", "SEED = 7"),
+        ("N_STEPS = 320", "N_STEPS = 24"),
+        ("one_clip, 150,", "one_clip, 10,"),
+        ("nonzero()[5]", "nonzero()[8]"),
+        ("N_EACH = 16", "N_EACH = 2"),
+    ],
 }
 
 
