@@ -124,7 +124,8 @@ def load_classifier(file: str | Path | None = None) -> Classifier:
 class ClassifierTask(Task):
     """Trains a `Classifier`. Clips are blurred and get noise, so that it does not judge by fine grain.
 
-    Loops are also rolled in time. Batch normalization sees one process's part of a batch at a time.
+    Loops are also rolled in time. Batch normalization sees one process's part of a batch at a time, and means are
+    over the clips of a part that have an answer, so several processes do not give exactly the whole batch's gradients.
     """
 
     name = "classifier"

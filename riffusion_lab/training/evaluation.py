@@ -309,12 +309,11 @@ def _tempo_accuracies(pairs: Comparison) -> dict[str, float]:
 
 
 def _accuracies(correct: np.ndarray, real_correct: np.ndarray, chosen: np.ndarray) -> dict[str, float]:
-    """Accuracies over the chosen clips; adherence is not a number where no real clip is recognized."""
-    if not chosen.any():
+    """Accuracies over the chosen clips; no group where no real clip is recognized, for nothing can be divided by 0."""
+    if not real_correct[chosen].any():
         return {"n": 0}
     generated, real = float(correct[chosen].mean()), float(real_correct[chosen].mean())
-    adherence = generated / real if real else float("nan")
-    return {"n": int(chosen.sum()), "generated": generated, "real": real, "adherence": adherence}
+    return {"n": int(chosen.sum()), "generated": generated, "real": real, "adherence": generated / real}
 
 
 def _diversity(pairs: Comparison) -> dict[str, float]:
