@@ -6,7 +6,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import AutoencoderKL, StableDiffusionPipeline
 
 import riffusion_lab.training
 from memory_dataset import composed, recorded
@@ -205,6 +205,10 @@ def test_models_that_do_not_fit_are_refused(tmp_path):
     other = tiny_pipeline()
     other.scheduler.register_to_config(prediction_type="epsilon")
     with pytest.raises(ValueError, match="start_from predicts 'epsilon', not 'v_prediction'"):
+        denoiser.train(composed(), tmp_path, CONFIG, start_from=other)
+    other = tiny_pipeline()
+    other.vae = AutoencoderKL(block_out_channels=(8,), norm_num_groups=4)
+    with pytest.raises(ValueError, match="start_from has an AutoencoderKL, not an AutoencoderTiny"):
         denoiser.train(composed(), tmp_path, CONFIG, start_from=other)
     riffling = load_pipeline(device="cpu")
     with pytest.raises(ValueError, match=r"widths \(16, 16, 48, 48\) differ from those of start_from, \(48, 96"):

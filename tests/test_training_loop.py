@@ -17,7 +17,7 @@ from riffusion_lab.training import checkpoints, loop
 from riffusion_lab.training.checkpoints import load_checkpoint, save_checkpoint
 from riffusion_lab.training.config import LoopConfig
 from riffusion_lab.training.loop import generators, part_of_batch, run_loop
-from riffusion_lab.training.progress import read_metrics, read_snapshots
+from riffusion_lab.training.progress import Snapshot, read_metrics, read_snapshots
 from toy_task import CONFIG, ToyTask
 
 TOY = Path(__file__).with_name("toy_task.py")
@@ -179,6 +179,24 @@ def test_a_stop_request_saves_the_step(tmp_path):
     assert "stopped and saved after step" in output
     saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     assert saved["step"] == len(read_metrics(tmp_path)) > 0
+
+
+def test_a_stop_request_in_the_last_snapshot_stops_too(tmp_path, monkeypatch):
+    """Else the next stage would begin."""
+    config = CONFIG.override(["sample_every=12"])
+    task = ToyTask(config)
+    shown = []
+
+    def snapshot():
+        shown.append(1)
+        if len(shown) == 2:
+            signal.raise_signal(signal.SIGINT)
+        return Snapshot()
+
+    monkeypatch.setattr(task, "snapshot", snapshot)
+    with pytest.raises(KeyboardInterrupt, match="stopped after the last step, 12, which is saved"):
+        run_loop(task, config, tmp_path)
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 12
 
 
 @pytest.mark.slow

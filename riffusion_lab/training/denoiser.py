@@ -450,6 +450,11 @@ def _check_start(start_from: StableDiffusionPipeline | None, config: TrainConfig
             f"start_from predicts {prediction_type!r}, not 'v_prediction' as riffling does: this training is for "
             "models of riffling's kind"
         )
+    if not isinstance(start_from.vae, AutoencoderTiny):
+        raise ValueError(
+            f"start_from has an {type(start_from.vae).__name__}, not an AutoencoderTiny as riffling has: this training "
+            "is for models of riffling's kind"
+        )
     widths = tuple(start_from.unet.config.block_out_channels)
     if config.widths not in (None, widths):
         raise ValueError(f"widths {config.widths} differ from those of start_from, {widths}: leave widths out")

@@ -184,6 +184,8 @@ class _Loop:
         if self.saved_step != self.progress.step:
             self._save()
         self._show()
+        if stop.is_set():
+            raise KeyboardInterrupt(f"stopped after the last step, {self.progress.step}, which is saved")
 
     def _is_stopped(self, stop: threading.Event) -> bool:
         """Whether any process has been asked to stop: all of them then stop after the same step."""
