@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -179,6 +180,20 @@ def test_a_stop_request_saves_the_step(tmp_path):
     assert "stopped and saved after step" in output
     saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     assert saved["step"] == len(read_metrics(tmp_path)) > 0
+
+
+def test_only_long_runs_are_compiled(monkeypatch):
+    """Compiling takes minutes, which count: a run of 0.7 minutes took a single step."""
+    monkeypatch.setattr(loop.shutil, "which", lambda _: "/usr/bin/c++")
+    half = SimpleNamespace(device=torch.device("cpu"), mixed_precision="bf16")
+
+    def is_compiled(accelerator=half, **settings):
+        return loop._is_compiled(LoopConfig(**{"compile_network": None, "steps": 1000} | settings), accelerator)
+
+    assert is_compiled() and is_compiled(minutes=60.0) and is_compiled(minutes=0.7, compile_network=True)
+    assert not is_compiled(minutes=0.7)
+    assert not is_compiled(steps=999)
+    assert not is_compiled(SimpleNamespace(device=torch.device("cpu"), mixed_precision="no"))
 
 
 def test_a_stop_request_in_the_last_snapshot_stops_too(tmp_path, monkeypatch):

@@ -238,7 +238,7 @@ class TrainConfig(LoopConfig):
     steps: int = 2200  # 85 minutes on two cores
     learning_rate: float = 6e-4
     weight_decay: float = 0.01
-    compile_network: bool | None = None  # in half precision, from 1000 steps on: a step is a fifth faster
+    compile_network: bool | None = None  # in half precision, from 1000 steps and 20 minutes on: a fifth faster
     widths: tuple[int, ...] | None = None  # channels of the U-Net's four levels; None: riffling's, or start_from's
     ema_decay: float = 0.9995  # the model is a running average of the weights: share of the average that a step keeps
     caption_dropout: float = 0.1  # share of empty captions, which classifier-free guidance needs

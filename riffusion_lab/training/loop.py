@@ -37,7 +37,8 @@ from .optimizers import cosine_schedule, fastest_dtype, optimizer_step, set_lear
 from .progress import Monitor, Snapshot
 
 Batch = dict[str, Any]  # tensors with one row for each example, and values that hold for the whole batch
-WORTH_COMPILING = 1000  # steps: compiling takes two minutes
+WORTH_COMPILING = 1000  # steps: compiling takes two minutes or three,
+WORTH_COMPILING_MINUTES = 20  # which count as spent: in a shorter run few steps would be left
 PRECISION_OF = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "no"}
 
 
@@ -331,7 +332,8 @@ def _is_compiled(config: LoopConfig, accelerator: Accelerator) -> bool:
     if config.compile_network is not None:
         return config.compile_network
     has_compiler = accelerator.device.type == "cuda" or any(map(shutil.which, ("c++", "g++", "clang++")))
-    return has_compiler and accelerator.mixed_precision != "no" and config.steps >= WORTH_COMPILING
+    is_long = config.steps >= WORTH_COMPILING and (config.minutes or WORTH_COMPILING_MINUTES) >= WORTH_COMPILING_MINUTES
+    return has_compiler and accelerator.mixed_precision != "no" and is_long
 
 
 def new_accelerator(config: LoopConfig) -> Accelerator:
