@@ -27,7 +27,7 @@ from .requests import (
     one_or_list,
     warn_of_hints,
 )
-from .sampling import Callback, first_step, from_clip, from_noise, img2img_scheduler, isolated_pipeline
+from .sampling import Callback, from_clip, from_noise, img2img_scheduler, isolated_pipeline, skipped_steps
 from .torch_defaults import torch_defaults
 
 
@@ -159,7 +159,7 @@ def generate_clips(pipe: Pipeline, kind: str, points: Sequence[Point], options: 
 
 
 def _generate_in_batches(pipe: Pipeline, kind: str, points: Sequence[Point], options: Options) -> Iterator[Clip]:
-    for _, group in groupby(points, key=lambda point: _batch_key(point, options)):
+    for _, group in groupby(points, key=lambda point: _batch_key(pipe, point, options)):
         similar = list(group)
         for start in range(0, len(similar), options.batch_size):
             batch = similar[start : start + options.batch_size]
@@ -168,11 +168,11 @@ def _generate_in_batches(pipe: Pipeline, kind: str, points: Sequence[Point], opt
             yield from clips
 
 
-def _batch_key(point: Point, options: Options) -> tuple[float, int, bool]:
+def _batch_key(pipe: Pipeline, point: Point, options: Options) -> tuple[float, int, bool]:
     """What clips of one batch must have in common: guidance scale, first step, and whether they start from noise."""
     if options.source is None:
         return point.guidance_scale, 0, True
-    skipped = first_step(options.num_inference_steps, point.strength)
+    skipped = skipped_steps(pipe, options.num_inference_steps, point.strength)
     return point.guidance_scale, skipped, point.strength == 1
 
 

@@ -44,6 +44,8 @@ def weights_hash(pipe: Pipeline) -> str:
     settings = model_settings(pipe)
     scaling_factor = pipe.vae.config.scaling_factor
     hashes.append(f"{settings.steady_noise_gain} {settings.pag_applied_layers} {scaling_factor}")
+    if settings.start_sigmas:
+        hashes.append(f" {settings.start_sigmas}")
     return hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 

@@ -66,6 +66,8 @@ class ModelSettings:
         1.0  # gain of the part of the initial noise that is constant in time: `scale_static_noise`
     )
     pag_applied_layers: tuple[str, ...] = ()  # blocks for perturbed-attention guidance: `perturbed_attention`
+    # Noise levels at which a model of few steps may start from a clip, highest first; empty: those of its own steps
+    start_sigmas: tuple[float, ...] = ()
 
 
 class _Origin(NamedTuple):

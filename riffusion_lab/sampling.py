@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # importing it makes transformers print
 
 CIRCULAR_SHARE = 0.334  # of the steps, the last ones: a third
 ROUNDING = 1e-7  # relative: a strength that was a float32 is off by up to 6e-8, a float64 by far less
+SAME_LEVEL = 0.99  # noise levels nearer to each other are the same but for rounding
 RECOMMENDED = ("DDIMScheduler", "EulerDiscreteScheduler", "UniPCMultistepScheduler")  # work for every Stable Diffusion
 
 Callback = Callable[[Pipeline, int, Tensor, dict[str, Any]], dict[str, Any] | None]
@@ -303,6 +304,12 @@ def _try_scheduler(
         raise ValueError("its timesteps rise, so it adds noise instead of removing it")
 
 
+def skipped_steps(pipe: Pipeline, num_inference_steps: int, strength: float) -> int:
+    """Number of steps, or of the noise levels at which a model of few steps may start, that a strength skips."""
+    start_sigmas = model_settings(pipe).start_sigmas
+    return first_step(len(start_sigmas) or num_inference_steps, strength)
+
+
 def first_step(num_inference_steps: int, strength: float) -> int:
     """Number of steps to skip at the beginning.
 
@@ -340,11 +347,7 @@ def _denoise(
     """Noise latents by `strength` and let the pipeline's scheduler denoise them with the network `predict`."""
     scheduler = pipe.scheduler
     _seed_own_noise(scheduler, generators)
-    scheduler.set_timesteps(num_inference_steps, device=init_latents.device)
-    begin = first_step(num_inference_steps, strength) * scheduler.order
-    timesteps = scheduler.timesteps[begin:]
-    if hasattr(scheduler, "set_begin_index"):
-        scheduler.set_begin_index(begin)
+    timesteps, n_timesteps = _set_timesteps(pipe, num_inference_steps, strength, device=init_latents.device)
     if strength == 1:
         latents = noise * scheduler.init_noise_sigma
     elif len(timesteps) == 0:
@@ -353,7 +356,7 @@ def _denoise(
         latents = scheduler.add_noise(init_latents, noise, timesteps[:1])
     step_options = pipe.prepare_extra_step_kwargs(generators, 0.0)
     for step, timestep in enumerate(timesteps):
-        share_left = (len(timesteps) - step) / len(scheduler.timesteps)
+        share_left = (len(timesteps) - step) / n_timesteps
         prediction = predict(scheduler.scale_model_input(latents, timestep), timestep, share_left)
         latents = scheduler.step(prediction, timestep, latents, **step_options, return_dict=False)[0]
         if mask is not None:
@@ -363,6 +366,26 @@ def _denoise(
             latents = torch.where(mask, latents, outside)
         latents = _end_step(pipe, callback, step, timestep, {"latents": latents})["latents"]
     return latents
+
+
+def _set_timesteps(
+    pipe: Pipeline, num_inference_steps: int, strength: float, *, device: torch.device
+) -> tuple[Tensor, int]:
+    """Set the scheduler's steps; return those to take from a clip, and how many there are from pure noise."""
+    scheduler = pipe.scheduler
+    scheduler.set_timesteps(num_inference_steps, device=device)
+    n_timesteps = len(scheduler.timesteps)
+    n_skipped = skipped_steps(pipe, num_inference_steps, strength)
+    start_sigmas = model_settings(pipe).start_sigmas
+    begin = n_skipped * scheduler.order
+    if start_sigmas and n_skipped:
+        levels = [*start_sigmas, 0.0][n_skipped:]
+        later = [sigma for sigma in scheduler.sigmas.tolist() if sigma < SAME_LEVEL * levels[0]]
+        scheduler.set_timesteps(sigmas=[levels[0], *later], device=device)
+        begin = 0
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(begin)
+    return scheduler.timesteps[begin:], n_timesteps
 
 
 def _end_step(

@@ -418,3 +418,19 @@ def test_snapshots_and_report_grow_with_the_run(tmp_path):
     assert json.loads((tmp_path / "config.json").read_text()) == CONFIG.override(["sample_every=5"]).to_dict()
     plain = trained(tmp_path / "without")
     assert_same(plain, trained(tmp_path / "with", CONFIG.override(["sample_every=1"])))  # looking changes nothing
+
+
+def test_compiling_does_not_count_as_training():
+    compiled = loop.StepTimer(is_compiled=True)
+    assert [compiled.counted_s(seconds) for seconds in (120, 3, 2, 90, 4)] == [0, 3, 2, 10, 4]
+    plain = loop.StepTimer(is_compiled=False)
+    assert [plain.counted_s(seconds) for seconds in (120, 3, 90)] == [120, 3, 90]
+
+
+def test_a_run_by_the_clock_uses_the_timer(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "_is_compiled", lambda *_: True)
+    monkeypatch.setattr(torch, "compile", lambda network: network)
+    config = CONFIG.override(["steps=3", "minutes=5"])
+    trained(tmp_path, config)
+    spent = [record["spent_s"] for record in read_metrics(tmp_path)]
+    assert spent[0] == 0 and spent[1] > 0

@@ -7,7 +7,9 @@ from typing import Any
 
 _MODULE_OF = {
     "Dataset": "dataset",
+    "DistillConfig": "config",
     "TrainConfig": "config",
+    "distill": "distillation",
     "evaluate": "evaluation",
     "export": "exporting",
     "train": "denoiser",

@@ -5,6 +5,7 @@ autoencoder  pictures to latents and back, from nothing
 decoder      train its decoder on, with the error of what is heard
 classifier   the judge, trained on the clips' labels
 denoiser     U-Net and text encoder; without the stages above with riffling's autoencoder
+distill      a model that needs a few steps, from one that needs many (--start-from; default: riffling)
 export       write the model in half precision to another folder (--to)
 evaluate     measure a model (--model)
 
@@ -29,7 +30,9 @@ from pathlib import Path
 from shutil import copyfile
 from typing import TYPE_CHECKING, Any
 
-from .config import AutoencoderConfig, ClassifierConfig, DecoderConfig, Settings, TrainConfig
+import numpy as np
+
+from .config import AutoencoderConfig, ClassifierConfig, DecoderConfig, DistillConfig, Settings, TrainConfig
 
 if TYPE_CHECKING:  # loading them takes seconds, and --help needs none
     from diffusers import AutoencoderTiny, StableDiffusionPipeline
@@ -101,10 +104,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--list", action="store_true", help="show the stage's settings as JSON, and do nothing else")
     parser.add_argument("--from", dest="source", type=Path, metavar="FOLDER", help="stage data: a folder of sounds")
     parser.add_argument(
-        "--start-from", metavar="MODEL", help="stages autoencoder and denoiser: train a copy of this model on"
+        "--start-from",
+        metavar="MODEL",
+        help="stages autoencoder and denoiser: train a copy of this model on; stage distill: the teacher",
     )
     parser.add_argument("--to", type=Path, metavar="FOLDER", help="stages export and evaluate: where to write")
-    parser.add_argument("--model", metavar="FOLDER", help="stage evaluate: the model; default: the one trained here")
+    parser.add_argument(
+        "--model", metavar="FOLDER", help="stages export and evaluate: the model; default: the one trained here"
+    )
     parser.add_argument(
         "--override",
         metavar="JSON",
@@ -229,6 +236,22 @@ def _denoiser(options: argparse.Namespace, config: TrainConfig) -> None:
     print(f"the model is in {options.folder / 'denoiser' / 'model'}", flush=True)
 
 
+def _distill(options: argparse.Namespace, config: DistillConfig) -> None:
+    from ..models import load_pipeline
+    from .distillation import distill
+
+    teacher = load_pipeline(options.start_from or "riffling", device="cpu")
+    prompts = None
+    if (options.folder / "clips").exists():
+        dataset = _dataset(options)
+        rng = np.random.default_rng(config.seed)
+        prompts = [dataset.caption(int(i), rng) for i in rng.permutation(dataset.split()[0])]
+    else:
+        print("no clips in the folder: the prompts are captions of the composer")
+    distill(teacher, options.folder / "distill", config, prompts=prompts)
+    print(f"the model is in {options.folder / 'distill' / 'model'}", flush=True)
+
+
 def _export(options: argparse.Namespace, config: ExportConfig) -> None:
     from ..models import load_pipeline
     from .exporting import average, check_target, export
@@ -236,7 +259,7 @@ def _export(options: argparse.Namespace, config: ExportConfig) -> None:
     if options.to is None:
         raise ValueError("the stage export needs --to FOLDER, where to write the model")
     check_target(options.to)
-    pipe = load_pipeline(options.folder / "denoiser" / "model", device="cpu")
+    pipe = load_pipeline(options.model or options.folder / "denoiser" / "model", device="cpu")
     if config.mean_with:
         average(pipe, load_pipeline(config.mean_with, device="cpu"))
     export(pipe, options.to)
@@ -326,7 +349,8 @@ STAGES: dict[str, tuple[Callable[[argparse.Namespace, Any], None], type[Settings
     "decoder": (_decoder, DecoderConfig, ()),
     "classifier": (_classifier, ClassifierConfig, ()),
     "denoiser": (_denoiser, TrainConfig, ("start_from",)),
-    "export": (_export, ExportConfig, ("to",)),
+    "distill": (_distill, DistillConfig, ("start_from",)),
+    "export": (_export, ExportConfig, ("model", "to")),
     "evaluate": (_evaluate, EvaluateConfig, ("model", "override", "to")),
 }
 

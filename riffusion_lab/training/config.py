@@ -114,7 +114,8 @@ class LoopConfig(Settings):
     """
 
     steps: int = 1000  # the budget, in steps of the optimizer
-    minutes: float | None = None  # a second limit; the learning rate follows whichever of the two is further on
+    # A second limit, without the time of compiling; the learning rate follows whichever of the two is further on
+    minutes: float | None = None
     batch_size: int = 16  # examples in a step, of all processes together
     accumulation: int = 1  # parts in which each process computes its share of a batch: more parts, less memory
     learning_rate: float = 1e-3  # the highest one
@@ -266,6 +267,30 @@ class TrainConfig(LoopConfig):
             raise ValueError(f"kind_weights must not be negative: {negative}")
         if self.widths is not None:
             _check_widths(self.widths)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillConfig(LoopConfig):
+    """A model of few steps, which follows the paths of its teacher."""
+
+    steps: int = 2500
+    batch_size: int = 8
+    learning_rate: float = 3e-4
+    num_inference_steps: int = 3  # of the student; a divisor of the teacher's
+    n_paths: int = 2048  # of the teacher, 0.43 MB each
+    caption_dropout: float = 0.05  # share of paths from an empty prompt, which guidance and negative prompts need
+    start_share: float = 0.6  # share of examples where a step of the student starts; the others are on the way
+    late_share: float = 0.45  # share of batches in the last third of the steps, which is circular in loops
+    ema_decay: float = 0.99  # the model is a running average of the weights: share of the average that a step keeps
+    sample_prompts: tuple[str, ...] = ()  # for the snapshots; empty: those of the last four paths, which are held out
+
+    MAY_CHANGE: ClassVar = LoopConfig.MAY_CHANGE | {"sample_prompts"}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._at_least(2, "num_inference_steps")
+        self._at_least(64, "n_paths")  # half of them are held out then
+        self._shares("caption_dropout", "start_share", "late_share", "ema_decay")
 
 
 def _check_crop(crop: int) -> None:

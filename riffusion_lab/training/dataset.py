@@ -24,7 +24,7 @@ from ..image import pixels_from_mel
 from ..params import PARAMS, SpectrogramParams
 from ..spectrogram import mel_from_waveform
 from . import captions, clip_cache, image_folder, sound_folder
-from .composer import Composer
+from .composer import Composer, Piece
 from .effects import EFFECTS
 from .render import Renderer
 from .vocabulary import CLIP_SECONDS, DRUMS, FUSION, INSTRUMENTS, STYLE_NAMES
@@ -58,11 +58,28 @@ def make_sound(kind: str, label: str, seed: int) -> tuple[np.ndarray, dict[str, 
     rng = np.random.default_rng([seed, 1])
     if kind == "effect":
         return EFFECTS[label](rng, RENDER_PARAMS.sample_rate).astype(np.float32), {"kind": kind, "label": label}
-    composer = Composer(rng)
-    alone = {"solo": composer.solo, "style": composer.in_style}
-    piece = alone[kind](label) if kind in alone else {DRUMS: composer.drum_beat, FUSION: composer.fusion}[kind]()
+    piece = _compose(kind, label, rng)
     _renderer = _renderer or Renderer(RENDER_PARAMS.sample_rate)
     return _renderer.render(piece), piece.facts
+
+
+def _compose(kind: str, label: str, rng: np.random.Generator) -> Piece:
+    composer = Composer(rng)
+    alone = {"solo": composer.solo, "style": composer.in_style}
+    return alone[kind](label) if kind in alone else {DRUMS: composer.drum_beat, FUSION: composer.fusion}[kind]()
+
+
+def composed_captions(n: int, seed: int = 0) -> list[str]:
+    """Captions of `n` pieces that are composed for this, but not rendered."""
+    jobs = plan(seed)
+    rng = np.random.default_rng([seed, 2])
+    texts = []
+    for i in range(n):
+        kind, label = jobs[i % len(jobs)]
+        is_effect = kind == "effect"
+        facts = {"kind": kind, "label": label} if is_effect else _compose(kind, label, rng).facts
+        texts.append(captions.caption(facts, rng))
+    return texts
 
 
 def make_shard(jobs: list[tuple[str, str]], first_seed: int) -> tuple[np.ndarray, list[dict[str, Any]]]:

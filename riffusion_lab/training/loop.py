@@ -39,6 +39,7 @@ from .progress import Monitor, Snapshot
 Batch = dict[str, Any]  # tensors with one row for each example, and values that hold for the whole batch
 WORTH_COMPILING = 1000  # steps: compiling takes two minutes or three,
 WORTH_COMPILING_MINUTES = 20  # which count as spent: in a shorter run few steps would be left
+HELD_UP = 5  # times the shortest step: a longer one was compiled again
 PRECISION_OF = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "no"}
 
 
@@ -102,6 +103,27 @@ class Progress:
         self.spent_s += seconds
 
 
+class StepTimer:
+    """How long steps take, without the minutes for which `torch.compile` holds some of them up.
+
+    These are no training: if they counted, the learning rate would fall before it had risen.
+    """
+
+    def __init__(self, *, is_compiled: bool) -> None:
+        self.is_compiled = is_compiled
+        self.shortest_s: float | None = None
+
+    def counted_s(self, seconds: float) -> float:
+        """Seconds of a step that count. Of a compiled network the first step does not, others up to `HELD_UP`."""
+        if not self.is_compiled:
+            return seconds
+        if self.shortest_s is None:
+            self.shortest_s = seconds
+            return 0.0
+        self.shortest_s = min(self.shortest_s, seconds)
+        return min(seconds, HELD_UP * self.shortest_s)
+
+
 def run_loop(task: Task, config: LoopConfig, folder: str | Path, *, accelerator: Accelerator | None = None) -> None:
     """Train, or resume an interrupted run; when it returns, the whole budget is used.
 
@@ -152,7 +174,9 @@ class _Loop:
         self.progress = Progress()
         self.saved_step: int | None = None  # of the checkpoint on the disk
         self.term_names: tuple[str, ...] = ()  # of the loss
-        network = torch.compile(task.network) if _is_compiled(config, accelerator) else task.network
+        is_compiled = _is_compiled(config, accelerator)
+        self.timer = StepTimer(is_compiled=is_compiled)
+        network = torch.compile(task.network) if is_compiled else task.network
         self.network, self.optimizer = accelerator.prepare(network, task.optimizer)
         task.network.zero_grad()
         self._resume()
@@ -218,7 +242,7 @@ class _Loop:
         except FloatingPointError as error:
             raise FloatingPointError(f"{error} at step {self.progress.step}; {self._last_good()}") from error
         self.task.after_step()
-        self.progress.count(terms["loss"], self._seconds_since(started))
+        self.progress.count(terms["loss"], self.timer.counted_s(self._seconds_since(started)))
         if self.monitor:
             self.monitor.log(asdict(self.progress) | terms | {"learning_rate": learning_rate})
 
