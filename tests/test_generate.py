@@ -9,6 +9,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from diffusers import DDIMScheduler, EulerAncestralDiscreteScheduler, PNDMScheduler, StableDiffusionPipeline
 from diffusers.models.attention_processor import PAGIdentitySelfAttnProcessor2_0
 from torch import nn
@@ -280,10 +281,23 @@ def test_circular_convolutions_commute_with_rolling(loaded):
     assert (plain - rolled_after).abs().max() > 1e-3  # so padding does show, and the test can fail
 
 
-def test_frequency_stays_padded_with_zeros():
+@pytest.mark.parametrize("options", [{}, {"stride": 2}, {"stride": (2, 1)}, {"dilation": 2}, {"kernel_size": 5}])
+@pytest.mark.parametrize("width", [8, 200])
+def test_a_circular_convolution_is_one_of_the_picture_with_its_ends_around_it(options, width):
+    options = {"kernel_size": 3, "padding": 2, **options}
+    layer = nn.Conv2d(2, 3, **options)
+    image = torch.randn(1, 2, 10, width, generator=torch.Generator().manual_seed(0))
+    around = torch.cat([image[..., -2:], image, image[..., :2]], dim=-1)
+    wanted = F.conv2d(around, layer.weight, layer.bias, layer.stride, (2, 0), layer.dilation)
+    with circular_time(layer):
+        torch.testing.assert_close(layer(image), wanted)
+
+
+@pytest.mark.parametrize("width", [4, 200])
+def test_frequency_stays_padded_with_zeros(width):
     layer = nn.Conv2d(1, 1, 3, padding=1, bias=False)
     nn.init.ones_(layer.weight)
-    image = torch.ones(1, 1, 4, 4)
+    image = torch.ones(1, 1, 4, width)
     with circular_time(layer):
         assert layer(image)[0, 0, :, 0].tolist() == [6, 9, 9, 6]  # edge rows miss a row, edge columns nothing
     assert layer(image)[0, 0, :, 0].tolist() == [4, 6, 6, 4]
