@@ -35,6 +35,7 @@ from .checkpoints import FORMAT, HasState, load_checkpoint, restore, save_checkp
 from .config import LoopConfig
 from .optimizers import cosine_schedule, fastest_dtype, optimizer_step, set_learning_rate
 from .progress import Monitor, Snapshot
+from .report import budget_text
 
 Batch = dict[str, Any]  # tensors with one row for each example, and values that hold for the whole batch
 WORTH_COMPILING = 1000  # steps: compiling takes two minutes or three,
@@ -178,7 +179,7 @@ class _Loop:
             if self._is_stopped(stop):
                 self._save()
                 self.accelerator.wait_for_everyone()  # a launcher may kill the others when the first one ends
-                raise KeyboardInterrupt(f"stopped and saved after step {self.progress.step} of {self.config.steps}")
+                raise KeyboardInterrupt(f"stopped and saved after {self._where()}")
             if time.monotonic() - last_save > self.config.save_every_s:
                 self._save()
                 last_save = time.monotonic()
@@ -187,6 +188,9 @@ class _Loop:
         self._show()
         if stop.is_set():
             raise KeyboardInterrupt(f"stopped after the last step, {self.progress.step}, which is saved")
+
+    def _where(self) -> str:
+        return budget_text(self.progress.step, self.progress.spent_s, self.config.to_dict())
 
     def _is_stopped(self, stop: threading.Event) -> bool:
         """Whether any process has been asked to stop: all of them then stop after the same step."""

@@ -55,31 +55,51 @@ def report_html(
     snapshots : sequence of dict
         As `progress.read_snapshots` gives them.
     settings : dict
-        Of the run.
+        Of the run: its budget is "steps", and "minutes" if there is a time limit.
     """
-    parts = [f"<h1>Training: {html.escape(name)}</h1>", f"<p>{_summary(metrics, settings['steps'])}</p>"]
+    parts = [f"<h1>Training: {html.escape(name)}</h1>", f"<p>{_summary(metrics, settings)}</p>"]
     if metrics:
         parts.append("<h2>Loss</h2>" + loss_figure(metrics))
     parts += [_numbers(snapshots), _noise_loss(snapshots), _samples(snapshots), _settings(settings)]
     return PAGE.format(title=html.escape(f"Training: {name}"), body="\n".join(part for part in parts if part))
 
 
-def latest_html(name: str, metrics: Sequence[dict[str, Any]], steps: int, samples: str) -> str:
+def latest_html(name: str, metrics: Sequence[dict[str, Any]], settings: dict[str, Any], samples: str) -> str:
     """What a notebook shows while a run goes on: the loss, and the latest samples as HTML."""
     curve = loss_figure(metrics) if metrics else ""
-    return f"<p><b>{html.escape(name)}</b>: {_summary(metrics, steps)}</p>{curve}{samples}"
+    return f"<p><b>{html.escape(name)}</b>: {_summary(metrics, settings)}</p>{curve}{samples}"
 
 
-def _summary(metrics: Sequence[dict[str, Any]], steps: int) -> str:
+def budget_text(step: int, spent_s: float, settings: dict[str, Any]) -> str:
+    """How far a run is: "step 3 of 40", or with a time limit "step 3 (40 at most), 0.5 of 60 minutes".
+
+    Parameters
+    ----------
+    step : int
+    spent_s : float
+        Seconds.
+    settings : dict
+        Of the run: "steps", and "minutes" if there is a time limit. The run ends at whichever comes first.
+    """
+    if settings.get("minutes") is None:
+        return f"step {step:,} of {settings['steps']:,}"
+    return f"step {step:,} ({settings['steps']:,} at most), {spent_s / 60:.1f} of {settings['minutes']:g} minutes"
+
+
+def _summary(metrics: Sequence[dict[str, Any]], settings: dict[str, Any]) -> str:
     if not metrics:
-        return f"Step 0 of {steps:,}: the network is untrained, or as it was before."
+        where = _capitalized(budget_text(0, 0.0, settings))
+        return f"{where}: the network is untrained, or as it was before."
     last = metrics[-1]
-    minutes = last["spent_s"] / 60
-    pace = last["spent_s"] / last["step"]
-    return (
-        f"Step {last['step']:,} of {steps:,}; loss {last['mean_loss']:.4f} (mean over about the last hundred steps); "
-        f"{minutes:.1f} minutes, {pace:.2f} s a step."
-    )
+    where = _capitalized(budget_text(last["step"], last["spent_s"], settings))
+    pace = f"{last['spent_s'] / last['step']:.2f} s a step"
+    if settings.get("minutes") is None:
+        pace = f"{last['spent_s'] / 60:.1f} minutes, {pace}"
+    return f"{where}; loss {last['mean_loss']:.4f} (mean over about the last hundred steps); {pace}."
+
+
+def _capitalized(text: str) -> str:
+    return text[0].upper() + text[1:]
 
 
 def loss_figure(metrics: Sequence[dict[str, Any]]) -> str:
