@@ -1,5 +1,6 @@
 """Settings and the command line: what is wrong is named before anything is made."""
 
+import dataclasses
 import json
 import re
 import subprocess
@@ -57,7 +58,13 @@ def test_settings_are_changed_by_name_and_value():
         ({"steps": -1}, "steps must be at least 0, not -1"),
         ({"batch_size": 0}, "batch_size must be at least 1, not 0"),
         ({"learning_rate": "fast"}, "learning_rate must be float, not 'fast'"),
-        ({"learning_rate": float("nan")}, "learning_rate must be float, not nan"),
+        ({"learning_rate": float("nan")}, "learning_rate must be finite, not nan"),
+        ({"learning_rate": float("inf")}, "learning_rate must be finite, not inf"),
+        ({"minutes": float("inf")}, "minutes must be finite, not inf"),
+        ({"minutes": 10**400}, "minutes must be finite, not 1000"),
+        ({"weight_decay": float("-inf")}, "weight_decay must be finite, not -inf"),
+        ({"kind_weights": {"solo": float("inf")}}, "kind_weights must be finite, not {'solo': inf}"),
+        ({"seed": 2**63}, "seed must be at most 9223372036854775807, not 9223372036854775808"),
         ({"minutes": 0}, "minutes must be positive, not 0"),
         ({"precision": "int8"}, "precision must be one of fastest, fp32, bf16, fp16, not 'int8'"),
         ({"device": "tpu"}, "device must be one of auto, cpu, cuda, not 'tpu'"),
@@ -73,6 +80,18 @@ def test_settings_are_changed_by_name_and_value():
 def test_wrong_settings_are_named(settings, message):
     with pytest.raises(ValueError, match=message):
         TrainConfig.from_dict(settings)
+
+
+def test_no_setting_of_any_stage_may_be_infinite():
+    config_classes = (*CONFIGS, command.CutConfig, command.EvaluateConfig)
+    n_settings = 0
+    for config_class in config_classes:
+        for each in dataclasses.fields(config_class):
+            if isinstance(each.default, float):
+                n_settings += 1
+                with pytest.raises(ValueError, match=f"{each.name} must be finite, not inf"):
+                    config_class().override([f"{each.name}=Infinity"])
+    assert n_settings > 50
 
 
 def test_a_wrong_crop_is_named():
@@ -101,6 +120,8 @@ def run(*arguments: str) -> None:
     [
         (["denoiser", "--set", "stepps=3"], "ValueError: there is no setting stepps; TrainConfig has steps"),
         (["autoencoder", "--set", "caption_dropout=0"], "there is no setting caption_dropout; AutoencoderConfig has"),
+        (["data", "--set", "seed=-1"], "seed must be at least 0, not -1"),
+        (["data", "--from", "x", "--set", "on_beat=no"], "on_beat must be bool, not 'no'"),
         (["data", "--set", "hop_s=2"], "there is no setting hop_s; ComposeConfig has seed"),
         (["denoiser", "--set", "steps"], "'steps' does not set anything: write name=value"),
         (["denoiser", "--config", "nowhere.json"], "FileNotFoundError.*nowhere.json"),

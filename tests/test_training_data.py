@@ -621,11 +621,44 @@ def test_a_cache_belongs_to_one_data_set(folder, cache, tmp_path):
         Dataset.from_composer(cache, executor)
 
 
-@pytest.mark.parametrize("options", [{"hop_s": 0}, {"hop_s": "1"}, {"silence_db": 3}, {"max_similarity": 2}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"hop_s": 0},
+        {"hop_s": "1"},
+        {"hop_s": np.inf},
+        {"hop_s": True},
+        {"silence_db": 3},
+        {"silence_db": -np.inf},
+        {"max_similarity": 2},
+        {"max_similarity": np.nan},
+        {"on_beat": "no"},
+        {"label_from_folder": "no"},
+        {"strict": "no"},
+        {"strict": 1},
+        {"executor": 4},
+    ],
+)
 def test_options_out_of_range(folder, cache, options):
-    with pytest.raises((ValueError, TypeError), match=next(iter(options))):
+    name, value = next(iter(options.items()))
+    with pytest.raises((ValueError, TypeError), match=f"{name} must be .*{value}"):
         Dataset.from_folder(folder, cache, **options)
+    if name in ("max_similarity", "strict", "executor"):
+        with pytest.raises((ValueError, TypeError), match=f"{name} must be .*{value}"):
+            Dataset.from_images(folder, cache, **options)
     assert not cache.exists()  # before any work
+
+
+def test_flags_of_numpy_are_flags(folder, cache):
+    Dataset.from_folder(folder, cache, on_beat=np.False_, strict=np.True_)
+    assert json.loads((cache / "settings.json").read_text())["on_beat"] is False
+
+
+@pytest.mark.parametrize("seed", [-1, "0", 1.5])
+def test_a_wrong_seed_of_the_composer_is_named(tmp_path, seed):
+    with pytest.raises((ValueError, TypeError), match=f"seed must be .*{seed}"), ThreadPoolExecutor(1) as executor:
+        Dataset.from_composer(tmp_path / "clips", executor, seed=seed)
+    assert not (tmp_path / "clips").exists()
 
 
 def test_the_cache_cannot_be_the_folder_itself(folder):

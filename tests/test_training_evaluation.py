@@ -338,8 +338,10 @@ def test_one_s_own_labels_need_one_s_own_classifier(pipe, small_reference):
         ({"halves": ()}, "halves must be"),
         ({"seeds": (-1,)}, "seeds must be numbers from 0 on"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"batch_size": 2.5}, "batch_size must be a whole number, not 2.5"),
+        ({"n_clips": float("inf")}, "n_clips must be a whole number, not inf"),
     ],
 )
 def test_what_cannot_be_evaluated(options, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         evaluation.evaluate(None, **options)

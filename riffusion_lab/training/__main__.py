@@ -43,6 +43,10 @@ class ComposeConfig(Settings):
 
     seed: int = 0  # another one makes other clips
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._at_least(0, "seed")
+
 
 @dataclass(frozen=True, kw_only=True)
 class CutConfig(Settings):

@@ -349,6 +349,12 @@ def write_index(cache: Path, index: dict[str, Any], sources: Iterable[Source]) -
                 file.unlink(missing_ok=True)
 
 
+def check_executor(executor: object) -> None:
+    """Raise a TypeError for an executor that cannot be one, such as a number of workers."""
+    if executor is not None and not callable(getattr(executor, "submit", None)):
+        raise TypeError(f"executor must be a concurrent.futures.Executor or None, not {executor!r}")
+
+
 def check_similarity(max_similarity: float | None) -> None:
     """Raise a TypeError or ValueError for a `max_similarity` that `near_duplicates` cannot take."""
     if max_similarity is not None:

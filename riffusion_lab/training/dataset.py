@@ -23,6 +23,7 @@ from ..files import write_whole
 from ..image import pixels_from_mel
 from ..params import PARAMS, SpectrogramParams
 from ..spectrogram import mel_from_waveform
+from ..values import check_whole
 from . import captions, clip_cache, image_folder, sound_folder
 from .composer import Composer
 from .effects import EFFECTS
@@ -279,7 +280,7 @@ class Dataset:
         -------
         Dataset
         """
-        _compose_clips(Path(folder), executor, seed)
+        _compose_clips(Path(folder), executor, check_whole("seed", seed, 0, np.inf))
         return cls.load(folder)
 
     @classmethod

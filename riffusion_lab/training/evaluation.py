@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +26,7 @@ from tqdm.auto import tqdm
 from ..generate import text_to_audio
 from ..hashing import weights_hash
 from ..models import model_settings
+from ..values import check_whole
 from .autoencoder import fidelity, reconstruct
 from .classifier import Classifier, class_scores, classify, load_classifier, picture_tensor
 from .dataset import Dataset
@@ -119,9 +121,7 @@ def evaluate(
     ValueError
         If half, seed or number of clips is impossible, or the reference clips were judged by another classifier.
     """
-    _check(n_clips, halves, seeds)
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+    _check(n_clips, halves, seeds, batch_size)
     if isinstance(reference, (str, os.PathLike)):
         raise TypeError(f"reference is the path {str(reference)!r}: pass Dataset.load({str(reference)!r})")
     classifier = classifier or load_classifier()
@@ -148,7 +148,11 @@ def evaluate(
     return report | ({"runs": runs} if len(runs) > 1 else {})
 
 
-def _check(n_clips: int, halves: Sequence[int], seeds: Sequence[int]) -> None:
+def _check(n_clips: int, halves: Sequence[int], seeds: Sequence[int], batch_size: int) -> None:
+    for name, value in {"n_clips": n_clips, "batch_size": batch_size}.items():
+        check_whole(name, value, -math.inf, math.inf)
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, not {batch_size}")
     if n_clips < 2:
         raise ValueError(f"n_clips must be at least 2, not {n_clips}; the Fréchet distance needs a few hundred")
     if not halves or not set(halves) <= {0, 1}:

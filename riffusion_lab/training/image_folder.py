@@ -20,6 +20,7 @@ from ..files import write_whole
 from ..image import Picture, encode_image, mel_from_image, open_image, pixels_from_mel
 from ..params import PARAMS, SpectrogramParams
 from ..torch_defaults import torch_defaults
+from ..values import check_bool
 from . import clip_cache
 from .caption_files import Caption, find_caption, join_lists, normalized, read_list, report_missing
 from .clip_cache import ENTRIES, SIZE, TEST, TRAIN, EntryWriter, Source, check_similarity
@@ -45,12 +46,14 @@ def make_from_images(
     strict: bool,
 ) -> None:
     """Make a data set in `cache`; see `Dataset.from_images`."""
+    strict = check_bool("strict", strict)
+    clip_cache.check_executor(executor)
+    check_similarity(max_similarity)
     folder = folder.absolute()  # workers may run in another folder
     cache = cache.absolute()
     found = find_files(folder, cache, PICTURE_SUFFIXES)
     if not found.sources:
         raise ValueError(_no_pictures(folder, found.others))
-    check_similarity(max_similarity)
     names = [source.name for source in found.sources]
     listed = read_metadata(folder, names, strict=strict)
     clip_cache.open_cache(cache, {"made_from": "images", "folder": str(folder.resolve())})

@@ -21,7 +21,7 @@ from ..resampling import resample
 from ..soundfiles import FORMATS, Torn, read_parts
 from ..spectrogram import mel_from_waveform
 from ..torch_defaults import torch_defaults
-from ..values import check_number, warn
+from ..values import check_bool, check_number, warn
 from . import clip_cache
 from .caption_files import LIST, Caption, find_caption, read_lists, read_tags
 from .clip_cache import ENTRIES, Entry, EntryWriter, Source, UnreadableFile, check_similarity
@@ -131,15 +131,18 @@ def make_from_sounds(
     """Make a data set in `cache`; see `Dataset.from_folder`."""
     settings = CutSettings(
         hop_s=check_number("hop_s", hop_s, 0.05, 3_600),
-        on_beat=bool(on_beat),
+        on_beat=check_bool("on_beat", on_beat),
         silence_db=check_number("silence_db", silence_db, -200, 0),
     )
+    label_from_folder = check_bool("label_from_folder", label_from_folder)
+    strict = check_bool("strict", strict)
+    clip_cache.check_executor(executor)
+    check_similarity(max_similarity)
     folder = folder.absolute()  # workers may run in another folder
     cache = cache.absolute()
     found = find_files(folder, cache, SOUND_SUFFIXES)
     if not found.sources:
         raise ValueError(_no_sounds(folder, found.others))
-    check_similarity(max_similarity)
     names = [source.name for source in found.sources]
     listed = read_lists(folder, found.lists, names, strict=strict)
     clip_cache.open_cache(cache, {"made_from": "sounds", "folder": str(folder.resolve()), **asdict(settings)})
