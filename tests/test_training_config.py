@@ -156,6 +156,12 @@ def test_the_decoder_needs_an_autoencoder(tmp_path, monkeypatch):
         run("decoder", "--folder", tmp_path)
 
 
+def test_a_classifier_is_not_measured_where_no_clip_is_held_out(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(dataset.Dataset, "load", lambda _: composed(n_held_out=0))
+    run("classifier", "--folder", tmp_path, "--set", "steps=0", "--set", "sample_every=0")
+    assert "classifier: not measured, since no clip is held out" in capsys.readouterr().out
+
+
 def test_the_denoiser_stage_trains_with_the_settings_of_file_and_options(tmp_path, monkeypatch):
     passed = {}
     monkeypatch.setattr(dataset.Dataset, "load", lambda _: "clips")

@@ -175,6 +175,16 @@ def test_snapshots_keep_no_features_of_the_network():
     assert torch.isfinite(trained.loss(trained.network, batch)["position"])
 
 
+@pytest.mark.parametrize(
+    ("n_held_out", "measured_on"), [(2, "2 held-out clips"), (0, "8 clips to train on, since none is held out")]
+)
+def test_a_snapshot_says_what_was_measured(monkeypatch, n_held_out, measured_on):
+    monkeypatch.setattr(denoiser.DenoiserTask, "_clips", lambda _: [])
+    monkeypatch.setattr(denoiser, "NOISE_LEVELS", (500,))
+    snapshot = task(composed(n_held_out)).snapshot()
+    assert snapshot.measured_on == measured_on and snapshot.noise_loss[500] > 0
+
+
 def test_prompts_of_the_snapshots_are_of_different_labels():
     prompts = denoiser.held_out_prompts(composed(n_held_out=8))
     assert len(prompts) == len(set(prompts)) == 4

@@ -125,6 +125,17 @@ def test_what_is_printed_of_a_run_with_a_time_limit(tmp_path, capsys):
     assert "4step" in shown and "minutes=0.0 of 0.004" in shown and "1000000" not in shown and "%" not in shown
 
 
+def test_the_report_says_what_was_measured():
+    """Where no clip is held out, it is clips to train on; snapshots of earlier versions do not say."""
+    measured = {"step": 3, "numbers": {"psnr": 30.0}, "noise_loss": {"30": 0.5, "990": 0.9}, "clips": []}
+    trained_on = "16 clips to train on, since none is held out"
+    page = report_html("denoiser", METRICS, [measured | {"measured_on": trained_on}], {"steps": 40})
+    assert f"<h2>Measured on {trained_on}</h2>" in page and f"On {trained_on}, with noise" in page
+    assert "held-out" not in page
+    page = report_html("denoiser", METRICS, [measured], {"steps": 40})
+    assert "<h2>Measured on held-out clips</h2>" in page and "On held-out clips, with noise" in page
+
+
 def test_running_mean():
     values = np.array([1.0, 3.0, 5.0, 7.0])
     assert running_mean(values, 2).tolist() == [1, 2, 4, 6]

@@ -199,13 +199,13 @@ def _trained_autoencoder(folder: Path, stages: tuple[str, ...]) -> AutoencoderTi
 def _print_fidelity(vae: AutoencoderTiny, dataset: Dataset) -> None:
     from .autoencoder import autoencoder_snapshot
 
-    numbers = autoencoder_snapshot(vae, dataset).numbers
-    print(_fidelity_text(numbers), flush=True)
+    snapshot = autoencoder_snapshot(vae, dataset)
+    print(_fidelity_text(snapshot.numbers, snapshot.measured_on), flush=True)
 
 
-def _fidelity_text(numbers: dict[str, float]) -> str:
+def _fidelity_text(numbers: dict[str, float], measured_on: str) -> str:
     psnr, convergence = numbers["psnr"], numbers["convergence"]
-    return f"held-out pictures, reconstructed: {psnr:.2f} dB PSNR, spectral convergence {convergence:.3f}"
+    return f"{measured_on}, reconstructed: {psnr:.2f} dB PSNR, spectral convergence {convergence:.3f}"
 
 
 def _classifier(options: argparse.Namespace, config: ClassifierConfig) -> None:
@@ -214,6 +214,9 @@ def _classifier(options: argparse.Namespace, config: ClassifierConfig) -> None:
     dataset = _dataset(options)
     model = train_classifier(dataset, options.folder / "classifier", config)
     _, held_out = dataset.split()
+    if len(held_out) == 0:
+        print("classifier: not measured, since no clip is held out", flush=True)
+        return
     _, given = classify(model, (dataset.pictures([i]) for i in held_out))
     for name, right in answers(dataset, held_out, model.choices).items():
         has_answer = right.numpy() >= 0
@@ -311,7 +314,7 @@ def _print_report(report: dict[str, Any]) -> None:
     named = [f"{text} {report[name]:.2f}" for name, text in ratios.items() if name in report]
     print(f"as a share of the real clips': {', '.join(named)}")
     if alone := report.get("autoencoder"):
-        print(f"{_fidelity_text(alone)}, {_distance_text(alone)}")
+        print(f"{_fidelity_text(alone, 'held-out clips')}, {_distance_text(alone)}")
     if similar := report.get("memorization"):
         print(
             f"highest correlation with a training clip: {similar['generated']:.2f}, of held-out clips "

@@ -329,12 +329,12 @@ class DenoiserTask(Task):
     @torch.no_grad()
     def snapshot(self) -> Snapshot:
         """Loss by noise level on held-out clips, and clips from four prompts."""
+        indices, measured_on = measured_indices(self.dataset, N_MEASURED)
         with self.averaged():
-            return Snapshot(noise_loss=self._noise_loss(), clips=self._clips())
+            return Snapshot(noise_loss=self._noise_loss(indices), measured_on=measured_on, clips=self._clips())
 
-    def _noise_loss(self) -> dict[int, float]:
-        """Loss at each of `NOISE_LEVELS`, on clips, captions and noise that are always the same."""
-        indices = measured_indices(self.dataset, N_MEASURED)
+    def _noise_loss(self, indices: np.ndarray) -> dict[int, float]:
+        """Loss at each of `NOISE_LEVELS`, on clips [shape=(n,)], captions and noise that are always the same."""
         rng, generator = generators(self.config.seed, "measured clips", 0)
         captions = [self.dataset.caption(int(i), rng, full=True) for i in indices]
         tokens = tokenize(self.tokenizer, captions).to(self.sigmas.device)
@@ -357,8 +357,8 @@ class DenoiserTask(Task):
 
 
 def held_out_prompts(dataset: Dataset) -> tuple[str, ...]:
-    """Full captions of four held-out clips, of different labels as far as there are."""
-    indices = measured_indices(dataset, len(dataset))
+    """Full captions of four held-out clips (of others if none is held out), of different labels as far as there are."""
+    indices, _ = measured_indices(dataset, len(dataset))
     order = np.random.default_rng(0).permutation(indices)
     first_of_label = {dataset.label(int(i)) or f"clip {i}": int(i) for i in order[::-1]}
     chosen = [*first_of_label.values(), *(int(i) for i in order if int(i) not in first_of_label.values())]

@@ -19,7 +19,7 @@ from ..clip import Clip
 from ..files import write_whole
 from ..plot import description, spectrogram_png
 from .config import LoopConfig
-from .report import budget_text, latest_html, report_html
+from .report import HELD_OUT_CLIPS, budget_text, latest_html, report_html
 
 UPDATE_S = 2.0  # seconds between updates of the view in a notebook
 
@@ -30,6 +30,7 @@ class Snapshot:
 
     numbers: dict[str, float] = field(default_factory=dict)  # measures by name
     noise_loss: dict[int, float] = field(default_factory=dict)  # loss at time steps, on clips that are always the same
+    measured_on: str = HELD_OUT_CLIPS  # what numbers and losses were measured on
     clips: list[Clip] = field(default_factory=list)  # always from the same prompts and seeds
 
 
@@ -110,13 +111,22 @@ def save_snapshot(folder: Path, step: int, snapshot: Snapshot) -> str:
         write_whole(target / f"{number}.png", spectrogram_png(clip))
         write_whole(target / f"{number}.mp3", audio.encode_mp3(clip.waveform, clip.sample_rate))
         clips.append({"title": clip.title, "caption": clip_display.caption(clip), "description": description(clip)})
-    content = {"step": step, "numbers": snapshot.numbers, "noise_loss": snapshot.noise_loss, "clips": clips}
+    content = {
+        "step": step,
+        "numbers": snapshot.numbers,
+        "noise_loss": snapshot.noise_loss,
+        "measured_on": snapshot.measured_on,
+        "clips": clips,
+    }
     write_whole(target / "snapshot.json", json.dumps(content, ensure_ascii=False).encode())  # last: it is complete
     return "".join(clip_display.clip_html(clip) for clip in snapshot.clips)
 
 
 def read_snapshots(folder: str | Path, *, last_step: int | None = None) -> list[dict[str, Any]]:
-    """What ``samples/`` holds, in the order of steps: step, numbers, noise_loss, clips, and the folder of each."""
+    """What ``samples/`` holds, in the order of steps: step, numbers, noise_loss, measured_on, clips, folder.
+
+    Snapshots of earlier versions do not say what they were measured on.
+    """
     snapshots = []
     for file in sorted((Path(folder) / "samples").glob("*/snapshot.json")):
         content = json.loads(file.read_text(encoding="utf-8"))
@@ -144,7 +154,7 @@ class _View:
 
 
 class _Terminal(_View):
-    """A progress bar; with a time limit a count of steps beside the minutes, since nobody knows how many there will be."""
+    """A progress bar; with a time limit a count of steps beside the minutes, since the last step is not known."""
 
     def __init__(self, name: str, settings: dict[str, Any], step: int) -> None:
         super().__init__(name)

@@ -19,6 +19,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator
 from ..plot import STYLE
 
 MAX_SNAPSHOTS = 12  # in the page, which would grow beyond a few megabytes; samples/ has all of them
+HELD_OUT_CLIPS = "held-out clips"
 SMOOTHING = 0.02  # the curve is a running mean over this share of the run,
 MIN_SMOOTHED = 10  # but over no fewer steps than this
 PAGE = """<!DOCTYPE html>
@@ -157,7 +158,14 @@ def _numbers(snapshots: Sequence[dict[str, Any]]) -> str:
     rows = [["step", *names]] + [
         [f"{snapshot['step']:,}", *(f"{snapshot['numbers'][name]:.4g}" for name in names)] for snapshot in measured
     ]
-    return "<h2>Measured on held-out clips</h2>" + html_table([[html.escape(cell) for cell in row] for row in rows])
+    title = f"<h2>Measured on {_measured_on(measured)}</h2>"
+    return title + html_table([[html.escape(cell) for cell in row] for row in rows])
+
+
+def _measured_on(snapshots: Sequence[dict[str, Any]]) -> str:
+    """What the numbers of snapshots were measured on."""
+    named = dict.fromkeys(snapshot.get("measured_on", HELD_OUT_CLIPS) for snapshot in snapshots)
+    return html.escape(" or ".join(named))
 
 
 def _noise_loss(snapshots: Sequence[dict[str, Any]]) -> str:
@@ -179,8 +187,8 @@ def _noise_loss(snapshots: Sequence[dict[str, Any]]) -> str:
     first, last = measured[0]["noise_loss"], measured[-1]["noise_loss"]
     ranges = "; ".join(f"time step {t}: {first[t]:.3g} to {last[t]:.3g}" for t in timesteps)
     return (
-        "<h2>Loss by noise level</h2><p>On held-out clips and noise that are always the same, with the averaged weights"
-        ". A small time step means little noise, 999 pure noise; dark curves are the noisy ones.</p>"
+        f"<h2>Loss by noise level</h2><p>On {_measured_on(measured)}, with noise that is always the same and the "
+        "averaged weights. A small time step means little noise, 999 pure noise; dark curves are the noisy ones.</p>"
         + figure_html(draw, f"Loss by noise level from step {steps[0]} to {steps[-1]}. {ranges}")
     )
 
