@@ -9,12 +9,13 @@ import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline
 
 import riffusion_lab.training
-from memory_dataset import composed, recorded
+from memory_dataset import MemoryDataset, composed, recorded
 from riffusion_lab import load_pipeline, text_to_audio, vocabulary
 from riffusion_lab.models import model_settings
 from riffusion_lab.training import denoiser, text
 from riffusion_lab.training.config import TrainConfig
 from riffusion_lab.training.exporting import export
+from riffusion_lab.training.loop import only_run_in
 from riffusion_lab.training.progress import read_metrics, read_snapshots
 from tiny import tiny_pipeline
 
@@ -127,6 +128,43 @@ def test_training_starts_from_a_model_and_leaves_it_as_it_was(tmp_path):
     trained = denoiser.train(composed(), tmp_path / "1", config.override(["steps=1", "batch_size=2"]), start_from=pipe)
     assert not all(torch.equal(p, q) for p, q in zip(weights(trained), before, strict=True))
     assert all(torch.equal(p, q) for p, q in zip(weights(pipe), before, strict=True))
+
+
+def content(folder) -> dict[str, bytes]:
+    return {str(file): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+@pytest.mark.slow
+def test_a_folder_of_another_run_is_refused_before_anything_is_overwritten(whole):
+    _, folder = whole
+    before = content(folder)
+    assert any(name.endswith("latents.npy") for name in before)
+    loops = composed()
+    other = MemoryDataset(loops.array, [{**fact, "seed": fact["seed"] + 9} for fact in loops.facts])
+    for dataset, changed, message in (
+        (recorded(), [], "was trained on other data"),
+        (other, [], "was trained on other data"),
+        (composed(n_held_out=2), ["text_steps=3"], "text_steps is 3 but was 2"),
+        (composed(n_held_out=2), ["learning_rate=0.5"], "learning_rate is 0.5"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            denoiser.train(dataset, folder, CONFIG.override(changed))
+        assert content(folder) == before
+    vae = load_pipeline(device="cpu").vae
+    with torch.no_grad():
+        vae.encoder.layers[0].weight.add_(0.1)
+    with pytest.raises(ValueError, match="was trained on other data or from another model"):
+        denoiser.train(loops, folder, CONFIG, vae=vae)
+    assert content(folder) == before
+
+
+@pytest.mark.slow
+def test_latents_of_a_run_that_goes_on_elsewhere_are_not_overwritten(tmp_path):
+    """Even before its first checkpoint."""
+    (tmp_path / "latents.npy").write_bytes(b"of the other run")
+    with only_run_in(tmp_path), pytest.raises(OSError, match="another process is training in"):
+        denoiser.train(recorded(), tmp_path, CONFIG)
+    assert (tmp_path / "latents.npy").read_bytes() == b"of the other run"
 
 
 def task(data=None, **settings) -> denoiser.DenoiserTask:

@@ -37,11 +37,11 @@ from ..models import keep_settings, load_pipeline
 from ..networks import circular_time
 from ..sampling import CIRCULAR_SHARE
 from .autoencoder import encode_dataset, measured_indices, training_indices
-from .checkpoints import HasState, data_id
+from .checkpoints import HasState, data_id, load_checkpoint
 from .config import TextEncoderConfig, TrainConfig
 from .dataset import Dataset
 from .exporting import check_target, export, is_composed, settings_for
-from .loop import Batch, Task, generators, new_accelerator, run_loop, seeded
+from .loop import CHECKPOINT, Batch, Task, generators, is_main_process, new_accelerator, only_run_in, run_loop, seeded
 from .optimizers import MuonAdamW
 from .progress import Snapshot
 from .text import WIDTH, label_embeddings, tokenize, train_text_encoder, train_tokenizer
@@ -416,11 +416,12 @@ def train(
     _check_arguments(dataset, config, start_from)
     _check_start(start_from, config)
     base = start_from or load_pipeline("riffling", device="cpu")
-    accelerator = new_accelerator(config)
+    load_checkpoint(folder / CHECKPOINT, config, data_id(dataset))  # refuses others before a text encoder is trained
+    new_accelerator(config)  # refuses a device or precision that is not there, and begins to work with other processes
     vae = copy.deepcopy(vae or base.vae).float().cpu().eval()
-    with accelerator.main_process_first():
-        latents = encode_dataset(vae, dataset, folder / "latents.npy")
     denoiser, tokenizer = _first_denoiser(dataset, folder, config, start_from, base)
+    load_checkpoint(folder / CHECKPOINT, config, data_id(dataset, denoiser, vae))  # refuses others before
+    latents = _encode(vae, dataset, folder)  # those in the folder are overwritten
     task = DenoiserTask(denoiser, tokenizer, dataset, config, vae=vae, latents=latents)
     try:
         run_loop(task, config, folder)
@@ -428,6 +429,14 @@ def train(
         task.network.remove_hooks()
     task.average.copy_to(denoiser.parameters())
     return _save_model(task, folder / "model")
+
+
+def _encode(vae: AutoencoderTiny, dataset: Dataset, folder: Path) -> np.ndarray:
+    """Latents of all clips, in the folder; not while another process trains there, which reads them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with PartialState().main_process_first():
+        with only_run_in(folder) if is_main_process() else nullcontext():
+            return encode_dataset(vae, dataset, folder / "latents.npy")
 
 
 def _check_arguments(dataset: object, config: object, start_from: object) -> None:

@@ -37,6 +37,7 @@ from .optimizers import cosine_schedule, fastest_dtype, optimizer_step, set_lear
 from .progress import Monitor, Snapshot
 from .report import budget_text
 
+CHECKPOINT = "checkpoint.pt"
 Batch = dict[str, Any]  # tensors with one row for each example, and values that hold for the whole batch
 WORTH_COMPILING = 1000  # steps: compiling takes two minutes or three,
 WORTH_COMPILING_MINUTES = 20  # which count as spent: in a shorter run few steps would be left
@@ -149,7 +150,7 @@ class _Loop:
 
     def __init__(self, task: Task, config: LoopConfig, folder: Path, accelerator: Accelerator) -> None:
         self.task, self.config, self.accelerator = task, config, accelerator
-        self.file = folder / "checkpoint.pt"
+        self.file = folder / CHECKPOINT
         self.progress = Progress()
         self.saved_step: int | None = None  # of the checkpoint on the disk
         self.term_names: tuple[str, ...] = ()  # of the loss
