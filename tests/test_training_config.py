@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import shutil
 import subprocess
 import sys
 from concurrent.futures import BrokenExecutor
@@ -160,6 +161,22 @@ def test_a_classifier_is_not_measured_where_no_clip_is_held_out(tmp_path, monkey
     monkeypatch.setattr(dataset.Dataset, "load", lambda _: composed(n_held_out=0))
     run("classifier", "--folder", tmp_path, "--set", "steps=0", "--set", "sample_every=0")
     assert "classifier: not measured, since no clip is held out" in capsys.readouterr().out
+
+
+def test_the_export_stage_replaces_a_model_only_when_asked(tmp_path, folder):
+    run_folder = tmp_path / "data"
+    shutil.copytree(folder, run_folder / "denoiser" / "model")
+    (run_folder / "classifier").mkdir()
+    (run_folder / "classifier" / "classifier.safetensors").write_bytes(b"the judge")
+    to = tmp_path / "my-model"
+    run("export", "--folder", run_folder, "--to", to)
+    assert (to / "model_index.json").exists() and (to / "classifier.safetensors").read_bytes() == b"the judge"
+    before = {file: file.stat().st_mtime_ns for file in to.rglob("*")}
+    with pytest.raises(SystemExit, match=r"my-model holds a model: .* overwrite=true"):
+        run("export", "--folder", run_folder, "--to", to)
+    assert {file: file.stat().st_mtime_ns for file in to.rglob("*")} == before
+    run("export", "--folder", run_folder, "--to", to, "--set", "overwrite=true")
+    assert (to / "model_index.json").stat().st_mtime_ns != before[to / "model_index.json"]
 
 
 def test_the_denoiser_stage_trains_with_the_settings_of_file_and_options(tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ import riffusion_lab.training
 from memory_dataset import MemoryDataset, composed, recorded
 from riffusion_lab import load_pipeline, text_to_audio, vocabulary
 from riffusion_lab.models import model_settings
-from riffusion_lab.training import denoiser, text
+from riffusion_lab.training import denoiser, exporting, text
 from riffusion_lab.training.config import TrainConfig
 from riffusion_lab.training.exporting import export
 from riffusion_lab.training.loop import only_run_in
@@ -283,6 +283,61 @@ def test_a_model_is_exported_with_its_own_settings_and_left_as_it_is(pipe, tmp_p
     assert model_settings(small) == model_settings(pipe) and small.dtype == pipe.dtype == torch.float32
     name = "conv_in.weight"
     assert torch.equal(small.unet.state_dict()[name], pipe.unet.state_dict()[name].half().float())
+
+
+def test_a_folder_that_is_not_empty_is_kept(pipe, tmp_path):
+    (tmp_path / "tune.wav").write_bytes(b"a tune")
+    export(pipe, tmp_path / "model")
+    before = content(tmp_path)
+    for folder, overwrite, message in (
+        (tmp_path, False, "holds other files: choose a new or an empty folder"),
+        (tmp_path, True, "holds other files"),
+        (tmp_path / "model", False, "model holds a model: choose another folder, or set overwrite=true"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            export(pipe, folder, overwrite=overwrite)
+    with pytest.raises(NotADirectoryError, match="tune.wav is a file"):
+        export(pipe, tmp_path / "tune.wav")
+    with pytest.raises(TypeError, match="overwrite must be True or False, not 'no'"):
+        export(pipe, tmp_path / "model", overwrite="no")
+    assert content(tmp_path) == before
+
+
+def test_a_model_is_replaced_when_asked_with_what_lies_beside_it_kept(pipe, tmp_path):
+    folder = tmp_path / "model"
+    export(pipe, folder, dtype=torch.float32)
+    (folder / "README.md").write_text("about")
+    (folder / "unet" / "diffusion_pytorch_model.fp16.safetensors").write_bytes(b"of another training")
+    size = (folder / "unet" / "diffusion_pytorch_model.safetensors").stat().st_size
+    export(pipe, folder, overwrite=True)
+    assert (folder / "unet" / "diffusion_pytorch_model.safetensors").stat().st_size < 0.6 * size
+    assert not (folder / "unet" / "diffusion_pytorch_model.fp16.safetensors").exists()
+    assert (folder / "README.md").read_text() == "about"
+    assert [file.name for file in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("is_there", [False, True])
+def test_an_export_that_breaks_off_leaves_what_was_there(pipe, tmp_path, monkeypatch, is_there):
+    if is_there:
+        export(pipe, tmp_path / "model")
+    before = content(tmp_path)
+
+    def broken(*_):
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(exporting, "_without_defaults", broken)  # when all weights are written
+    with pytest.raises(OSError, match="disk is full"):
+        export(pipe, tmp_path / "model", overwrite=True)
+    assert content(tmp_path) == before
+    assert [file.name for file in tmp_path.iterdir()] == ["model"] * is_there
+
+
+def test_an_empty_folder_and_a_link_to_one_take_a_model(pipe, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
+    export(pipe, tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert load_pipeline(tmp_path / "empty", device="cpu").dtype == torch.float32
 
 
 def test_the_package_offers_its_names_lazily():

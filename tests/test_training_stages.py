@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from diffusers import AutoencoderTiny, UNet2DConditionModel
 
 from memory_dataset import MemoryDataset, composed, recorded
-from riffusion_lab import load_pipeline
+from riffusion_lab import files, load_pipeline
 from riffusion_lab.hashing import weights_hash
 from riffusion_lab.training import autoencoder, denoiser, optimizers, text
 from riffusion_lab.training.captions import caption
@@ -197,6 +197,31 @@ def test_the_decoder_is_trained_on_alone_or_with_the_encoder(tmp_path, trained):
     vae.load_state_dict(loud)  # -1 everywhere: as loud as can be
     worse = autoencoder.fidelity([autoencoder.reconstruct(vae, picture)], [picture])
     assert worse["psnr"] < shipped["psnr"] and worse["convergence"] > shipped["convergence"]
+
+
+def test_a_trained_autoencoder_and_classifier_appear_whole(tmp_path, monkeypatch):
+    def torn(*_, **__):
+        raise OSError("the disk is full")
+
+    vae, judge = autoencoder.new_autoencoder(8), load_classifier()
+    autoencoder._save(vae, tmp_path)
+    judge.save(tmp_path / "classifier.safetensors")
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    assert len(before) == 3
+    save_config = AutoencoderTiny.save_config
+
+    def save_half(self, folder, **options):
+        save_config(self, folder, **options)
+        (autoencoder.Path(folder) / "diffusion_pytorch_model.safetensors").write_bytes(b"half of the weights")
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(AutoencoderTiny, "save_config", save_half)
+    monkeypatch.setattr(files.os, "replace", torn)
+    with pytest.raises(OSError, match="disk is full"):
+        autoencoder._save(vae, tmp_path)
+    with pytest.raises(OSError, match="disk is full"):
+        judge.save(tmp_path / "classifier.safetensors")
+    assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
 
 
 def test_what_is_measured_is_said(tmp_path):

@@ -26,7 +26,6 @@ from importlib import import_module
 from inspect import signature
 from multiprocessing import get_context
 from pathlib import Path
-from shutil import copyfile
 from typing import TYPE_CHECKING, Any
 
 from .config import AutoencoderConfig, ClassifierConfig, DecoderConfig, Settings, TrainConfig
@@ -65,6 +64,7 @@ class ExportConfig(Settings):
     """Settings of the stage export."""
 
     mean_with: str | None = None  # another model, trained on from the same one: export the mean of the weights
+    overwrite: bool = False  # replace a model that is in the folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,18 +238,18 @@ def _denoiser(options: argparse.Namespace, config: TrainConfig) -> None:
 
 def _export(options: argparse.Namespace, config: ExportConfig) -> None:
     from ..models import load_pipeline
-    from .exporting import average, check_target, export
+    from .exporting import average, check_target, check_vacant, export
 
     if options.to is None:
         raise ValueError("the stage export needs --to FOLDER, where to write the model")
     check_target(options.to)
+    check_vacant(options.to, overwrite=config.overwrite)
     pipe = load_pipeline(options.folder / "denoiser" / "model", device="cpu")
     if config.mean_with:
         average(pipe, load_pipeline(config.mean_with, device="cpu"))
-    export(pipe, options.to)
     classifier = options.folder / "classifier" / "classifier.safetensors"
-    if classifier.exists():
-        copyfile(classifier, options.to / "classifier.safetensors")
+    others = [classifier] if classifier.exists() else []
+    export(pipe, options.to, overwrite=config.overwrite, other_files=others)
     print(f"exported to {options.to}", flush=True)
 
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..clip import Clip
-from ..files import write_whole
+from ..files import whole_folder, write_whole
 from ..image import Picture
 from ..networks import circular_time
 from ..params import PARAMS
@@ -161,7 +161,8 @@ def train_autoencoder(
 def _save(vae: AutoencoderTiny, folder: str | Path) -> AutoencoderTiny:
     vae = vae.to("cpu", memory_format=torch.contiguous_format).eval()
     if is_main_process():
-        vae.save_pretrained(Path(folder) / "vae")
+        with whole_folder(Path(folder) / "vae") as part:
+            vae.save_pretrained(part)
     return vae
 
 

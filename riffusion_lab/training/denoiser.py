@@ -434,9 +434,8 @@ def train(
 def _encode(vae: AutoencoderTiny, dataset: Dataset, folder: Path) -> np.ndarray:
     """Latents of all clips, in the folder; not while another process trains there, which reads them."""
     folder.mkdir(parents=True, exist_ok=True)
-    with PartialState().main_process_first():
-        with only_run_in(folder) if is_main_process() else nullcontext():
-            return encode_dataset(vae, dataset, folder / "latents.npy")
+    with PartialState().main_process_first(), only_run_in(folder) if is_main_process() else nullcontext():
+        return encode_dataset(vae, dataset, folder / "latents.npy")
 
 
 def _check_arguments(dataset: object, config: object, start_from: object) -> None:
@@ -527,7 +526,7 @@ def _save_model(task: DenoiserTask, folder: Path) -> StableDiffusionPipeline:
     with PartialState().main_process_first():
         if PartialState().is_main_process:
             pipe = assemble(denoiser, task.tokenizer, task.vae.cpu())
-            export(pipe, folder, settings=task.settings, dtype=torch.float32)
+            export(pipe, folder, settings=task.settings, dtype=torch.float32, overwrite=True)
     return load_pipeline(folder, device="cpu")
 
 
