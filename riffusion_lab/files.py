@@ -7,9 +7,11 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any, BinaryIO
+
+LOCK = ".lock"
 
 
 def write_whole(path: str | os.PathLike[str], data: bytes) -> None:
@@ -79,6 +81,32 @@ def _replace_folder(target: Path, part: Path) -> None:
         old.rename(target)
         raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def locked_folder(folder: Path, message: str) -> Iterator[None]:
+    """Keep other processes from working in a folder. The lock is released even if this one is killed.
+
+    Parameters
+    ----------
+    folder : Path
+        Gets a hidden file ``.lock``.
+    message : str
+        Of the error.
+
+    Raises
+    ------
+    OSError
+        If another process, or another thread of this one, holds the lock.
+    """
+    from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined] # missing in its __all__
+
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(WeakFileLock(folder / LOCK, timeout=0.1))
+        except TimeoutError as error:
+            raise OSError(message) from error
+        yield
 
 
 def existing_file(path: str | os.PathLike[str], kind: str) -> Path:

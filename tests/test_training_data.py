@@ -4,6 +4,9 @@ import json
 import os
 import pickle
 import shutil
+import subprocess
+import sys
+import threading
 import time
 import weakref
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
@@ -621,6 +624,46 @@ def test_a_cache_belongs_to_one_data_set(folder, cache, tmp_path):
         Dataset.from_composer(cache, executor)
 
 
+def test_two_calls_at_once_in_one_cache_are_refused(folder, cache, monkeypatch):
+    """Each would delete what the other is writing."""
+    begun, may_end = threading.Event(), threading.Event()
+    whole = sound_folder.cut_file
+
+    def slow(*arguments, **options):
+        begun.set()
+        assert may_end.wait(60)
+        return whole(*arguments, **options)
+
+    monkeypatch.setattr(sound_folder, "cut_file", slow)
+    with ThreadPoolExecutor(1) as executor:
+        first = executor.submit(Dataset.from_folder, folder, cache)
+        assert begun.wait(60)
+        parts = list((cache / "entries").glob("*.part"))
+        for options in ({}, {"hop_s": 2.0}):
+            with pytest.raises(OSError, match="another process is making the data set in .*cache'.*another folder"):
+                Dataset.from_folder(folder, cache, **options)
+        with pytest.raises((OSError, ValueError), match="another process is making|made from files"):
+            Dataset.from_composer(cache, executor)
+        assert list((cache / "entries").glob("*.part")) == parts and len(parts) == 1
+        may_end.set()
+        assert len(first.result()) == 6
+    assert len(Dataset.from_folder(folder, cache)) == 6  # the lock is gone
+
+
+@pytest.mark.slow
+def test_two_processes_in_one_cache_are_refused_and_a_killed_one_locks_nothing(folder, cache):
+    code = "import sys, time; from pathlib import Path; from riffusion_lab.training import clip_cache\n"
+    code += "with clip_cache.open_cache(Path(sys.argv[1]), {}):\n    print('open', flush=True); time.sleep(600)"
+    command = [sys.executable, "-c", code, str(cache)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "open\n"
+        with pytest.raises(OSError, match="another process is making the data set"):
+            Dataset.from_folder(folder, cache)
+        process.kill()
+    (cache / "settings.json").unlink()  # killed before it was written
+    assert len(Dataset.from_folder(folder, cache)) == 6
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -829,7 +872,7 @@ def test_composed_clips_do_not_pile_up_in_memory(tmp_path, monkeypatch):
         def submit(self, function, *arguments):
             return SimpleNamespace(result=cached(lambda: function(*arguments)), cancel=lambda: None)
 
-    monkeypatch.setattr(dataset, "plan", lambda _: [("effect", "rain")] * 4)
+    monkeypatch.setattr(dataset, "plan", lambda _=0: [("effect", "rain")] * 4)
     monkeypatch.setattr(dataset, "SHARD", 1)
     monkeypatch.setattr(dataset, "make_shard", make_shard)
     monkeypatch.setattr(clip_cache, "save_array", lambda *_: alive.append(sum(ref() is not None for ref in made)))
@@ -844,7 +887,7 @@ def test_the_composer_keeps_its_captions_split_and_bars(tmp_path, monkeypatch):
         {"kind": "solo", "label": "piano", "bpm": 94, "metre": 4, "mode": "minor"},
         {"kind": "solo", "label": "harp", "bpm": 70, "metre": 3},
     ]
-    monkeypatch.setattr(dataset, "plan", lambda _: [("effect", "rain")] * 3)
+    monkeypatch.setattr(dataset, "plan", lambda _=0: [("effect", "rain")] * 3)
     monkeypatch.setattr(
         dataset,
         "make_shard",

@@ -13,9 +13,9 @@ import multiprocessing
 import os
 import uuid
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import BrokenExecutor, Executor, as_completed
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from ..files import write_whole
+from ..files import LOCK, locked_folder, write_whole
 from ..values import check_number, warn
 from .caption_files import Caption, count_sources
 from .vocabulary import CLIP_SECONDS
@@ -34,6 +34,7 @@ SIZE = 512  # rows and columns of a picture
 INDEX = "clips.json"
 SETTINGS = "settings.json"
 ENTRIES = "entries"
+OURS = {LOCK, ENTRIES}  # what a cache holds before its settings are written
 THUMBNAIL = 32  # rows and columns
 # Correlation of thumbnails above which clips are near-duplicates. Measured on 160 clips of the composer: different
 # clips have at most 0.66; the same one as MP3 has at least 0.95, and shifted by 25 ms at least 0.92 in 19 of 20 cases.
@@ -213,20 +214,38 @@ def _append(blocks: list[np.ndarray], rows: np.ndarray) -> None:
         blocks.append(rows)
 
 
-def open_cache(cache: Path, settings: dict[str, Any]) -> None:
+def in_use(folder: Path) -> str:
+    """The message of an error."""
+    return f"another process is making the data set in {str(folder)!r}: wait for it, or use another folder"
+
+
+@contextmanager
+def open_cache(cache: Path, settings: dict[str, Any]) -> Iterator[None]:
     """Make a cache folder, or check that it belongs to the same data set, made with the same settings.
+
+    No other process may use it meanwhile: each deletes what the other is writing.
 
     Raises
     ------
+    OSError
+        If another process uses it.
     ValueError
         If it holds something else.
     """
     if cache.exists() and not cache.is_dir():
         raise NotADirectoryError(f"cache {str(cache)!r} is a file: pass a folder for the data set")
-    file = cache / SETTINGS
-    if not file.exists() and cache.is_dir() and any(cache.iterdir()):
+    if cache.is_dir() and not (cache / SETTINGS).exists() and {file.name for file in cache.iterdir()} - OURS:
         raise ValueError(f"cache {str(cache)!r} holds other files: pass a new or an empty folder")
-    (cache / ENTRIES).mkdir(parents=True, exist_ok=True)
+    cache.mkdir(parents=True, exist_ok=True)
+    with locked_folder(cache, in_use(cache)):
+        _check_cache(cache, settings)
+        yield
+
+
+def _check_cache(cache: Path, settings: dict[str, Any]) -> None:
+    """Write the settings of a new cache, or compare with them; see `open_cache`."""
+    file = cache / SETTINGS
+    (cache / ENTRIES).mkdir(exist_ok=True)
     if not file.exists():
         write_whole(file, json.dumps(settings, indent=1).encode())
         return

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from ..files import write_whole
+from ..files import locked_folder, write_whole
 from ..image import pixels_from_mel
 from ..params import PARAMS, SpectrogramParams
 from ..spectrogram import mel_from_waveform
@@ -34,6 +34,7 @@ from .vocabulary import CLIP_SECONDS, DRUMS, FUSION, INSTRUMENTS, STYLE_NAMES
 RENDER_PARAMS = SpectrogramParams(sample_rate=24_000)
 CLIPS_PER_CLASS = {"solo": 280, "style": 340, DRUMS: 500, "effect": 120, FUSION: 1200}
 HELD_OUT = 0.08
+PLAN = "plan.json"  # how many of the composer's clips there will be
 SHARD = 64  # clips made by one task
 MEASURE_SHARE = 0.5  # of the captions of a folder's clips that name a measured tempo, and key
 MOST_LISTED = 10  # files named in a summary
@@ -85,8 +86,15 @@ def _compose_clips(folder: Path, executor: Executor, seed: int) -> None:
     if (folder / clip_cache.SETTINGS).exists():
         raise ValueError(f"{str(folder)!r} holds a data set made from files: use another folder for the composer's")
     folder.mkdir(parents=True, exist_ok=True)
+    with locked_folder(folder, clip_cache.in_use(folder)):
+        _compose_missing(folder, executor, seed)
+
+
+def _compose_missing(folder: Path, executor: Executor, seed: int) -> None:
+    """Make those of the composer's clips that are not there yet, shard by shard."""
     jobs = plan(seed)
     _check_seed(folder, seed * len(jobs))
+    write_whole(folder / PLAN, json.dumps({"seed": seed, "n_clips": len(jobs)}).encode())
     shards = {i // SHARD: jobs[i : i + SHARD] for i in range(0, len(jobs), SHARD)}
     todo = {
         n: executor.submit(make_shard, shard, seed * len(jobs) + n * SHARD)
@@ -116,6 +124,28 @@ def _check_seed(folder: Path, first_seed: int) -> None:
 
 def _facts_file(folder: Path, n: int) -> Path:
     return folder / f"facts-{n:04d}.json"
+
+
+def _check_complete(folder: Path, facts: list[dict[str, Any]]) -> None:
+    """Raise a FileNotFoundError if the composer's data set in a folder is not finished.
+
+    Earlier versions wrote no plan: if their clips are the first ones of today's, they are taken to be a part of it.
+    """
+    file = folder / PLAN
+    if file.exists():
+        planned = json.loads(file.read_text())
+        seed, n_clips = planned["seed"], planned["n_clips"]
+    else:
+        seed = facts[0].get("seed", 0) // len(plan())
+        jobs = plan(seed)
+        made = [(fact.get("kind"), fact.get("label")) for fact in facts]
+        n_clips = len(jobs) if made == jobs[: len(made)] else len(made)
+    if len(facts) < n_clips:
+        raise FileNotFoundError(
+            f"the data set in {str(folder)!r} is not complete: {len(facts)} of {n_clips} clips are composed. To go on, "
+            f"run `python -m riffusion_lab.training data --set seed={seed}` with the --folder that it is in, or call "
+            f"Dataset.from_composer({str(folder)!r}, executor, seed={seed})"
+        )
 
 
 @dataclass(frozen=True)
@@ -197,7 +227,8 @@ class Dataset:
         Raises
         ------
         OSError
-            If the folder is missing or a file; with `strict`, if a file cannot be read.
+            If the folder is missing or a file, or another process is making a data set in the cache; with `strict`, if
+            a file cannot be read.
         ValueError
             If there are no sound files or too few clips, if a list of captions is wrong, or if the cache holds
             something else.
@@ -279,6 +310,13 @@ class Dataset:
         Returns
         -------
         Dataset
+
+        Raises
+        ------
+        OSError
+            If another process is making a data set in the folder.
+        ValueError
+            If the folder holds something else, or clips of another seed.
         """
         _compose_clips(Path(folder), executor, check_whole("seed", seed, 0, np.inf))
         return cls.load(folder)
@@ -307,6 +345,7 @@ class Dataset:
             in_file = json.loads(file.read_text())
             facts += in_file
             places += [(number, row) for row in range(len(in_file))]
+        _check_complete(folder, facts)
         pixel_files = [file.with_name(file.name.replace("facts", "pixels")).with_suffix(".npy") for file in facts_files]
         return cls(pixel_files, np.array(places).reshape(-1, 2), facts)
 

@@ -56,15 +56,15 @@ def make_from_images(
         raise ValueError(_no_pictures(folder, found.others))
     names = [source.name for source in found.sources]
     listed = read_metadata(folder, names, strict=strict)
-    clip_cache.open_cache(cache, {"made_from": "images", "folder": str(folder.resolve())})
     job = partial(make_entry, folder=cache / ENTRIES)
-    skipped = clip_cache.make_entries(job, found.sources, cache, executor=executor, strict=strict)
-    entries = clip_cache.read_entries(found.sources, cache)
     path_of = {source.name: Path(source.path) for source in found.sources}
-    captions = {entry.name: find_caption(entry.name, path_of[entry.name], listed, {}) for entry in entries}
-    index = clip_cache.make_index(entries, captions, cache, skipped=skipped, max_similarity=max_similarity)
-    index["n_ignored"] = sum(found.others.values())
-    clip_cache.write_index(cache, index, found.sources)
+    with clip_cache.open_cache(cache, {"made_from": "images", "folder": str(folder.resolve())}):
+        skipped = clip_cache.make_entries(job, found.sources, cache, executor=executor, strict=strict)
+        entries = clip_cache.read_entries(found.sources, cache)
+        captions = {entry.name: find_caption(entry.name, path_of[entry.name], listed, {}) for entry in entries}
+        index = clip_cache.make_index(entries, captions, cache, skipped=skipped, max_similarity=max_similarity)
+        index["n_ignored"] = sum(found.others.values())
+        clip_cache.write_index(cache, index, found.sources)
 
 
 def _no_pictures(folder: Path, others: dict[str, int]) -> str:

@@ -27,9 +27,9 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import broadcast_object_list
-from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined] # missing in its __all__
 from torch import Tensor, nn
 
+from ..files import locked_folder
 from ..models import keep_freed_memory
 from .checkpoints import FORMAT, HasState, load_checkpoint, restore, save_checkpoint, state_of
 from .config import LoopConfig
@@ -376,11 +376,7 @@ def only_run_in(folder: Path) -> Iterator[None]:
     OSError
         If one does already: they would overwrite each other's checkpoints.
     """
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(WeakFileLock(folder / ".lock", timeout=0.1))
-        except TimeoutError as error:
-            raise OSError(f"another process is training in {folder}: wait for it, or use another folder") from error
+    with locked_folder(folder, f"another process is training in {folder}: wait for it, or use another folder"):
         yield
 
 

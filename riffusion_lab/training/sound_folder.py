@@ -145,19 +145,27 @@ def make_from_sounds(
         raise ValueError(_no_sounds(folder, found.others))
     names = [source.name for source in found.sources]
     listed = read_lists(folder, found.lists, names, strict=strict)
-    clip_cache.open_cache(cache, {"made_from": "sounds", "folder": str(folder.resolve()), **asdict(settings)})
     job = partial(make_entry, folder=cache / ENTRIES, settings=settings, torn="error" if strict else "keep")
-    skipped = clip_cache.make_entries(job, found.sources, cache, executor=executor, strict=strict)
-    entries = clip_cache.read_entries(found.sources, cache)
-    if strict:
-        refuse_truncated(entries)
-    path_of = {source.name: Path(source.path) for source in found.sources}
+    with clip_cache.open_cache(cache, {"made_from": "sounds", "folder": str(folder.resolve()), **asdict(settings)}):
+        skipped = clip_cache.make_entries(job, found.sources, cache, executor=executor, strict=strict)
+        entries = clip_cache.read_entries(found.sources, cache)
+        if strict:
+            refuse_truncated(entries)
+        captions = _captions(entries, found.sources, listed, label_from_folder=label_from_folder)
+        index = clip_cache.make_index(entries, captions, cache, skipped=skipped, max_similarity=max_similarity)
+        index["n_ignored"] = sum(found.others.values())
+        clip_cache.write_index(cache, index, found.sources)
+
+
+def _captions(
+    entries: Iterable[Entry], sources: Iterable[Source], listed: dict[str, Caption], *, label_from_folder: bool
+) -> dict[str, Caption]:
+    """Name of the file → caption, for each entry; `listed` are those from lists."""
+    path_of = {source.name: Path(source.path) for source in sources}
     captions = {entry.name: find_caption(entry.name, path_of[entry.name], listed, entry.tags) for entry in entries}
-    if label_from_folder:
-        captions = {name: _labelled(name, caption) for name, caption in captions.items()}
-    index = clip_cache.make_index(entries, captions, cache, skipped=skipped, max_similarity=max_similarity)
-    index["n_ignored"] = sum(found.others.values())
-    clip_cache.write_index(cache, index, found.sources)
+    if not label_from_folder:
+        return captions
+    return {name: _labelled(name, caption) for name, caption in captions.items()}
 
 
 def refuse_truncated(entries: Iterable[Entry]) -> None:
