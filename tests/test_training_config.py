@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from memory_dataset import composed
+from riffusion_lab import models
 from riffusion_lab.training import __main__ as command
 from riffusion_lab.training import dataset, denoiser, evaluation
 from riffusion_lab.training.config import (
@@ -256,6 +257,45 @@ def test_other_settings_can_be_evaluated(monkeypatch):
     asked["scheduler"].set_timesteps(12)
     assert asked["scheduler"].sigmas[0] == pytest.approx(80)
     assert "num_inference_steps" not in asked
+
+
+def test_a_model_is_evaluated_on_cuda_where_there_is_one(monkeypatch):
+    devices = []
+
+    def load(_model, *, device):
+        devices.append(device)
+        raise OSError("no model")
+
+    monkeypatch.setattr(models, "load_pipeline", load)
+    for has_cuda, setting in ((False, "auto"), (True, "auto"), (True, "cpu")):
+        monkeypatch.setattr("torch.cuda.is_available", lambda has_cuda=has_cuda: has_cuda)
+        with pytest.raises(SystemExit, match="no model"):
+            run("evaluate", "--model", "riffling", "--set", f"device={setting}")
+    assert devices == ["cpu", "cuda", "cpu"]
+    with pytest.raises(SystemExit, match="device must be one of auto, cpu, cuda, not 'tpu'"):
+        run("evaluate", "--set", "device=tpu")
+
+
+def test_an_interrupted_evaluate_stage_goes_on(tmp_path, folder, monkeypatch, capsys):
+    """With the files of the stage itself: the same command takes the kept clips up."""
+    settings = ("--set", "n_clips=2", "--set", "batch_size=1", "--override", '{"num_inference_steps": 1}')
+    arguments = ("evaluate", "--folder", tmp_path, "--model", folder, "--to", tmp_path / "judged", *settings)
+    generate, seeds = evaluation.text_to_audio, []
+
+    def interrupted(pipe, prompts, *, seed, **options):
+        seeds.extend(seed)
+        if len(seeds) == 2:
+            raise KeyboardInterrupt
+        return generate(pipe, prompts, seed=seed, **options)
+
+    monkeypatch.setattr(evaluation, "text_to_audio", interrupted)
+    with pytest.raises(SystemExit):
+        run(*arguments)
+    assert "run the same command again to go on" in capsys.readouterr().err
+    assert len(list((tmp_path / "judged" / "evaluation_clips").iterdir())) == 1
+    run(*arguments)
+    assert seeds == [0, 1, 1]
+    assert {file.name for file in (tmp_path / "judged").iterdir()} == {"evaluation.html", "evaluation.json"}
 
 
 def test_another_solver_can_be_evaluated(monkeypatch):

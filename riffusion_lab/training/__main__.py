@@ -28,7 +28,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .config import AutoencoderConfig, ClassifierConfig, DecoderConfig, Settings, TrainConfig
+from .config import DEVICES, AutoencoderConfig, ClassifierConfig, DecoderConfig, Settings, TrainConfig
 
 if TYPE_CHECKING:  # loading them takes seconds, and --help needs none
     from diffusers import AutoencoderTiny, StableDiffusionPipeline
@@ -55,7 +55,7 @@ class CutConfig(Settings):
     on_beat: bool = False  # begin every clip on a beat
     silence_db: float = -60.0  # dBFS: clips that are mostly below are dropped
     max_similarity: float | None = 0.9  # of small pictures: more is a near-duplicate; null keeps them
-    label_from_folder: bool = False  # use names of sub-folders as labels
+    label_from_folder: bool = False  # use names of sub-folders as labels, and in captions that are only files' names
     strict: bool = False  # stop at the first file that cannot be read
 
 
@@ -73,9 +73,14 @@ class EvaluateConfig(Settings):
 
     n_clips: int = 512  # to generate
     batch_size: int = 4
+    device: str = "auto"  # of the model: "cpu", "cuda"; "auto": CUDA if there is one, in half precision
     halves: tuple[int, ...] = (0,)  # of the held-out clips: 0, 1
     seeds: tuple[int, ...] = (0,)  # a run for each half and seed; of several, the spread is measured
     also_trained_on: tuple[str, ...] = ()  # further folders of clips, among which copies are looked for
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._one_of(DEVICES, "device")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -258,14 +263,14 @@ def _evaluate(options: argparse.Namespace, config: EvaluateConfig) -> None:
     from .classifier import load_classifier
     from .dataset import Dataset
     from .evaluation import evaluate
-    from .evaluation_page import save_report
 
-    pipe = load_pipeline(options.model or options.folder / "denoiser" / "model", device="cpu")
+    pipe = load_pipeline(options.model or options.folder / "denoiser" / "model", device=_device(config.device))
     overrides = _override(pipe, options.override)
     own = options.folder / "classifier" / "classifier.safetensors"
     has_clips = (options.folder / "clips").exists()
     if not has_clips:
         print("no clips in the folder: comparing with the composer's held-out clips that ship with the package")
+    target = options.to or options.folder
     report = evaluate(
         pipe,
         _dataset(options) if has_clips else None,
@@ -275,12 +280,20 @@ def _evaluate(options: argparse.Namespace, config: EvaluateConfig) -> None:
         seeds=config.seeds,
         known_clips=[Dataset.load(Path(other) / "clips") for other in config.also_trained_on],
         batch_size=config.batch_size,
+        folder=target,
         **overrides,
     )
-    target = options.to or options.folder
-    save_report(report, target)
     _print_report(report)
     print(f"all of it is in {target / 'evaluation.json'} and {target / 'evaluation.html'}")
+
+
+def _device(device: str) -> str:
+    """Name of a device; "auto" is CUDA if there is one."""
+    import torch
+
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return device
 
 
 def _override(pipe: StableDiffusionPipeline, text: str) -> dict[str, Any]:
