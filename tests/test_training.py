@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from external import require
-from riffusion_lab.files import locked_folder
 from riffusion_lab.image import pixels_from_mel
 from riffusion_lab.spectrogram import mel_from_waveform
 from riffusion_lab.training import dataset
@@ -199,6 +198,8 @@ def test_an_interrupted_composer_leaves_a_data_set_that_says_how_to_go_on(tmp_pa
 
 
 def test_two_composers_in_one_folder_are_refused(clips):
+    from riffusion_lab.files import locked_folder
+
     with locked_folder(clips, "locked"), ThreadPoolExecutor(1) as executor:
         with pytest.raises(OSError, match="another process is making the data set in .*use another folder"):
             dataset.Dataset.from_composer(clips, executor)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 import weakref
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from functools import cache as cached
@@ -429,6 +430,41 @@ def test_captions_come_from_the_first_place_that_has_one(tmp_path, cache):
 
 
 @pytest.mark.parametrize(
+    "name, source, text, expected",
+    [
+        ("Deep_House/kick 1.wav", "name", "kick", "Deep House, kick"),
+        ("a/techno/loop.wav", "name", "a", "techno, a"),
+        ("techno/Techno-Kick.wav", "name", "Techno-Kick", "Techno-Kick"),
+        ("hip_hop/hip-hop beat.wav", "name", "hip-hop beat", "hip-hop beat"),
+        ("pop/popcorn.wav", "name", "popcorn", "pop, popcorn"),
+        ("techno/001.wav", "name", "techno", "techno"),
+        ("03/kick.wav", "name", "kick", "kick"),
+        ("kick.wav", "name", "kick", "kick"),
+        ("techno/kick.wav", "tags", "Warm pad", "Warm pad"),
+        ("techno/kick.wav", ".txt", "a drum", "a drum"),
+        ("techno/kick.wav", "captions.jsonl", "a drum", "a drum"),
+    ],
+)
+def test_a_label_from_the_folder_is_a_caption_word_where_only_the_name_is_known(name, source, text, expected):
+    caption = caption_files.label_by_folder(name, caption_files.Caption(text, source))
+    assert caption.text == expected and caption.names_folder == (expected != text)
+    assert caption.label == (name.split("/")[-2] if "/" in name else None)
+    listed = caption_files.Caption(text, source, label="club")
+    assert caption_files.label_by_folder(name, listed) == listed
+
+
+def test_labels_in_captions_are_in_the_summary(tmp_path, cache):
+    for number, name in enumerate(("techno/kick", "techno/techno beat", "harp")):
+        write(tmp_path / "sounds" / f"{name}.wav", noises(1, number))
+    data = Dataset.from_folder(tmp_path / "sounds", cache, label_from_folder=True)
+    assert {fact["caption"] for fact in data.facts} == {"techno, kick", "techno beat", "harp"}
+    assert "which is the label, was added to the captions of 1 file(s)" in data.summary()
+    plain = Dataset.from_folder(tmp_path / "sounds", cache)
+    assert {fact["caption"] for fact in plain.facts} == {"kick", "techno beat", "harp"}
+    assert "which is the label" not in plain.summary()
+
+
+@pytest.mark.parametrize(
     "name, words",
     [
         ("01 - Slow Piano.wav", "Slow Piano"),
@@ -536,10 +572,68 @@ def test_a_single_file_is_split_by_time(tmp_path, cache):
     assert len(held_out) >= 1 and len(training) >= 5
     assert end <= min(data.facts[i]["start_s"] for i in held_out) + 1e-3
     assert "single file" in data.summary()
-    # With a second file, what was trained on stays so
-    write(tmp_path / "sounds" / "b.wav", noises(1, 1))
-    again = Dataset.from_folder(tmp_path / "sounds", cache, hop_s=2.56)
-    assert {again.facts[i]["source"] for i in again.split()[1]} == {"b.wav"}
+    # With other files each clip stays in its part; also where an earlier version made the data set
+    before = parts_of_clips(data)
+    for number, name in enumerate("bcd"):
+        write(tmp_path / "sounds" / f"{name}.wav", noises(1, 1 + number))
+        if name == "d":
+            index = json.loads((cache / "clips.json").read_text())
+            assert index.pop("held_out_from_s") == {"a.wav": min(data.facts[i]["start_s"] for i in held_out)}
+            (cache / "clips.json").write_text(json.dumps(index))
+        again = Dataset.from_folder(tmp_path / "sounds", cache, hop_s=2.56)
+        assert before.items() <= parts_of_clips(again).items()
+        assert "a.wav was once the only file: its last clips stay held out" in again.summary()
+    # When it is alone again, too
+    for name in "bcd":
+        (tmp_path / "sounds" / f"{name}.wav").unlink()
+    assert parts_of_clips(Dataset.from_folder(tmp_path / "sounds", cache, hop_s=2.56)) == before
+
+
+def parts_of_clips(data: Dataset) -> dict[tuple[str, float], str | None]:
+    """File and time of each clip → its part."""
+    return {(fact["source"], fact["start_s"]): fact["split"] for fact in data.facts}
+
+
+def entry(name: str, n_clips: int, hop_s: float = CLIP_S) -> clip_cache.Entry:
+    return clip_cache.Entry(name, name, [{"start_s": hop_s * i} for i in range(n_clips)])
+
+
+@pytest.mark.parametrize("first", ["song 0.mp3", "a.wav", "live.flac"])
+def test_shares_stay_near_eight_percent_while_a_data_set_grows_from_one_file(first):
+    """Files are held out by chance: of n files 8 %, give or take sqrt(0.08 * 0.92 / n), here three times that."""
+    entries = [entry(first, 200)]
+    split, parts = clip_cache.split_entries(entries, clip_cache.Split())
+    assert parts == ["train"] * 184 + ["test"] * 16
+    stays = parts
+    for number in range(400):
+        entries.append(entry(f"{number}.wav", 20))
+        if number in (0, 1, 9, 99, 399):
+            split, parts = clip_cache.split_entries(entries, split)
+            assert parts[:200] == stays
+            share = parts.count("test") / len(parts)
+            if number >= 99:
+                assert abs(share - 0.08) < 3 * np.sqrt(0.08 * 0.92 / (number + 1))
+
+
+def test_a_file_that_is_left_alone_is_split_by_time_with_a_warning():
+    entries = [entry("a.wav", 10), entry("b.wav", 10)]
+    split, _ = clip_cache.split_entries(entries, clip_cache.Split())
+    for kept in entries:
+        with pytest.warns(UserWarning, match=f"{kept.name} is the only file that is left.*whatever they were before"):
+            _, parts = clip_cache.split_entries([kept], split)
+        assert parts == ["train"] * 9 + ["test"]
+
+
+def test_a_single_file_that_grows_keeps_its_parts_and_one_that_shrinks_says_so():
+    split, parts = clip_cache.split_entries([entry("a.wav", 25)], clip_cache.Split())
+    assert parts == ["train"] * 23 + ["test"] * 2
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        grown, parts = clip_cache.split_entries([entry("a.wav", 40)], split)
+    assert parts == ["train"] * 23 + ["test"] * 17 and grown == split
+    with pytest.warns(UserWarning, match="a.wav is the only file that is left of the data set, or has changed"):
+        _, parts = clip_cache.split_entries([entry("a.wav", 12)], split)
+    assert parts == ["train"] * 11 + ["test"]
 
 
 def test_too_few_clips(tmp_path, cache):

@@ -188,7 +188,8 @@ class Dataset:
         `caption` adds at times.
 
         Files, not clips, are split into training and held out: by a hash of the name, 8 % of them and at least one are
-        held out. Files added later move no other. The clips of a single file are split by time.
+        held out. Files added later move no other. A single file is split by time: its last 8 % are held out, and
+        stay so when other files come.
 
         Interrupted, it keeps the files that are done; call it again to go on. Files that have changed (by size and
         time) are made again, and files that are gone leave the data set. Other settings need another cache.
@@ -211,7 +212,8 @@ class Dataset:
             Drop near-duplicates: clips whose pictures, made small, correlate by more than this with those of another
             clip, as they are (not shifted in time). None keeps them.
         label_from_folder : bool
-            Use the name of a file's sub-folder as its label, where ``captions.jsonl`` has none.
+            Use the name of a file's sub-folder as its label, where ``captions.jsonl`` has none. A caption that is only
+            the file's name gets the label as its first words, unless it has them.
         executor : concurrent.futures.Executor, optional
             Does the work in parallel: ``ProcessPoolExecutor(mp_context=get_context("spawn"))`` on one machine, or
             ``client.get_executor()`` of dask on a cluster whose machines share the folders. Default: this process.
@@ -506,8 +508,9 @@ def _report_lines(dataset: Dataset) -> list[str]:
     report = dataset.report
     facts = dataset.facts
     lines = [f"From {len(dataset.files)} of {report['n_files']} files; captions: {report['captions']}."]
-    if len(dataset.files) == 1:
-        lines.append("There is a single file: its last clips are held out, and those that overlap them not used.")
+    if n_named := report.get("n_named_folders"):
+        lines.append(f"The name of the sub-folder, which is the label, was added to the captions of {n_named} file(s).")
+    lines += _time_split_lines(dataset)
     measured = _count(facts, lambda fact: fact["tempo_bpm"]), _count(facts, lambda fact: fact["key"])
     lines.append(f"Tempo measured in {measured[0]} clips, key in {measured[1]}.")
     if "is_on_beat" in facts[0]:
@@ -521,6 +524,17 @@ def _report_lines(dataset: Dataset) -> list[str]:
     lines += _named("Skipped", list(report["skipped"].values()))
     lines += _named("Note", [note for notes in report["notes"].values() for note in notes])
     return lines
+
+
+def _time_split_lines(dataset: Dataset) -> list[str]:
+    """Which files are split by time, since each was once the only one."""
+    if len(dataset.files) == 1:
+        return ["There is a single file: its last clips are held out, and those that overlap them not used."]
+    names = {fact["source"] for fact in dataset.facts} & dataset.report.get("held_out_from_s", {}).keys()
+    return [
+        f"{name} was once the only file: its last clips stay held out, those that overlap them are not used."
+        for name in sorted(names)
+    ]
 
 
 def _count(facts: list[dict[str, Any]], is_counted: Callable[[dict[str, Any]], object]) -> int:

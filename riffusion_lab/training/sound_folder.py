@@ -23,7 +23,7 @@ from ..spectrogram import mel_from_waveform
 from ..torch_defaults import torch_defaults
 from ..values import check_bool, check_number, warn
 from . import clip_cache
-from .caption_files import LIST, Caption, find_caption, read_lists, read_tags
+from .caption_files import LIST, Caption, find_caption, label_by_folder, read_lists, read_tags
 from .clip_cache import ENTRIES, Entry, EntryWriter, Source, UnreadableFile, check_similarity
 from .sound_measures import find_beats, find_key, silent_share
 from .vocabulary import CLIP_SECONDS
@@ -165,7 +165,7 @@ def _captions(
     captions = {entry.name: find_caption(entry.name, path_of[entry.name], listed, entry.tags) for entry in entries}
     if not label_from_folder:
         return captions
-    return {name: _labelled(name, caption) for name, caption in captions.items()}
+    return {name: label_by_folder(name, caption) for name, caption in captions.items()}
 
 
 def refuse_truncated(entries: Iterable[Entry]) -> None:
@@ -183,13 +183,6 @@ def _no_sounds(folder: Path, others: dict[str, int]) -> str:
     if others:
         return f"{message}, only files with the extensions {', '.join(sorted(others))}: pass a folder of sound files"
     return f"{message}: pass a folder with WAV, FLAC, Ogg, MP3 or other sound files, also in sub-folders"
-
-
-def _labelled(name: str, caption: Caption) -> Caption:
-    """The caption with the name of the file's folder as its label, unless it has one."""
-    if caption.label or "/" not in name:
-        return caption
-    return Caption(caption.text, caption.source, label=name.split("/")[-2])
 
 
 @torch_defaults()
