@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import warnings
 from concurrent.futures import BrokenExecutor
 from pathlib import Path
 
@@ -296,6 +297,32 @@ def test_an_interrupted_evaluate_stage_goes_on(tmp_path, folder, monkeypatch, ca
     run(*arguments)
     assert seeds == [0, 1, 1]
     assert {file.name for file in (tmp_path / "judged").iterdir()} == {"evaluation.html", "evaluation.json"}
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_of_two_processes_the_first_one_prints(tmp_path, monkeypatch, capsys, rank):
+    def trained(*_, **__):
+        print("riffling on cpu")
+        warnings.warn("Grad strides do not match bucket view strides. This may …", stacklevel=1)
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt("stopped and saved after step 3 of 9")
+
+    monkeypatch.setenv("RANK", str(rank))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(dataset.Dataset, "load", lambda _: "clips")
+    monkeypatch.setattr(denoiser, "train", trained)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run("denoiser", "--folder", tmp_path)
+    printed = capsys.readouterr().out
+    assert [text in printed for text in ("riffling on cpu", "the model is in")] == [rank == 0] * 2
+    monkeypatch.setattr(denoiser, "train", interrupted)
+    with pytest.raises(SystemExit):
+        run("denoiser", "--folder", tmp_path)
+    assert ("stopped and saved" in capsys.readouterr().err) == (rank == 0)
+    with pytest.raises(SystemExit, match="the stage export runs in one process, not in 2: start it with python -m"):
+        run("export", "--to", tmp_path / "model")
 
 
 def test_another_solver_can_be_evaluated(monkeypatch):

@@ -224,6 +224,7 @@ def test_a_stop_request_to_one_of_two_processes_stops_both_and_saves(tmp_path):
     os.kill(int((tmp_path / "pid-1").read_text()), signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
     assert output.count("stopped and saved after step") >= 2, output
+    assert output.count("SIGTERM: stopping after this step") <= 1, output  # the launcher passes the signal on
     saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     assert saved["step"] == len(read_metrics(tmp_path)) > 0
 

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .config import DEVICES, AutoencoderConfig, ClassifierConfig, DecoderConfig, Settings, TrainConfig
+from .processes import is_first_process, n_processes, printed_once
 
 if TYPE_CHECKING:  # loading them takes seconds, and --help needs none
     from diffusers import AutoencoderTiny, StableDiffusionPipeline
@@ -87,9 +88,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run one stage; errors in what the user passed end it with one line."""
     options = _parser().parse_args(arguments)
     try:
-        _run(options)
+        with printed_once():
+            _run(options)
     except KeyboardInterrupt as interrupt:
-        print(str(interrupt) or "stopped; run the same command again to go on", file=sys.stderr)
+        if is_first_process():
+            print(str(interrupt) or "stopped; run the same command again to go on", file=sys.stderr)
         raise SystemExit(130) from interrupt
     except (OSError, ValueError, ImportError, FloatingPointError, BrokenExecutor) as error:
         raise SystemExit(f"{type(error).__name__}: {error}") from error
@@ -129,6 +132,10 @@ def _run(options: argparse.Namespace) -> None:
     if options.stage == "data" and options.source:
         config_class = CutConfig
     _check_options(options, own_options)
+    if n_processes() > 1 and options.stage not in SHARED_STAGES:
+        raise ValueError(
+            f"the stage {options.stage} runs in one process, not in {n_processes()}: start it with python -m"
+        )
     config = config_class.from_json(options.config) if options.config else config_class()
     config = config.override(options.set)
     if options.list:
@@ -349,6 +356,7 @@ STAGES: dict[str, tuple[Callable[[argparse.Namespace, Any], None], type[Settings
     "export": (_export, ExportConfig, ("to",)),
     "evaluate": (_evaluate, EvaluateConfig, ("model", "override", "to")),
 }
+SHARED_STAGES = ("autoencoder", "decoder", "classifier", "denoiser")  # several processes may share the work
 
 
 if __name__ == "__main__":

@@ -43,6 +43,7 @@ from .dataset import Dataset
 from .exporting import check_target, export, is_composed, settings_for
 from .loop import CHECKPOINT, Batch, Task, generators, is_main_process, new_accelerator, only_run_in, run_loop, seeded
 from .optimizers import MuonAdamW
+from .processes import printed_once
 from .progress import Snapshot
 from .text import WIDTH, label_embeddings, tokenize, train_text_encoder, train_tokenizer
 
@@ -366,6 +367,7 @@ def held_out_prompts(dataset: Dataset) -> tuple[str, ...]:
     return tuple(dataset.caption(i, rng, full=True) for i in chosen[:N_PROMPTS])
 
 
+@printed_once()
 def train(
     dataset: Dataset,
     folder: str | Path,

@@ -34,6 +34,7 @@ from ..models import keep_freed_memory
 from .checkpoints import FORMAT, HasState, load_checkpoint, restore, save_checkpoint, state_of
 from .config import LoopConfig
 from .optimizers import cosine_schedule, fastest_dtype, optimizer_step, set_learning_rate
+from .processes import printed_once
 from .progress import Monitor, Snapshot
 from .report import budget_text
 
@@ -135,7 +136,7 @@ def run_loop(task: Task, config: LoopConfig, folder: str | Path, *, accelerator:
     if accelerator.device.type == "cpu":
         keep_freed_memory()
     _check_batch(config, accelerator.num_processes)
-    with ExitStack() as stack:
+    with printed_once(), ExitStack() as stack:
         if accelerator.is_main_process:
             stack.enter_context(only_run_in(folder))
         stack.enter_context(random_state_kept())
