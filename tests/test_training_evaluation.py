@@ -340,6 +340,13 @@ def test_clips_are_kept_until_the_report_is_written(pipe, small_reference, tmp_p
     assert len(list((tmp_path / "evaluation_clips").iterdir())) == 10
 
 
+def test_a_file_in_place_of_the_folder_is_named_before_the_work(pipe, small_reference, plays_the_reference, tmp_path):
+    (tmp_path / "report").write_text("a file")
+    with pytest.raises(OSError, match="report"):
+        evaluation.evaluate(pipe, small_reference, folder=tmp_path / "report")
+    assert not plays_the_reference
+
+
 def test_a_kept_clip_belongs_to_all_that_decides_it(tmp_path):
     origin = {"weights_sha256": "a", "settings": {"guidance_scale": 1.5}, "device": "cpu", "dtype": "float32"}
     kept = KeptClips(tmp_path, origin)

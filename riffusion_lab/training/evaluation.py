@@ -138,6 +138,8 @@ def evaluate(
         If half, seed or number of clips is impossible, or the reference clips were judged by another classifier.
     """
     _check(n_clips, halves, seeds, batch_size)
+    if folder is not None:
+        Path(folder).mkdir(parents=True, exist_ok=True)  # before hours of work
     if isinstance(reference, (str, os.PathLike)):
         raise TypeError(f"reference is the path {str(reference)!r}: pass Dataset.load({str(reference)!r})")
     classifier = classifier or load_classifier()
