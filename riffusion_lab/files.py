@@ -1,12 +1,17 @@
-"""Reading and writing files: paths, bytes and open files; a written file appears whole or not at all."""
+"""Reading and writing files: paths, bytes and open files; a written file or folder appears whole or not at all."""
 
 from __future__ import annotations
 
 import io
 import os
+import shutil
 import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any, BinaryIO
+
+LOCK = ".lock"
 
 
 def write_whole(path: str | os.PathLike[str], data: bytes) -> None:
@@ -28,6 +33,80 @@ def write_whole(path: str | os.PathLike[str], data: bytes) -> None:
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Write a folder atomically: fill the temporary folder beside it that this gives; it is renamed at the end.
+
+    A folder that was there before is replaced, also its sub-folders. Files directly in it that the new one lacks, such
+    as a README.md, are kept. If writing fails, it stays as it was.
+
+    Parameters
+    ----------
+    path : path
+        Of the folder. Folders that it lies in are made. Where it is a link, what it links to is replaced.
+
+    Raises
+    ------
+    OSError
+        If it is a file, or cannot be written.
+    """
+    target = Path(path).resolve()
+    if target.exists() and not target.is_dir():
+        raise NotADirectoryError(f"{path} is a file: pass the path of a folder")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f".{target.name}.{uuid.uuid4().hex}.part")
+    try:
+        part.mkdir()
+        yield part
+        _replace_folder(target, part)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _replace_folder(target: Path, part: Path) -> None:
+    """Put a finished folder in the place of another one, if there is one. Both lie in the same folder."""
+    if not target.exists():
+        part.rename(target)
+        return
+    for file in target.iterdir():
+        if file.is_file() and not (part / file.name).exists():
+            shutil.copy2(file, part / file.name)
+    old = target.with_name(f"{part.name}.old")
+    target.rename(old)  # a folder that is not empty cannot be replaced in one step
+    try:
+        part.rename(target)
+    except OSError:
+        old.rename(target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def locked_folder(folder: Path, message: str) -> Iterator[None]:
+    """Keep other processes from working in a folder. The lock is released even if this one is killed.
+
+    Parameters
+    ----------
+    folder : Path
+        Gets a hidden file ``.lock``.
+    message : str
+        Of the error.
+
+    Raises
+    ------
+    OSError
+        If another process, or another thread of this one, holds the lock.
+    """
+    from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined] # missing in its __all__
+
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(WeakFileLock(folder / LOCK, timeout=0.1))
+        except TimeoutError as error:
+            raise OSError(message) from error
+        yield
 
 
 def existing_file(path: str | os.PathLike[str], kind: str) -> Path:

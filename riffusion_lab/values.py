@@ -98,6 +98,20 @@ def check_number(name: str, value: object, least: float = -math.inf, most: float
     return number
 
 
+def check_bool(name: str, value: object) -> bool:
+    """Return True or False; other values, such as the text "no", are refused, since most of them count as true.
+
+    Raises
+    ------
+    TypeError
+        If it is neither True nor False, of Python, NumPy or torch.
+    """
+    scalar = as_scalar(value)
+    if not isinstance(scalar, bool):
+        raise TypeError(f"{name} must be True or False, not {value!r}")
+    return scalar
+
+
 def check_finite(what: str, tensor: Tensor) -> None:
     """Refuse a computed tensor that contains NaN or infinity, which would become a black picture.
 

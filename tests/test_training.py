@@ -132,7 +132,7 @@ def test_a_missing_soundfont_is_named(tmp_path):
 def clips(tmp_path, monkeypatch):
     """Eight clips that need no synthesizer."""
     jobs = [("effect", name) for name in EFFECTS] * 2
-    monkeypatch.setattr(dataset, "plan", lambda _: jobs)
+    monkeypatch.setattr(dataset, "plan", lambda _=0: jobs)
     monkeypatch.setattr(dataset, "SHARD", 4)
     with ThreadPoolExecutor(1) as executor:
         dataset.Dataset.from_composer(tmp_path, executor)
@@ -140,10 +140,12 @@ def clips(tmp_path, monkeypatch):
 
 
 def test_dataset_is_written_in_shards_and_taken_up_again(clips):
-    files = sorted(clips.glob("*"))
+    files = sorted(clips.glob("[fp]*-*"))
     assert [f.name for f in files] == ["facts-0000.json", "facts-0001.json", "pixels-0000.npy", "pixels-0001.npy"]
     before = {f: f.stat().st_mtime_ns for f in files}
     files[1].unlink()
+    with pytest.raises(FileNotFoundError, match=r"not complete: 4 of 8 clips are composed.*data --set seed=0"):
+        dataset.Dataset.load(clips)
     with ThreadPoolExecutor(1) as executor:
         dataset.Dataset.from_composer(clips, executor)
     changed = {f.name for f in files if f.stat().st_mtime_ns != before[f]}
@@ -161,6 +163,46 @@ def test_another_seed_makes_other_clips(clips, tmp_path):
     first, other = dataset.Dataset.load(clips), dataset.Dataset.load(tmp_path / "other")
     assert [fact["seed"] for fact in first.facts + other.facts] == list(range(16))
     assert not any((first.picture(i) == other.picture(i)).all() for i in range(8))
+
+
+def test_an_unfinished_data_set_of_an_earlier_version_is_told_by_its_first_clips(clips, monkeypatch):
+    """It has no plan; one that was finished by another plan is complete."""
+    (clips / "plan.json").unlink()
+    assert len(dataset.Dataset.load(clips)) == 8
+    (clips / "facts-0001.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"not complete: 4 of 8 clips are composed.*seed=0\)"):
+        dataset.Dataset.load(clips)
+    monkeypatch.setattr(dataset, "plan", lambda _=0: [("effect", "clock")] * 100)
+    assert len(dataset.Dataset.load(clips)) == 4
+
+
+def test_an_interrupted_composer_leaves_a_data_set_that_says_how_to_go_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(dataset, "plan", lambda _=0: [("effect", name) for name in EFFECTS] * 2)
+    monkeypatch.setattr(dataset, "SHARD", 4)
+    make_shard, made = dataset.make_shard, []
+
+    def interrupted(jobs, first_seed):
+        made.append(first_seed)
+        if len(made) == 2:
+            raise KeyboardInterrupt
+        return make_shard(jobs, first_seed)
+
+    monkeypatch.setattr(dataset, "make_shard", interrupted)
+    with ThreadPoolExecutor(1) as executor, pytest.raises(KeyboardInterrupt):
+        dataset.Dataset.from_composer(tmp_path, executor, seed=3)
+    with pytest.raises(FileNotFoundError, match=r"4 of 8 clips are composed.*--set seed=3.*from_composer\(.*seed=3\)"):
+        dataset.Dataset.load(tmp_path)
+    with ThreadPoolExecutor(1) as executor:
+        assert len(dataset.Dataset.from_composer(tmp_path, executor, seed=3)) == 8
+    assert made == [24, 28, 28]
+
+
+def test_two_composers_in_one_folder_are_refused(clips):
+    from riffusion_lab.files import locked_folder
+
+    with locked_folder(clips, "locked"), ThreadPoolExecutor(1) as executor:
+        with pytest.raises(OSError, match="another process is making the data set in .*use another folder"):
+            dataset.Dataset.from_composer(clips, executor)
 
 
 def test_no_dataset_is_said(tmp_path):

@@ -1,15 +1,19 @@
 """Settings and the command line: what is wrong is named before anything is made."""
 
+import dataclasses
 import json
 import re
+import shutil
 import subprocess
 import sys
+import warnings
 from concurrent.futures import BrokenExecutor
 from pathlib import Path
 
 import pytest
 
 from memory_dataset import composed
+from riffusion_lab import models
 from riffusion_lab.training import __main__ as command
 from riffusion_lab.training import dataset, denoiser, evaluation
 from riffusion_lab.training.config import (
@@ -57,7 +61,13 @@ def test_settings_are_changed_by_name_and_value():
         ({"steps": -1}, "steps must be at least 0, not -1"),
         ({"batch_size": 0}, "batch_size must be at least 1, not 0"),
         ({"learning_rate": "fast"}, "learning_rate must be float, not 'fast'"),
-        ({"learning_rate": float("nan")}, "learning_rate must be float, not nan"),
+        ({"learning_rate": float("nan")}, "learning_rate must be finite, not nan"),
+        ({"learning_rate": float("inf")}, "learning_rate must be finite, not inf"),
+        ({"minutes": float("inf")}, "minutes must be finite, not inf"),
+        ({"minutes": 10**400}, "minutes must be finite, not 1000"),
+        ({"weight_decay": float("-inf")}, "weight_decay must be finite, not -inf"),
+        ({"kind_weights": {"solo": float("inf")}}, "kind_weights must be finite, not {'solo': inf}"),
+        ({"seed": 2**63}, "seed must be at most 9223372036854775807, not 9223372036854775808"),
         ({"minutes": 0}, "minutes must be positive, not 0"),
         ({"precision": "int8"}, "precision must be one of fastest, fp32, bf16, fp16, not 'int8'"),
         ({"device": "tpu"}, "device must be one of auto, cpu, cuda, not 'tpu'"),
@@ -73,6 +83,18 @@ def test_settings_are_changed_by_name_and_value():
 def test_wrong_settings_are_named(settings, message):
     with pytest.raises(ValueError, match=message):
         TrainConfig.from_dict(settings)
+
+
+def test_no_setting_of_any_stage_may_be_infinite():
+    config_classes = (*CONFIGS, command.CutConfig, command.EvaluateConfig)
+    n_settings = 0
+    for config_class in config_classes:
+        for each in dataclasses.fields(config_class):
+            if isinstance(each.default, float):
+                n_settings += 1
+                with pytest.raises(ValueError, match=f"{each.name} must be finite, not inf"):
+                    config_class().override([f"{each.name}=Infinity"])
+    assert n_settings > 50
 
 
 def test_a_wrong_crop_is_named():
@@ -101,6 +123,8 @@ def run(*arguments: str) -> None:
     [
         (["denoiser", "--set", "stepps=3"], "ValueError: there is no setting stepps; TrainConfig has steps"),
         (["autoencoder", "--set", "caption_dropout=0"], "there is no setting caption_dropout; AutoencoderConfig has"),
+        (["data", "--set", "seed=-1"], "seed must be at least 0, not -1"),
+        (["data", "--from", "x", "--set", "on_beat=no"], "on_beat must be bool, not 'no'"),
         (["data", "--set", "hop_s=2"], "there is no setting hop_s; ComposeConfig has seed"),
         (["denoiser", "--set", "steps"], "'steps' does not set anything: write name=value"),
         (["denoiser", "--config", "nowhere.json"], "FileNotFoundError.*nowhere.json"),
@@ -133,6 +157,28 @@ def test_the_decoder_needs_an_autoencoder(tmp_path, monkeypatch):
     monkeypatch.setattr(dataset.Dataset, "load", lambda _: composed())
     with pytest.raises(SystemExit, match="there is no autoencoder in .*run the stage autoencoder first"):
         run("decoder", "--folder", tmp_path)
+
+
+def test_a_classifier_is_not_measured_where_no_clip_is_held_out(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(dataset.Dataset, "load", lambda _: composed(n_held_out=0))
+    run("classifier", "--folder", tmp_path, "--set", "steps=0", "--set", "sample_every=0")
+    assert "classifier: not measured, since no clip is held out" in capsys.readouterr().out
+
+
+def test_the_export_stage_replaces_a_model_only_when_asked(tmp_path, folder):
+    run_folder = tmp_path / "data"
+    shutil.copytree(folder, run_folder / "denoiser" / "model")
+    (run_folder / "classifier").mkdir()
+    (run_folder / "classifier" / "classifier.safetensors").write_bytes(b"the judge")
+    to = tmp_path / "my-model"
+    run("export", "--folder", run_folder, "--to", to)
+    assert (to / "model_index.json").exists() and (to / "classifier.safetensors").read_bytes() == b"the judge"
+    before = {file: file.stat().st_mtime_ns for file in to.rglob("*")}
+    with pytest.raises(SystemExit, match=r"my-model holds a model: .* overwrite=true"):
+        run("export", "--folder", run_folder, "--to", to)
+    assert {file: file.stat().st_mtime_ns for file in to.rglob("*")} == before
+    run("export", "--folder", run_folder, "--to", to, "--set", "overwrite=true")
+    assert (to / "model_index.json").stat().st_mtime_ns != before[to / "model_index.json"]
 
 
 def test_the_denoiser_stage_trains_with_the_settings_of_file_and_options(tmp_path, monkeypatch):
@@ -212,6 +258,71 @@ def test_other_settings_can_be_evaluated(monkeypatch):
     asked["scheduler"].set_timesteps(12)
     assert asked["scheduler"].sigmas[0] == pytest.approx(80)
     assert "num_inference_steps" not in asked
+
+
+def test_a_model_is_evaluated_on_cuda_where_there_is_one(monkeypatch):
+    devices = []
+
+    def load(_model, *, device):
+        devices.append(device)
+        raise OSError("no model")
+
+    monkeypatch.setattr(models, "load_pipeline", load)
+    for has_cuda, setting in ((False, "auto"), (True, "auto"), (True, "cpu")):
+        monkeypatch.setattr("torch.cuda.is_available", lambda has_cuda=has_cuda: has_cuda)
+        with pytest.raises(SystemExit, match="no model"):
+            run("evaluate", "--model", "riffling", "--set", f"device={setting}")
+    assert devices == ["cpu", "cuda", "cpu"]
+    with pytest.raises(SystemExit, match="device must be one of auto, cpu, cuda, not 'tpu'"):
+        run("evaluate", "--set", "device=tpu")
+
+
+def test_an_interrupted_evaluate_stage_goes_on(tmp_path, folder, monkeypatch, capsys):
+    """With the files of the stage itself: the same command takes the kept clips up."""
+    settings = ("--set", "n_clips=2", "--set", "batch_size=1", "--override", '{"num_inference_steps": 1}')
+    arguments = ("evaluate", "--folder", tmp_path, "--model", folder, "--to", tmp_path / "judged", *settings)
+    generate, seeds = evaluation.text_to_audio, []
+
+    def interrupted(pipe, prompts, *, seed, **options):
+        seeds.extend(seed)
+        if len(seeds) == 2:
+            raise KeyboardInterrupt
+        return generate(pipe, prompts, seed=seed, **options)
+
+    monkeypatch.setattr(evaluation, "text_to_audio", interrupted)
+    with pytest.raises(SystemExit):
+        run(*arguments)
+    assert "run the same command again to go on" in capsys.readouterr().err
+    assert len(list((tmp_path / "judged" / "evaluation_clips").iterdir())) == 1
+    run(*arguments)
+    assert seeds == [0, 1, 1]
+    assert {file.name for file in (tmp_path / "judged").iterdir()} == {"evaluation.html", "evaluation.json"}
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_of_two_processes_the_first_one_prints(tmp_path, monkeypatch, capsys, rank):
+    def trained(*_, **__):
+        print("riffling on cpu")
+        warnings.warn("Grad strides do not match bucket view strides. This may …", stacklevel=1)
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt("stopped and saved after step 3 of 9")
+
+    monkeypatch.setenv("RANK", str(rank))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(dataset.Dataset, "load", lambda _: "clips")
+    monkeypatch.setattr(denoiser, "train", trained)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run("denoiser", "--folder", tmp_path)
+    printed = capsys.readouterr().out
+    assert [text in printed for text in ("riffling on cpu", "the model is in")] == [rank == 0] * 2
+    monkeypatch.setattr(denoiser, "train", interrupted)
+    with pytest.raises(SystemExit):
+        run("denoiser", "--folder", tmp_path)
+    assert ("stopped and saved" in capsys.readouterr().err) == (rank == 0)
+    with pytest.raises(SystemExit, match="the stage export runs in one process, not in 2: start it with python -m"):
+        run("export", "--to", tmp_path / "model")
 
 
 def test_another_solver_can_be_evaluated(monkeypatch):

@@ -4,7 +4,11 @@ import json
 import os
 import pickle
 import shutil
+import subprocess
+import sys
+import threading
 import time
+import warnings
 import weakref
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from functools import cache as cached
@@ -426,6 +430,41 @@ def test_captions_come_from_the_first_place_that_has_one(tmp_path, cache):
 
 
 @pytest.mark.parametrize(
+    "name, source, text, expected",
+    [
+        ("Deep_House/kick 1.wav", "name", "kick", "Deep House, kick"),
+        ("a/techno/loop.wav", "name", "a", "techno, a"),
+        ("techno/Techno-Kick.wav", "name", "Techno-Kick", "Techno-Kick"),
+        ("hip_hop/hip-hop beat.wav", "name", "hip-hop beat", "hip-hop beat"),
+        ("pop/popcorn.wav", "name", "popcorn", "pop, popcorn"),
+        ("techno/001.wav", "name", "techno", "techno"),
+        ("03/kick.wav", "name", "kick", "kick"),
+        ("kick.wav", "name", "kick", "kick"),
+        ("techno/kick.wav", "tags", "Warm pad", "Warm pad"),
+        ("techno/kick.wav", ".txt", "a drum", "a drum"),
+        ("techno/kick.wav", "captions.jsonl", "a drum", "a drum"),
+    ],
+)
+def test_a_label_from_the_folder_is_a_caption_word_where_only_the_name_is_known(name, source, text, expected):
+    caption = caption_files.label_by_folder(name, caption_files.Caption(text, source))
+    assert caption.text == expected and caption.names_folder == (expected != text)
+    assert caption.label == (name.split("/")[-2] if "/" in name else None)
+    listed = caption_files.Caption(text, source, label="club")
+    assert caption_files.label_by_folder(name, listed) == listed
+
+
+def test_labels_in_captions_are_in_the_summary(tmp_path, cache):
+    for number, name in enumerate(("techno/kick", "techno/techno beat", "harp")):
+        write(tmp_path / "sounds" / f"{name}.wav", noises(1, number))
+    data = Dataset.from_folder(tmp_path / "sounds", cache, label_from_folder=True)
+    assert {fact["caption"] for fact in data.facts} == {"techno, kick", "techno beat", "harp"}
+    assert "which is the label, was added to the captions of 1 file(s)" in data.summary()
+    plain = Dataset.from_folder(tmp_path / "sounds", cache)
+    assert {fact["caption"] for fact in plain.facts} == {"kick", "techno beat", "harp"}
+    assert "which is the label" not in plain.summary()
+
+
+@pytest.mark.parametrize(
     "name, words",
     [
         ("01 - Slow Piano.wav", "Slow Piano"),
@@ -533,10 +572,68 @@ def test_a_single_file_is_split_by_time(tmp_path, cache):
     assert len(held_out) >= 1 and len(training) >= 5
     assert end <= min(data.facts[i]["start_s"] for i in held_out) + 1e-3
     assert "single file" in data.summary()
-    # With a second file, what was trained on stays so
-    write(tmp_path / "sounds" / "b.wav", noises(1, 1))
-    again = Dataset.from_folder(tmp_path / "sounds", cache, hop_s=2.56)
-    assert {again.facts[i]["source"] for i in again.split()[1]} == {"b.wav"}
+    # With other files each clip stays in its part; also where an earlier version made the data set
+    before = parts_of_clips(data)
+    for number, name in enumerate("bcd"):
+        write(tmp_path / "sounds" / f"{name}.wav", noises(1, 1 + number))
+        if name == "d":
+            index = json.loads((cache / "clips.json").read_text())
+            assert index.pop("held_out_from_s") == {"a.wav": min(data.facts[i]["start_s"] for i in held_out)}
+            (cache / "clips.json").write_text(json.dumps(index))
+        again = Dataset.from_folder(tmp_path / "sounds", cache, hop_s=2.56)
+        assert before.items() <= parts_of_clips(again).items()
+        assert "a.wav was once the only file: its last clips stay held out" in again.summary()
+    # When it is alone again, too
+    for name in "bcd":
+        (tmp_path / "sounds" / f"{name}.wav").unlink()
+    assert parts_of_clips(Dataset.from_folder(tmp_path / "sounds", cache, hop_s=2.56)) == before
+
+
+def parts_of_clips(data: Dataset) -> dict[tuple[str, float], str | None]:
+    """File and time of each clip → its part."""
+    return {(fact["source"], fact["start_s"]): fact["split"] for fact in data.facts}
+
+
+def entry(name: str, n_clips: int, hop_s: float = CLIP_S) -> clip_cache.Entry:
+    return clip_cache.Entry(name, name, [{"start_s": hop_s * i} for i in range(n_clips)])
+
+
+@pytest.mark.parametrize("first", ["song 0.mp3", "a.wav", "live.flac"])
+def test_shares_stay_near_eight_percent_while_a_data_set_grows_from_one_file(first):
+    """Files are held out by chance: of n files 8 %, give or take sqrt(0.08 * 0.92 / n), here three times that."""
+    entries = [entry(first, 200)]
+    split, parts = clip_cache.split_entries(entries, clip_cache.Split())
+    assert parts == ["train"] * 184 + ["test"] * 16
+    stays = parts
+    for number in range(400):
+        entries.append(entry(f"{number}.wav", 20))
+        if number in (0, 1, 9, 99, 399):
+            split, parts = clip_cache.split_entries(entries, split)
+            assert parts[:200] == stays
+            share = parts.count("test") / len(parts)
+            if number >= 99:
+                assert abs(share - 0.08) < 3 * np.sqrt(0.08 * 0.92 / (number + 1))
+
+
+def test_a_file_that_is_left_alone_is_split_by_time_with_a_warning():
+    entries = [entry("a.wav", 10), entry("b.wav", 10)]
+    split, _ = clip_cache.split_entries(entries, clip_cache.Split())
+    for kept in entries:
+        with pytest.warns(UserWarning, match=f"{kept.name} is the only file that is left.*whatever they were before"):
+            _, parts = clip_cache.split_entries([kept], split)
+        assert parts == ["train"] * 9 + ["test"]
+
+
+def test_a_single_file_that_grows_keeps_its_parts_and_one_that_shrinks_says_so():
+    split, parts = clip_cache.split_entries([entry("a.wav", 25)], clip_cache.Split())
+    assert parts == ["train"] * 23 + ["test"] * 2
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        grown, parts = clip_cache.split_entries([entry("a.wav", 40)], split)
+    assert parts == ["train"] * 23 + ["test"] * 17 and grown == split
+    with pytest.warns(UserWarning, match="a.wav is the only file that is left of the data set, or has changed"):
+        _, parts = clip_cache.split_entries([entry("a.wav", 12)], split)
+    assert parts == ["train"] * 11 + ["test"]
 
 
 def test_too_few_clips(tmp_path, cache):
@@ -621,11 +718,84 @@ def test_a_cache_belongs_to_one_data_set(folder, cache, tmp_path):
         Dataset.from_composer(cache, executor)
 
 
-@pytest.mark.parametrize("options", [{"hop_s": 0}, {"hop_s": "1"}, {"silence_db": 3}, {"max_similarity": 2}])
+def test_two_calls_at_once_in_one_cache_are_refused(folder, cache, monkeypatch):
+    """Each would delete what the other is writing."""
+    begun, may_end = threading.Event(), threading.Event()
+    whole = sound_folder.cut_file
+
+    def slow(*arguments, **options):
+        begun.set()
+        assert may_end.wait(60)
+        return whole(*arguments, **options)
+
+    monkeypatch.setattr(sound_folder, "cut_file", slow)
+    with ThreadPoolExecutor(1) as executor:
+        first = executor.submit(Dataset.from_folder, folder, cache)
+        assert begun.wait(60)
+        parts = list((cache / "entries").glob("*.part"))
+        for options in ({}, {"hop_s": 2.0}):
+            with pytest.raises(OSError, match="another process is making the data set in .*cache'.*another folder"):
+                Dataset.from_folder(folder, cache, **options)
+        with pytest.raises((OSError, ValueError), match="another process is making|made from files"):
+            Dataset.from_composer(cache, executor)
+        assert list((cache / "entries").glob("*.part")) == parts and len(parts) == 1
+        may_end.set()
+        assert len(first.result()) == 6
+    assert len(Dataset.from_folder(folder, cache)) == 6  # the lock is gone
+
+
+@pytest.mark.slow
+def test_two_processes_in_one_cache_are_refused_and_a_killed_one_locks_nothing(folder, cache):
+    code = "import sys, time; from pathlib import Path; from riffusion_lab.training import clip_cache\n"
+    code += "with clip_cache.open_cache(Path(sys.argv[1]), {}):\n    print('open', flush=True); time.sleep(600)"
+    command = [sys.executable, "-c", code, str(cache)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "open\n"
+        with pytest.raises(OSError, match="another process is making the data set"):
+            Dataset.from_folder(folder, cache)
+        process.kill()
+    (cache / "settings.json").unlink()  # killed before it was written
+    assert len(Dataset.from_folder(folder, cache)) == 6
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"hop_s": 0},
+        {"hop_s": "1"},
+        {"hop_s": np.inf},
+        {"hop_s": True},
+        {"silence_db": 3},
+        {"silence_db": -np.inf},
+        {"max_similarity": 2},
+        {"max_similarity": np.nan},
+        {"on_beat": "no"},
+        {"label_from_folder": "no"},
+        {"strict": "no"},
+        {"strict": 1},
+        {"executor": 4},
+    ],
+)
 def test_options_out_of_range(folder, cache, options):
-    with pytest.raises((ValueError, TypeError), match=next(iter(options))):
+    name, value = next(iter(options.items()))
+    with pytest.raises((ValueError, TypeError), match=f"{name} must be .*{value}"):
         Dataset.from_folder(folder, cache, **options)
+    if name in ("max_similarity", "strict", "executor"):
+        with pytest.raises((ValueError, TypeError), match=f"{name} must be .*{value}"):
+            Dataset.from_images(folder, cache, **options)
     assert not cache.exists()  # before any work
+
+
+def test_flags_of_numpy_are_flags(folder, cache):
+    Dataset.from_folder(folder, cache, on_beat=np.False_, strict=np.True_)
+    assert json.loads((cache / "settings.json").read_text())["on_beat"] is False
+
+
+@pytest.mark.parametrize("seed", [-1, "0", 1.5])
+def test_a_wrong_seed_of_the_composer_is_named(tmp_path, seed):
+    with pytest.raises((ValueError, TypeError), match=f"seed must be .*{seed}"), ThreadPoolExecutor(1) as executor:
+        Dataset.from_composer(tmp_path / "clips", executor, seed=seed)
+    assert not (tmp_path / "clips").exists()
 
 
 def test_the_cache_cannot_be_the_folder_itself(folder):
@@ -796,7 +966,7 @@ def test_composed_clips_do_not_pile_up_in_memory(tmp_path, monkeypatch):
         def submit(self, function, *arguments):
             return SimpleNamespace(result=cached(lambda: function(*arguments)), cancel=lambda: None)
 
-    monkeypatch.setattr(dataset, "plan", lambda _: [("effect", "rain")] * 4)
+    monkeypatch.setattr(dataset, "plan", lambda _=0: [("effect", "rain")] * 4)
     monkeypatch.setattr(dataset, "SHARD", 1)
     monkeypatch.setattr(dataset, "make_shard", make_shard)
     monkeypatch.setattr(clip_cache, "save_array", lambda *_: alive.append(sum(ref() is not None for ref in made)))
@@ -811,7 +981,7 @@ def test_the_composer_keeps_its_captions_split_and_bars(tmp_path, monkeypatch):
         {"kind": "solo", "label": "piano", "bpm": 94, "metre": 4, "mode": "minor"},
         {"kind": "solo", "label": "harp", "bpm": 70, "metre": 3},
     ]
-    monkeypatch.setattr(dataset, "plan", lambda _: [("effect", "rain")] * 3)
+    monkeypatch.setattr(dataset, "plan", lambda _=0: [("effect", "rain")] * 3)
     monkeypatch.setattr(
         dataset,
         "make_shard",

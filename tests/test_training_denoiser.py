@@ -9,12 +9,13 @@ import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline
 
 import riffusion_lab.training
-from memory_dataset import composed, recorded
+from memory_dataset import MemoryDataset, composed, recorded
 from riffusion_lab import load_pipeline, text_to_audio, vocabulary
 from riffusion_lab.models import model_settings
-from riffusion_lab.training import denoiser, text
+from riffusion_lab.training import denoiser, exporting, text
 from riffusion_lab.training.config import TrainConfig
 from riffusion_lab.training.exporting import export
+from riffusion_lab.training.loop import only_run_in
 from riffusion_lab.training.progress import read_metrics, read_snapshots
 from tiny import tiny_pipeline
 
@@ -129,6 +130,43 @@ def test_training_starts_from_a_model_and_leaves_it_as_it_was(tmp_path):
     assert all(torch.equal(p, q) for p, q in zip(weights(pipe), before, strict=True))
 
 
+def content(folder) -> dict[str, bytes]:
+    return {str(file): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+@pytest.mark.slow
+def test_a_folder_of_another_run_is_refused_before_anything_is_overwritten(whole):
+    _, folder = whole
+    before = content(folder)
+    assert any(name.endswith("latents.npy") for name in before)
+    loops = composed()
+    other = MemoryDataset(loops.array, [{**fact, "seed": fact["seed"] + 9} for fact in loops.facts])
+    for dataset, changed, message in (
+        (recorded(), [], "was trained on other data"),
+        (other, [], "was trained on other data"),
+        (composed(n_held_out=2), ["text_steps=3"], "text_steps is 3 but was 2"),
+        (composed(n_held_out=2), ["learning_rate=0.5"], "learning_rate is 0.5"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            denoiser.train(dataset, folder, CONFIG.override(changed))
+        assert content(folder) == before
+    vae = load_pipeline(device="cpu").vae
+    with torch.no_grad():
+        vae.encoder.layers[0].weight.add_(0.1)
+    with pytest.raises(ValueError, match="was trained on other data or from another model"):
+        denoiser.train(loops, folder, CONFIG, vae=vae)
+    assert content(folder) == before
+
+
+@pytest.mark.slow
+def test_latents_of_a_run_that_goes_on_elsewhere_are_not_overwritten(tmp_path):
+    """Even before its first checkpoint."""
+    (tmp_path / "latents.npy").write_bytes(b"of the other run")
+    with only_run_in(tmp_path), pytest.raises(OSError, match="another process is training in"):
+        denoiser.train(recorded(), tmp_path, CONFIG)
+    assert (tmp_path / "latents.npy").read_bytes() == b"of the other run"
+
+
 def task(data=None, **settings) -> denoiser.DenoiserTask:
     config = CONFIG.override([f"{name}={value}" for name, value in settings.items()])
     pipe = load_pipeline(device="cpu")
@@ -173,6 +211,16 @@ def test_snapshots_keep_no_features_of_the_network():
     assert not trained.network.features
     batch = trained.draw_batch(*denoiser.generators(0, "denoiser", 0))
     assert torch.isfinite(trained.loss(trained.network, batch)["position"])
+
+
+@pytest.mark.parametrize(
+    ("n_held_out", "measured_on"), [(2, "2 held-out clips"), (0, "8 clips to train on, since none is held out")]
+)
+def test_a_snapshot_says_what_was_measured(monkeypatch, n_held_out, measured_on):
+    monkeypatch.setattr(denoiser.DenoiserTask, "_clips", lambda _: [])
+    monkeypatch.setattr(denoiser, "NOISE_LEVELS", (500,))
+    snapshot = task(composed(n_held_out)).snapshot()
+    assert snapshot.measured_on == measured_on and snapshot.noise_loss[500] > 0
 
 
 def test_prompts_of_the_snapshots_are_of_different_labels():
@@ -235,6 +283,61 @@ def test_a_model_is_exported_with_its_own_settings_and_left_as_it_is(pipe, tmp_p
     assert model_settings(small) == model_settings(pipe) and small.dtype == pipe.dtype == torch.float32
     name = "conv_in.weight"
     assert torch.equal(small.unet.state_dict()[name], pipe.unet.state_dict()[name].half().float())
+
+
+def test_a_folder_that_is_not_empty_is_kept(pipe, tmp_path):
+    (tmp_path / "tune.wav").write_bytes(b"a tune")
+    export(pipe, tmp_path / "model")
+    before = content(tmp_path)
+    for folder, overwrite, message in (
+        (tmp_path, False, "holds other files: choose a new or an empty folder"),
+        (tmp_path, True, "holds other files"),
+        (tmp_path / "model", False, "model holds a model: choose another folder, or set overwrite=true"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            export(pipe, folder, overwrite=overwrite)
+    with pytest.raises(NotADirectoryError, match="tune.wav is a file"):
+        export(pipe, tmp_path / "tune.wav")
+    with pytest.raises(TypeError, match="overwrite must be True or False, not 'no'"):
+        export(pipe, tmp_path / "model", overwrite="no")
+    assert content(tmp_path) == before
+
+
+def test_a_model_is_replaced_when_asked_with_what_lies_beside_it_kept(pipe, tmp_path):
+    folder = tmp_path / "model"
+    export(pipe, folder, dtype=torch.float32)
+    (folder / "README.md").write_text("about")
+    (folder / "unet" / "diffusion_pytorch_model.fp16.safetensors").write_bytes(b"of another training")
+    size = (folder / "unet" / "diffusion_pytorch_model.safetensors").stat().st_size
+    export(pipe, folder, overwrite=True)
+    assert (folder / "unet" / "diffusion_pytorch_model.safetensors").stat().st_size < 0.6 * size
+    assert not (folder / "unet" / "diffusion_pytorch_model.fp16.safetensors").exists()
+    assert (folder / "README.md").read_text() == "about"
+    assert [file.name for file in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("is_there", [False, True])
+def test_an_export_that_breaks_off_leaves_what_was_there(pipe, tmp_path, monkeypatch, is_there):
+    if is_there:
+        export(pipe, tmp_path / "model")
+    before = content(tmp_path)
+
+    def broken(*_):
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(exporting, "_without_defaults", broken)  # when all weights are written
+    with pytest.raises(OSError, match="disk is full"):
+        export(pipe, tmp_path / "model", overwrite=True)
+    assert content(tmp_path) == before
+    assert [file.name for file in tmp_path.iterdir()] == ["model"] * is_there
+
+
+def test_an_empty_folder_and_a_link_to_one_take_a_model(pipe, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
+    export(pipe, tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert load_pipeline(tmp_path / "empty", device="cpu").dtype == torch.float32
 
 
 def test_the_package_offers_its_names_lazily():

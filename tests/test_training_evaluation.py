@@ -20,6 +20,7 @@ from riffusion_lab.training.classifier import (
     load_classifier,
 )
 from riffusion_lab.training.evaluation_page import confusion_matrix, save_report
+from riffusion_lab.training.kept_clips import KeptClips
 from riffusion_lab.training.targets import IGNORED
 from riffusion_lab.training.vocabulary import CLASSES, CLIP_SECONDS
 from tiny import tiny_pipeline
@@ -290,6 +291,87 @@ def test_any_autoencoder_is_measured(kind):
     assert np.isfinite(report["autoencoder"]["psnr"])
 
 
+def interrupt_after(n_batches, monkeypatch):
+    """Press Ctrl-C in the middle of a batch."""
+    generate, n_generated = evaluation.text_to_audio, 0
+
+    def interrupted(*arguments, **options):
+        nonlocal n_generated
+        if n_generated == n_batches:
+            raise KeyboardInterrupt
+        n_generated += 1
+        return generate(*arguments, **options)
+
+    monkeypatch.setattr(evaluation, "text_to_audio", interrupted)
+
+
+def test_an_interrupted_evaluation_goes_on_with_the_clips_that_are_missing(
+    pipe, small_reference, plays_the_reference, tmp_path, monkeypatch
+):
+    whole = evaluation.evaluate(pipe, small_reference, seeds=(0, 1))
+    n_asked = len(plays_the_reference)
+    assert n_asked == 6  # two runs of ten clips, four at a time
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupt_after(4, patch)
+        evaluation.evaluate(pipe, small_reference, seeds=(0, 1), folder=tmp_path)
+    kept = sorted((tmp_path / "evaluation_clips").iterdir())
+    assert len(kept) == 14 and {file.suffix for file in kept} == {".png"}
+    kept[0].write_bytes(kept[0].read_bytes()[:300])  # a power cut
+    del plays_the_reference[:]
+    again = evaluation.evaluate(pipe, small_reference, seeds=(0, 1), folder=tmp_path)
+    assert again == whole
+    assert len(plays_the_reference) == 3  # of six: two that were missing, and the one with the torn clip
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["evaluation.html", "evaluation.json"]
+    assert json.loads((tmp_path / "evaluation.json").read_text(encoding="utf-8")) == whole
+    assert "generated on cpu in float32." in (tmp_path / "evaluation.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.usefixtures("plays_the_reference")
+def test_clips_are_kept_until_the_report_is_written(pipe, small_reference, tmp_path, monkeypatch):
+    def broken(*_):
+        raise OSError("the disk is full")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="disk is full"):
+        patch.setattr(evaluation, "save_report", broken)
+        evaluation.evaluate(pipe, small_reference, folder=tmp_path)
+    assert len(list((tmp_path / "evaluation_clips").iterdir())) == 10
+    # Those of other settings are not taken for these, and stay
+    evaluation.evaluate(pipe, small_reference, folder=tmp_path, guidance_scale=2.0)
+    assert len(list((tmp_path / "evaluation_clips").iterdir())) == 10
+
+
+def test_a_file_in_place_of_the_folder_is_named_before_the_work(pipe, small_reference, plays_the_reference, tmp_path):
+    (tmp_path / "report").write_text("a file")
+    with pytest.raises(OSError, match="report"):
+        evaluation.evaluate(pipe, small_reference, folder=tmp_path / "report")
+    assert not plays_the_reference
+
+
+def test_a_kept_clip_belongs_to_all_that_decides_it(tmp_path):
+    origin = {"weights_sha256": "a", "settings": {"guidance_scale": 1.5}, "device": "cpu", "dtype": "float32"}
+    kept = KeptClips(tmp_path, origin)
+    picture = Image.fromarray(np.arange(512, dtype=np.uint16).astype(np.uint8)[None].repeat(512, axis=0))
+    kept.write("rain", 3, picture.convert("RGB"))
+    assert kept.read("rain", 3).tobytes() == picture.convert("RGB").tobytes()
+    assert KeptClips(tmp_path, dict(reversed(origin.items()))).read("rain", 3) is not None
+    assert kept.read("rain", 4) is None and kept.read("waves", 3) is None
+    for name in origin:
+        assert KeptClips(tmp_path, origin | {name: "other"}).read("rain", 3) is None
+    assert KeptClips(tmp_path, origin | {"settings": {"guidance_scale": 1.6}}).read("rain", 3) is None
+    KeptClips(tmp_path, origin).remove()  # it has neither read nor written any
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.slow
+def test_a_model_s_own_clips_are_the_same_after_an_interruption(pipe, small_reference, tmp_path, monkeypatch):
+    options = {"n_clips": 4, "batch_size": 2, "num_inference_steps": 1}
+    whole = evaluation.evaluate(pipe, small_reference, **options)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupt_after(1, patch)
+        evaluation.evaluate(pipe, small_reference, folder=tmp_path, **options)
+    assert evaluation.evaluate(pipe, small_reference, folder=tmp_path, **options) == whole
+
+
 def test_a_path_is_no_reference(pipe):
     with pytest.raises(TypeError, match=r"reference is the path 'clips': pass Dataset\.load\('clips'\)"):
         evaluation.evaluate(pipe, "clips")
@@ -338,8 +420,10 @@ def test_one_s_own_labels_need_one_s_own_classifier(pipe, small_reference):
         ({"halves": ()}, "halves must be"),
         ({"seeds": (-1,)}, "seeds must be numbers from 0 on"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"batch_size": 2.5}, "batch_size must be a whole number, not 2.5"),
+        ({"n_clips": float("inf")}, "n_clips must be a whole number, not inf"),
     ],
 )
 def test_what_cannot_be_evaluated(options, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         evaluation.evaluate(None, **options)

@@ -224,6 +224,7 @@ def test_a_stop_request_to_one_of_two_processes_stops_both_and_saves(tmp_path):
     os.kill(int((tmp_path / "pid-1").read_text()), signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
     assert output.count("stopped and saved after step") >= 2, output
+    assert output.count("SIGTERM: stopping after this step") <= 1, output  # the launcher passes the signal on
     saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     assert saved["step"] == len(read_metrics(tmp_path)) > 0
 
@@ -238,9 +239,8 @@ def test_what_a_checkpoint_restores_is_moved_to_the_device_afterwards(tmp_path, 
     assert events == ["restored", "moved"]  # a checkpoint's tensors are on the CPU
 
 
-def test_interrupt_in_a_notebook_or_terminal(tmp_path, monkeypatch):
-    interrupted = CONFIG.override(["steps=50"])
-    draw = ToyTask.draw_batch
+def pressing(draw):
+    """A task's `draw_batch` during whose first call someone presses Ctrl-C."""
 
     def press(self, rng, generator):
         if not hasattr(self, "pressed"):
@@ -248,8 +248,13 @@ def test_interrupt_in_a_notebook_or_terminal(tmp_path, monkeypatch):
             os.kill(os.getpid(), signal.SIGINT)
         return draw(self, rng, generator)
 
+    return press
+
+
+def test_interrupt_in_a_notebook_or_terminal(tmp_path, monkeypatch):
+    interrupted = CONFIG.override(["steps=50"])
     handler = signal.getsignal(signal.SIGINT)
-    monkeypatch.setattr(ToyTask, "draw_batch", press)
+    monkeypatch.setattr(ToyTask, "draw_batch", pressing(ToyTask.draw_batch))
     with pytest.raises(KeyboardInterrupt, match="saved after step 1 of 50"):
         trained(tmp_path, interrupted)
     assert signal.getsignal(signal.SIGINT) is handler
@@ -383,6 +388,13 @@ def test_minutes_end_a_run_and_lower_the_learning_rate(tmp_path):
     spent = metrics[-1]["spent_s"]
     run_loop(ToyTask(config), config, tmp_path)  # the time is spent
     assert read_metrics(tmp_path)[-1]["spent_s"] == spent
+
+
+def test_an_interrupted_run_with_a_time_limit_does_not_promise_a_number_of_steps(tmp_path, monkeypatch):
+    config = CONFIG.override(["steps=1000000", "minutes=30"])
+    monkeypatch.setattr(ToyTask, "draw_batch", pressing(ToyTask.draw_batch))
+    with pytest.raises(KeyboardInterrupt, match=r"saved after step 1 \(1,000,000 at most\), 0.0 of 30 minutes"):
+        trained(tmp_path, config)
 
 
 def test_batches_that_cannot_be_divided_are_refused():

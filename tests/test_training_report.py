@@ -13,8 +13,11 @@ from nbclient import NotebookClient
 
 from conftest import tone
 from riffusion_lab import Clip
-from riffusion_lab.training.progress import Snapshot, read_snapshots, save_snapshot
+from riffusion_lab.training import progress
+from riffusion_lab.training.loop import run_loop
+from riffusion_lab.training.progress import Snapshot, read_metrics, read_snapshots, save_snapshot
 from riffusion_lab.training.report import MAX_SNAPSHOTS, report_html, running_mean
+from toy_task import CONFIG, ToyTask
 
 METRICS = [
     {"step": k + 1, "loss": 1 / (k + 1), "mean_loss": 1 / (k + 1), "spent_s": 0.5 * (k + 1), "learning_rate": 1e-3}
@@ -94,6 +97,43 @@ def test_an_unfinished_snapshot_is_left_out(tmp_path):
 def test_a_report_before_the_first_step():
     page = report_html("denoiser", [], [], {"steps": 40})
     assert "Step 0 of 40" in page and not Tags(page).of("img")
+
+
+def test_a_run_with_a_time_limit_says_what_is_known_of_both_budgets():
+    settings = {"steps": 2200, "minutes": 0.5}
+    page = report_html("denoiser", METRICS, [], settings)
+    assert "Step 40 (2,200 at most), 0.3 of 0.5 minutes; loss 0.0250" in page
+    assert "of 2,200" not in page
+    assert "Step 0 (2,200 at most), 0.0 of 0.5 minutes: the" in report_html("denoiser", [], [], settings)
+
+
+def test_what_is_printed_of_a_run_with_a_time_limit(tmp_path, capsys):
+    """The bar of a terminal shows no end, which nobody knows."""
+    config = CONFIG.override(["steps=1000000", "minutes=0.004", "sample_every=0"])
+    task = ToyTask(config)
+    task.pause_s = 0.05
+    run_loop(task, config, tmp_path)
+    n_steps = len(read_metrics(tmp_path))
+    assert re.fullmatch(
+        rf"toy: step {n_steps} \(1,000,000 at most\), 0\.0 of 0\.004 minutes\n", capsys.readouterr().out
+    )
+    bar = progress._Terminal("toy", config.to_dict(), 3)
+    bar.update({"mean_loss": 1.0, "spent_s": 0.12}, None)
+    bar.bar.refresh()
+    bar.close()
+    shown = capsys.readouterr().err
+    assert "4step" in shown and "minutes=0.0 of 0.004" in shown and "1000000" not in shown and "%" not in shown
+
+
+def test_the_report_says_what_was_measured():
+    """Where no clip is held out, it is clips to train on; snapshots of earlier versions do not say."""
+    measured = {"step": 3, "numbers": {"psnr": 30.0}, "noise_loss": {"30": 0.5, "990": 0.9}, "clips": []}
+    trained_on = "16 clips to train on, since none is held out"
+    page = report_html("denoiser", METRICS, [measured | {"measured_on": trained_on}], {"steps": 40})
+    assert f"<h2>Measured on {trained_on}</h2>" in page and f"On {trained_on}, with noise" in page
+    assert "held-out" not in page
+    page = report_html("denoiser", METRICS, [measured], {"steps": 40})
+    assert "<h2>Measured on held-out clips</h2>" in page and "On held-out clips, with noise" in page
 
 
 def test_running_mean():

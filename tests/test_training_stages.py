@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from diffusers import AutoencoderTiny, UNet2DConditionModel
 
 from memory_dataset import MemoryDataset, composed, recorded
-from riffusion_lab import load_pipeline
+from riffusion_lab import files, load_pipeline
 from riffusion_lab.hashing import weights_hash
 from riffusion_lab.training import autoencoder, denoiser, optimizers, text
 from riffusion_lab.training.captions import caption
@@ -27,7 +27,7 @@ from riffusion_lab.training.config import (
 from riffusion_lab.training.exporting import average, check_target, settings_for
 from riffusion_lab.training.loop import generators, part_of_batch
 from riffusion_lab.training.optimizers import MuonAdamW, as_matrix, cosine_schedule, optimizer_step
-from riffusion_lab.training.progress import read_metrics, read_snapshots
+from riffusion_lab.training.progress import read_metrics, read_snapshots, save_snapshot
 from riffusion_lab.training.targets import IGNORED
 from riffusion_lab.training.vocabulary import CLASSES
 from tiny import tiny_pipeline
@@ -197,6 +197,42 @@ def test_the_decoder_is_trained_on_alone_or_with_the_encoder(tmp_path, trained):
     vae.load_state_dict(loud)  # -1 everywhere: as loud as can be
     worse = autoencoder.fidelity([autoencoder.reconstruct(vae, picture)], [picture])
     assert worse["psnr"] < shipped["psnr"] and worse["convergence"] > shipped["convergence"]
+
+
+def test_a_trained_autoencoder_and_classifier_appear_whole(tmp_path, monkeypatch):
+    def torn(*_, **__):
+        raise OSError("the disk is full")
+
+    vae, judge = autoencoder.new_autoencoder(8), load_classifier()
+    autoencoder._save(vae, tmp_path)
+    judge.save(tmp_path / "classifier.safetensors")
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    assert len(before) == 3
+    save_config = AutoencoderTiny.save_config
+
+    def save_half(self, folder, **options):
+        save_config(self, folder, **options)
+        (autoencoder.Path(folder) / "diffusion_pytorch_model.safetensors").write_bytes(b"half of the weights")
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(AutoencoderTiny, "save_config", save_half)
+    monkeypatch.setattr(files.os, "replace", torn)
+    with pytest.raises(OSError, match="disk is full"):
+        autoencoder._save(vae, tmp_path)
+    with pytest.raises(OSError, match="disk is full"):
+        judge.save(tmp_path / "classifier.safetensors")
+    assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
+
+
+def test_what_is_measured_is_said(tmp_path):
+    vae = load_pipeline(device="cpu").vae
+    for n_held_out, measured_on in ((2, "2 held-out clips"), (1, "1 held-out clip")):
+        assert autoencoder.measured_indices(composed(n_held_out), 16)[1] == measured_on
+        assert set(autoencoder.measured_indices(composed(n_held_out), 16)[0]) == set(range(n_held_out))
+    snapshot = autoencoder.autoencoder_snapshot(vae, composed(n_held_out=0))
+    assert snapshot.measured_on == "8 clips to train on, since none is held out"
+    save_snapshot(tmp_path, 3, snapshot)
+    assert read_snapshots(tmp_path)[0]["measured_on"] == snapshot.measured_on
 
 
 def test_loops_are_encoded_as_loops_and_other_clips_as_they_are(tmp_path):

@@ -27,12 +27,12 @@ from importlib import import_module
 from inspect import signature
 from multiprocessing import get_context
 from pathlib import Path
-from shutil import copyfile
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .config import AutoencoderConfig, ClassifierConfig, DecoderConfig, DistillConfig, Settings, TrainConfig
+from .config import DEVICES, AutoencoderConfig, ClassifierConfig, DecoderConfig, DistillConfig, Settings, TrainConfig
+from .processes import is_first_process, n_processes, printed_once
 
 if TYPE_CHECKING:  # loading them takes seconds, and --help needs none
     from diffusers import AutoencoderTiny, StableDiffusionPipeline
@@ -46,6 +46,10 @@ class ComposeConfig(Settings):
 
     seed: int = 0  # another one makes other clips
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._at_least(0, "seed")
+
 
 @dataclass(frozen=True, kw_only=True)
 class CutConfig(Settings):
@@ -55,7 +59,7 @@ class CutConfig(Settings):
     on_beat: bool = False  # begin every clip on a beat
     silence_db: float = -60.0  # dBFS: clips that are mostly below are dropped
     max_similarity: float | None = 0.9  # of small pictures: more is a near-duplicate; null keeps them
-    label_from_folder: bool = False  # use names of sub-folders as labels
+    label_from_folder: bool = False  # use names of sub-folders as labels, and in captions that are only files' names
     strict: bool = False  # stop at the first file that cannot be read
 
 
@@ -64,6 +68,7 @@ class ExportConfig(Settings):
     """Settings of the stage export."""
 
     mean_with: str | None = None  # another model, trained on from the same one: export the mean of the weights
+    overwrite: bool = False  # replace a model that is in the folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,18 +77,25 @@ class EvaluateConfig(Settings):
 
     n_clips: int = 512  # to generate
     batch_size: int = 4
+    device: str = "auto"  # of the model: "cpu", "cuda"; "auto": CUDA if there is one, in half precision
     halves: tuple[int, ...] = (0,)  # of the held-out clips: 0, 1
     seeds: tuple[int, ...] = (0,)  # a run for each half and seed; of several, the spread is measured
     also_trained_on: tuple[str, ...] = ()  # further folders of clips, among which copies are looked for
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._one_of(DEVICES, "device")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one stage; errors in what the user passed end it with one line."""
     options = _parser().parse_args(arguments)
     try:
-        _run(options)
+        with printed_once():
+            _run(options)
     except KeyboardInterrupt as interrupt:
-        print(str(interrupt) or "stopped; run the same command again to go on", file=sys.stderr)
+        if is_first_process():
+            print(str(interrupt) or "stopped; run the same command again to go on", file=sys.stderr)
         raise SystemExit(130) from interrupt
     except (OSError, ValueError, ImportError, FloatingPointError, BrokenExecutor) as error:
         raise SystemExit(f"{type(error).__name__}: {error}") from error
@@ -127,6 +139,10 @@ def _run(options: argparse.Namespace) -> None:
     if options.stage == "data" and options.source:
         config_class = CutConfig
     _check_options(options, own_options)
+    if n_processes() > 1 and options.stage not in SHARED_STAGES:
+        raise ValueError(
+            f"the stage {options.stage} runs in one process, not in {n_processes()}: start it with python -m"
+        )
     config = config_class.from_json(options.config) if options.config else config_class()
     config = config.override(options.set)
     if options.list:
@@ -202,13 +218,13 @@ def _trained_autoencoder(folder: Path, stages: tuple[str, ...]) -> AutoencoderTi
 def _print_fidelity(vae: AutoencoderTiny, dataset: Dataset) -> None:
     from .autoencoder import autoencoder_snapshot
 
-    numbers = autoencoder_snapshot(vae, dataset).numbers
-    print(_fidelity_text(numbers), flush=True)
+    snapshot = autoencoder_snapshot(vae, dataset)
+    print(_fidelity_text(snapshot.numbers, snapshot.measured_on), flush=True)
 
 
-def _fidelity_text(numbers: dict[str, float]) -> str:
+def _fidelity_text(numbers: dict[str, float], measured_on: str) -> str:
     psnr, convergence = numbers["psnr"], numbers["convergence"]
-    return f"held-out pictures, reconstructed: {psnr:.2f} dB PSNR, spectral convergence {convergence:.3f}"
+    return f"{measured_on}, reconstructed: {psnr:.2f} dB PSNR, spectral convergence {convergence:.3f}"
 
 
 def _classifier(options: argparse.Namespace, config: ClassifierConfig) -> None:
@@ -217,6 +233,9 @@ def _classifier(options: argparse.Namespace, config: ClassifierConfig) -> None:
     dataset = _dataset(options)
     model = train_classifier(dataset, options.folder / "classifier", config)
     _, held_out = dataset.split()
+    if len(held_out) == 0:
+        print("classifier: not measured, since no clip is held out", flush=True)
+        return
     _, given = classify(model, (dataset.pictures([i]) for i in held_out))
     for name, right in answers(dataset, held_out, model.choices).items():
         has_answer = right.numpy() >= 0
@@ -254,18 +273,18 @@ def _distill(options: argparse.Namespace, config: DistillConfig) -> None:
 
 def _export(options: argparse.Namespace, config: ExportConfig) -> None:
     from ..models import load_pipeline
-    from .exporting import average, check_target, export
+    from .exporting import average, check_target, check_vacant, export
 
     if options.to is None:
         raise ValueError("the stage export needs --to FOLDER, where to write the model")
     check_target(options.to)
+    check_vacant(options.to, overwrite=config.overwrite)
     pipe = load_pipeline(options.model or options.folder / "denoiser" / "model", device="cpu")
     if config.mean_with:
         average(pipe, load_pipeline(config.mean_with, device="cpu"))
-    export(pipe, options.to)
     classifier = options.folder / "classifier" / "classifier.safetensors"
-    if classifier.exists():
-        copyfile(classifier, options.to / "classifier.safetensors")
+    others = [classifier] if classifier.exists() else []
+    export(pipe, options.to, overwrite=config.overwrite, other_files=others)
     print(f"exported to {options.to}", flush=True)
 
 
@@ -274,14 +293,14 @@ def _evaluate(options: argparse.Namespace, config: EvaluateConfig) -> None:
     from .classifier import load_classifier
     from .dataset import Dataset
     from .evaluation import evaluate
-    from .evaluation_page import save_report
 
-    pipe = load_pipeline(options.model or options.folder / "denoiser" / "model", device="cpu")
+    pipe = load_pipeline(options.model or options.folder / "denoiser" / "model", device=_device(config.device))
     overrides = _override(pipe, options.override)
     own = options.folder / "classifier" / "classifier.safetensors"
     has_clips = (options.folder / "clips").exists()
     if not has_clips:
         print("no clips in the folder: comparing with the composer's held-out clips that ship with the package")
+    target = options.to or options.folder
     report = evaluate(
         pipe,
         _dataset(options) if has_clips else None,
@@ -291,12 +310,20 @@ def _evaluate(options: argparse.Namespace, config: EvaluateConfig) -> None:
         seeds=config.seeds,
         known_clips=[Dataset.load(Path(other) / "clips") for other in config.also_trained_on],
         batch_size=config.batch_size,
+        folder=target,
         **overrides,
     )
-    target = options.to or options.folder
-    save_report(report, target)
     _print_report(report)
     print(f"all of it is in {target / 'evaluation.json'} and {target / 'evaluation.html'}")
+
+
+def _device(device: str) -> str:
+    """Name of a device; "auto" is CUDA if there is one."""
+    import torch
+
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return device
 
 
 def _override(pipe: StableDiffusionPipeline, text: str) -> dict[str, Any]:
@@ -330,7 +357,7 @@ def _print_report(report: dict[str, Any]) -> None:
     named = [f"{text} {report[name]:.2f}" for name, text in ratios.items() if name in report]
     print(f"as a share of the real clips': {', '.join(named)}")
     if alone := report.get("autoencoder"):
-        print(f"{_fidelity_text(alone)}, {_distance_text(alone)}")
+        print(f"{_fidelity_text(alone, 'held-out clips')}, {_distance_text(alone)}")
     if similar := report.get("memorization"):
         print(
             f"highest correlation with a training clip: {similar['generated']:.2f}, of held-out clips "
@@ -353,6 +380,7 @@ STAGES: dict[str, tuple[Callable[[argparse.Namespace, Any], None], type[Settings
     "export": (_export, ExportConfig, ("model", "to")),
     "evaluate": (_evaluate, EvaluateConfig, ("model", "override", "to")),
 }
+SHARED_STAGES = ("autoencoder", "decoder", "classifier", "denoiser", "distill")  # several processes may share the work
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..clip import Clip
-from ..files import write_whole
+from ..files import whole_folder, write_whole
 from ..image import Picture
 from ..networks import circular_time
 from ..params import PARAMS
@@ -161,7 +161,8 @@ def train_autoencoder(
 def _save(vae: AutoencoderTiny, folder: str | Path) -> AutoencoderTiny:
     vae = vae.to("cpu", memory_format=torch.contiguous_format).eval()
     if is_main_process():
-        vae.save_pretrained(Path(folder) / "vae")
+        with whole_folder(Path(folder) / "vae") as part:
+            vae.save_pretrained(part)
     return vae
 
 
@@ -179,23 +180,41 @@ def training_indices(dataset: Dataset) -> np.ndarray:
     return indices
 
 
-def measured_indices(dataset: Dataset, n: int) -> np.ndarray:
-    """Up to `n` held-out clips, always the same ones; if there are none, clips to train on."""
+def measured_indices(dataset: Dataset, n: int) -> tuple[np.ndarray, str]:
+    """Clips on which a network is measured, always the same ones.
+
+    Parameters
+    ----------
+    dataset : Dataset
+    n : int
+        The most clips.
+
+    Returns
+    -------
+    indices : np.ndarray [shape=(up to n,), int64]
+        Of held-out clips; if there are none, of clips to train on.
+    description : str
+        What these clips are: "16 held-out clips", or "16 clips to train on, since none is held out".
+    """
     training, held_out = dataset.split()
-    indices = held_out if len(held_out) else training
-    return np.sort(np.random.default_rng(0).permutation(indices)[:n])
+    has_held_out = len(held_out) > 0
+    indices = np.sort(np.random.default_rng(0).permutation(held_out if has_held_out else training)[:n])
+    clips = "clip" if len(indices) == 1 else "clips"
+    if has_held_out:
+        return indices, f"{len(indices)} held-out {clips}"
+    return indices, f"{len(indices)} {clips} to train on, since none is held out"
 
 
 def autoencoder_snapshot(vae: AutoencoderTiny, dataset: Dataset) -> Snapshot:
     """How well held-out clips are reconstructed, and two of them to listen to."""
-    indices = measured_indices(dataset, N_MEASURED)
+    indices, measured_on = measured_indices(dataset, N_MEASURED)
     pictures = [dataset.pictures([i]) for i in indices]
     loops = [dataset.columns_per_bar(int(i)) is not None for i in indices]
     device = next(vae.parameters()).device
     outputs = [reconstruct(vae, p.to(device), loop=loop).cpu() for p, loop in zip(pictures, loops, strict=True)]
     heard = list(zip(outputs, loops, strict=True))[:N_HEARD]
     clips = [Clip.from_picture(Picture(_as_image(output), PARAMS, loop=loop)) for output, loop in heard]
-    return Snapshot(numbers=fidelity(outputs, pictures), clips=clips)
+    return Snapshot(numbers=fidelity(outputs, pictures), measured_on=measured_on, clips=clips)
 
 
 def _as_image(picture: Tensor) -> Image.Image:

@@ -27,6 +27,7 @@ class Caption:
     text: str
     source: str  # where it was found: LIST, ".txt", "tags", "name"; "nowhere" if it is empty
     label: str | None = None
+    names_folder: bool = False  # whether the name of the file's folder was added to the text
 
 
 def normalized(name: str) -> str:
@@ -236,6 +237,32 @@ def clean_name(stem: str) -> str:
     text = re.sub(r"^[\d\s()\[\]–-]+(?=\s)", "", text)  # a track number: "03 - "
     text = re.sub(r"[\s(\[]+\d+[)\]\s]*$", "", text)  # the number of a copy: " (2)"
     return " ".join(text.split())
+
+
+def label_by_folder(name: str, caption: Caption) -> Caption:
+    """The caption with the name of the file's folder as its label, unless it has one.
+
+    A text that is only the file's name gets this label as its first words, unless it has them: "techno, kick 1".
+
+    Parameters
+    ----------
+    name : str
+        Path relative to the folder of the data set. Files directly in that have no label.
+    caption : Caption
+    """
+    if caption.label or "/" not in name:
+        return caption
+    label = PurePosixPath(name).parts[-2]
+    words = clean_name(label)
+    if caption.source != "name" or not says_something(words) or _has_words(caption.text, words):
+        return replace(caption, label=label)
+    return replace(caption, label=label, text=f"{words}, {caption.text}", names_folder=True)
+
+
+def _has_words(text: str, words: str) -> bool:
+    """Whether a text has these words, one after the other, in upper or lower case, with hyphens or without."""
+    ours, theirs = (re.findall(r"[^\W_]+", each.lower()) for each in (text, words))
+    return any(ours[i : i + len(theirs)] == theirs for i in range(len(ours)))
 
 
 def count_sources(captions: Iterable[Caption]) -> str:

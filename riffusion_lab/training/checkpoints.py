@@ -61,6 +61,14 @@ def save_checkpoint(file: Path, content: dict[str, Any]) -> None:
 def load_checkpoint(file: Path, config: LoopConfig, data_id: str) -> dict[str, Any] | None:
     """Read a checkpoint, or return None if there is none yet.
 
+    Parameters
+    ----------
+    file : Path
+    config : LoopConfig
+        Of the run that is to go on.
+    data_id : str
+        Of its data and first weights; see `data_id`. Or the beginning of it, of the data alone.
+
     Raises
     ------
     ValueError
@@ -75,7 +83,7 @@ def load_checkpoint(file: Path, config: LoopConfig, data_id: str) -> dict[str, A
     if content.get("format") != FORMAT:
         raise ValueError(f"{file} was written by another version: delete it to train from the beginning")
     _check_settings(file, content["config"], config)
-    if content["data_id"] != data_id:
+    if not content["data_id"].startswith(data_id):
         raise ValueError(
             f"{file} was trained on other data or from another model: pass the same ones, use another folder, or "
             "delete the file to train from the beginning"

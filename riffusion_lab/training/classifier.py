@@ -18,9 +18,10 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 
+from ..files import write_whole
 from .autoencoder import training_indices
 from .checkpoints import data_id
 from .config import ClassifierConfig
@@ -74,7 +75,7 @@ class Classifier(nn.Module):
     def save(self, file: str | Path) -> None:
         """Write the weights in half precision, and the names to choose from, as a safetensors file."""
         state = {name: _halved(weights).contiguous() for name, weights in self.state_dict().items()}
-        save_file(state, file, metadata={CHOICES_KEY: json.dumps(self.choices)})
+        write_whole(file, save(state, metadata={CHOICES_KEY: json.dumps(self.choices)}))
 
 
 def _halved(weights: torch.Tensor) -> torch.Tensor:

@@ -13,9 +13,9 @@ import multiprocessing
 import os
 import uuid
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import BrokenExecutor, Executor, as_completed
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from ..files import write_whole
+from ..files import LOCK, locked_folder, write_whole
 from ..values import check_number, warn
 from .caption_files import Caption, count_sources
 from .vocabulary import CLIP_SECONDS
@@ -34,12 +34,14 @@ SIZE = 512  # rows and columns of a picture
 INDEX = "clips.json"
 SETTINGS = "settings.json"
 ENTRIES = "entries"
+OURS = {LOCK, ENTRIES}  # what a cache holds before its settings are written
 THUMBNAIL = 32  # rows and columns
 # Correlation of thumbnails above which clips are near-duplicates. Measured on 160 clips of the composer: different
 # clips have at most 0.66; the same one as MP3 has at least 0.95, and shifted by 25 ms at least 0.92 in 19 of 20 cases.
 MAX_SIMILARITY = 0.9
 BLOCK = 256  # thumbnails compared at once
 HELD_OUT = 0.08  # of the files, as of the composer's clips
+TIME_TOLERANCE_S = 1e-3
 TRAIN = "train"
 TEST = "test"
 Results = Generator[tuple["Source", str | None], None, None]
@@ -213,20 +215,38 @@ def _append(blocks: list[np.ndarray], rows: np.ndarray) -> None:
         blocks.append(rows)
 
 
-def open_cache(cache: Path, settings: dict[str, Any]) -> None:
+def in_use(folder: Path) -> str:
+    """The message of an error."""
+    return f"another process is making the data set in {str(folder)!r}: wait for it, or use another folder"
+
+
+@contextmanager
+def open_cache(cache: Path, settings: dict[str, Any]) -> Iterator[None]:
     """Make a cache folder, or check that it belongs to the same data set, made with the same settings.
+
+    No other process may use it meanwhile: each deletes what the other is writing.
 
     Raises
     ------
+    OSError
+        If another process uses it.
     ValueError
         If it holds something else.
     """
     if cache.exists() and not cache.is_dir():
         raise NotADirectoryError(f"cache {str(cache)!r} is a file: pass a folder for the data set")
-    file = cache / SETTINGS
-    if not file.exists() and cache.is_dir() and any(cache.iterdir()):
+    if cache.is_dir() and not (cache / SETTINGS).exists() and {file.name for file in cache.iterdir()} - OURS:
         raise ValueError(f"cache {str(cache)!r} holds other files: pass a new or an empty folder")
-    (cache / ENTRIES).mkdir(parents=True, exist_ok=True)
+    cache.mkdir(parents=True, exist_ok=True)
+    with locked_folder(cache, in_use(cache)):
+        _check_cache(cache, settings)
+        yield
+
+
+def _check_cache(cache: Path, settings: dict[str, Any]) -> None:
+    """Write the settings of a new cache, or compare with them; see `open_cache`."""
+    file = cache / SETTINGS
+    (cache / ENTRIES).mkdir(exist_ok=True)
     if not file.exists():
         write_whole(file, json.dumps(settings, indent=1).encode())
         return
@@ -349,6 +369,12 @@ def write_index(cache: Path, index: dict[str, Any], sources: Iterable[Source]) -
                 file.unlink(missing_ok=True)
 
 
+def check_executor(executor: object) -> None:
+    """Raise a TypeError for an executor that cannot be one, such as a number of workers."""
+    if executor is not None and not callable(getattr(executor, "submit", None)):
+        raise TypeError(f"executor must be a concurrent.futures.Executor or None, not {executor!r}")
+
+
 def check_similarity(max_similarity: float | None) -> None:
     """Raise a TypeError or ValueError for a `max_similarity` that `near_duplicates` cannot take."""
     if max_similarity is not None:
@@ -391,7 +417,7 @@ def held_out_share(name: str) -> float:
     return int(_hash(name)[16:32], 16) / 16**16
 
 
-def split_files(names: list[str], before: dict[str, str]) -> dict[str, str]:
+def split_files(names: list[str], before: dict[str, str], *, needs_test: bool = True) -> dict[str, str]:
     """Assign files to training or held-out.
 
     Parameters
@@ -400,16 +426,18 @@ def split_files(names: list[str], before: dict[str, str]) -> dict[str, str]:
         At least two.
     before : dict
         Name → "train" or "test": assignments made earlier, which are kept.
+    needs_test : bool
+        Whether at least one file must be held out.
 
     Returns
     -------
     dict
-        Name → "train" or "test", at least one of each. New files are assigned by a hash of their name, so adding files
-        never moves another.
+        Name → "train" or "test", at least one of each (see `needs_test`). New files are assigned by a hash of their
+        name, so adding files never moves another.
     """
     split = {name: before.get(name) or (TEST if held_out_share(name) < HELD_OUT else TRAIN) for name in names}
     for wanted, other, choose in ((TEST, TRAIN, min), (TRAIN, TEST, max)):
-        if wanted not in split.values():
+        if wanted not in split.values() and (wanted == TRAIN or needs_test):
             movable = [name for name in names if name not in before] or names
             moved = choose(movable, key=held_out_share)
             split[moved] = wanted
@@ -418,35 +446,47 @@ def split_files(names: list[str], before: dict[str, str]) -> dict[str, str]:
     return split
 
 
-def split_by_time(facts: list[dict[str, Any]], duration_s: float) -> list[str | None]:
-    """Split the clips of a single file: the last of them are held out, and those that overlap them are not used.
+def split_by_time(facts: list[dict[str, Any]], duration_s: float, held_out_from_s: float) -> list[str | None]:
+    """Split the clips of a file: those from a time on are held out, and those that overlap them are not used.
 
     Parameters
     ----------
     facts : list of dict
-        In order of time; "start_s" is used.
+        "start_s" is used.
     duration_s : float
         Of each clip.
+    held_out_from_s : float
+        Where the first clip that is held out begins.
 
     Returns
     -------
     list of {"train", "test", None}
+    """
 
-    Raises
-    ------
-    ValueError
-        If there are too few clips.
+    def part(start_s: float) -> str | None:
+        if start_s >= held_out_from_s - TIME_TOLERANCE_S:
+            return TEST
+        return TRAIN if start_s + duration_s <= held_out_from_s + TIME_TOLERANCE_S else None
+
+    return [part(fact["start_s"]) for fact in facts]
+
+
+def time_to_hold_out(facts: list[dict[str, Any]]) -> float:
+    """Where in a single file the clips begin that are held out: the last 8 %, at least one.
+
+    Parameters
+    ----------
+    facts : list of dict
+        Of all clips, in order of time; at least one.
+
+    Returns
+    -------
+    float
+        In seconds.
     """
     n_held_out = max(1, round(HELD_OUT * len(facts)))
-    first_s = facts[-n_held_out]["start_s"] if facts else 0.0
-    split: list[str | None] = [TRAIN if fact["start_s"] + duration_s <= first_s + 1e-3 else None for fact in facts]
-    split[-n_held_out:] = [TEST] * n_held_out
-    if TRAIN not in split:
-        raise ValueError(
-            f"{len(facts)} clip(s) of a single file: a data set needs at least two that do not overlap, one to train "
-            "on and one held out; use more or longer files"
-        )
-    return split
+    start_s: float = facts[-n_held_out]["start_s"]
+    return start_s
 
 
 def make_index(
@@ -480,13 +520,13 @@ def make_index(
     ValueError
         If there are too few clips.
     """
-    before = read_index(cache).get("split", {})
-    keep_different(entries, cache, before, max_similarity)
+    before = read_split(cache)
+    keep_different(entries, cache, before.parts, max_similarity)
     used = [entry for entry in entries if entry.facts]
     if not used:
         raise ValueError(_no_clips(entries, skipped))
     try:
-        split, split_of_clips = _split(used, before)
+        split, split_of_clips = split_entries(used, before)
     except ValueError as error:
         if not skipped:
             raise
@@ -504,24 +544,107 @@ def make_index(
     return {
         "files": files,
         "facts": facts,
-        "split": before | split,
+        "split": split.parts,
+        "held_out_from_s": split.held_out_from_s,
         "skipped": skipped,
         "notes": {entry.name: entry.notes for entry in entries if entry.notes},
         "dropped": count_dropped(entries),
         "n_files": len(entries) + len(skipped),
         "captions": count_sources(captions[entry.name] for entry in used),
+        "n_named_folders": sum(captions[entry.name].names_folder for entry in used),
     }
 
 
-def _split(entries: list[Entry], before: dict[str, str]) -> tuple[dict[str, str], list[str | None]]:
-    """Split files, and their clips. Parts that the folder itself names are kept if both are there."""
+@dataclass(frozen=True)
+class Split:
+    """Which files, and which parts of files, are held out."""
+
+    parts: dict[str, str] = field(default_factory=dict)  # name of the file → "train" or "test"
+    # Name of the file → where its clips begin that are held out, in seconds: of files that were once the only one
+    held_out_from_s: dict[str, float] = field(default_factory=dict)
+
+
+def read_split(cache: Path) -> Split:
+    """The split that the index in a cache has; empty if there is none yet."""
+    index = read_index(cache)
+    parts = index.get("split", {})
+    if "held_out_from_s" in index:
+        return Split(parts, index["held_out_from_s"])
+    starts: dict[str, list[float]] = {}  # an earlier version left it to the clips to say which are held out
+    for fact in index.get("facts", []):
+        if fact["split"] == TEST and parts.get(fact["source"]) == TRAIN:
+            starts.setdefault(fact["source"], []).append(fact["start_s"])
+    return Split(parts, {name: min(start_s) for name, start_s in starts.items()})
+
+
+def split_entries(entries: list[Entry], before: Split) -> tuple[Split, list[str | None]]:
+    """Split files and their clips. A clip that was in a part before stays there.
+
+    Parts that the folder itself names are kept if both are there. A single file is split by time, and stays so when
+    others come.
+
+    Parameters
+    ----------
+    entries : list of Entry
+        Each with at least one clip.
+    before : Split
+
+    Returns
+    -------
+    split : Split
+        Also of the files that were there before.
+    parts : list of {"train", "test", None}
+        Of each clip, in the order of entries and their facts.
+
+    Raises
+    ------
+    ValueError
+        If there are too few clips.
+    """
     if len(entries) == 1:
-        return {entries[0].name: TRAIN}, split_by_time(entries[0].facts, CLIP_SECONDS)
+        split = _split_single(entries[0], before)
+    else:
+        split = _split_several(entries, before)
+    parts = [part for entry in entries for part in _parts_of_clips(entry, split)]
+    return Split(before.parts | split.parts, before.held_out_from_s | split.held_out_from_s), parts
+
+
+def _parts_of_clips(entry: Entry, split: Split) -> list[str | None]:
+    if entry.name in split.held_out_from_s:
+        return split_by_time(entry.facts, CLIP_SECONDS, split.held_out_from_s[entry.name])
+    return [split.parts[entry.name]] * len(entry.facts)
+
+
+def _split_single(entry: Entry, before: Split) -> Split:
+    """The split of a data set of one file: where it was split before, unless one part would be empty now."""
+    name = entry.name
+    if name in before.held_out_from_s:
+        split = Split({name: TRAIN}, {name: before.held_out_from_s[name]})
+        if {TRAIN, TEST} <= set(_parts_of_clips(entry, split)):
+            return split
+    split = Split({name: TRAIN}, {name: time_to_hold_out(entry.facts)})
+    if TRAIN not in _parts_of_clips(entry, split):
+        raise ValueError(
+            f"{len(entry.facts)} clip(s) of a single file: a data set needs at least two that do not overlap, one to "
+            "train on and one held out; use more or longer files"
+        )
+    if name in before.parts:
+        warn(
+            f"{name} is the only file that is left of the data set, or has changed: its last clips are held out now, "
+            "and the others trained on, whatever they were before"
+        )
+    return split
+
+
+def _split_several(entries: list[Entry], before: Split) -> Split:
+    names = [entry.name for entry in entries]
+    by_time = {name: before.held_out_from_s[name] for name in names if name in before.held_out_from_s}
     named = {entry.name: entry.facts[0]["split"] for entry in entries if entry.facts[0].get("split")}
+    assigned = before.parts
     if {TRAIN, TEST} <= set(named.values()):
-        before = before | named
-    split = split_files([entry.name for entry in entries], before)
-    return split, [split[entry.name] for entry in entries for _ in entry.facts]
+        assigned = assigned | named
+    has_held_out = any(TEST in _parts_of_clips(entry, Split({}, by_time)) for entry in entries if entry.name in by_time)
+    return Split(split_files(names, assigned, needs_test=not has_held_out), by_time)
 
 
 def count_dropped(entries: list[Entry]) -> dict[str, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import NoneType, UnionType
@@ -14,6 +15,7 @@ from .vocabulary import DRUMS, FUSION
 
 PRECISIONS = ("fastest", "fp32", "bf16", "fp16")
 DEVICES = ("auto", "cpu", "cuda")
+MOST_SEED = 2**63 - 1  # torch's generators take no larger one
 WIDTH_MULTIPLE = 16  # of the U-Net's widths: its group norms have 16 groups
 ATTENTION_MULTIPLE = 48  # of the two inner widths: 6 heads, 16 groups
 
@@ -24,6 +26,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         _check_types(self)
+        _check_finite(self)
 
     def _at_least(self, minimum: int, *names: str) -> None:
         for name in names:
@@ -138,6 +141,8 @@ class LoopConfig(Settings):
         self._at_least(0, "steps", "seed", "sample_every", "learning_rate", "weight_decay", "save_every_s")
         self._at_least(1, "batch_size", "accumulation")
         self._shares("warmup")
+        if self.seed > MOST_SEED:
+            raise ValueError(f"seed must be at most {MOST_SEED}, not {self.seed}")
         self._one_of(PRECISIONS, "precision")
         self._one_of(DEVICES, "device")
         if self.minutes is not None and self.minutes <= 0:
@@ -325,6 +330,28 @@ def _check_types(config: Settings) -> None:
             raise ValueError(f"{each.name} must be {name}, not {value!r}")
 
 
+def _check_finite(config: Settings) -> None:
+    """Check that no number is infinite or NaN: JSON has neither, but Python's writes and reads both."""
+    hints = get_type_hints(type(config))
+    for each in dataclasses.fields(config):
+        value = getattr(config, each.name)
+        if hints[each.name] is not int and not _is_finite(value):
+            raise ValueError(f"{each.name} must be finite, not {value!r}")
+
+
+def _is_finite(value: object) -> bool:
+    if isinstance(value, tuple):
+        return all(map(_is_finite, value))
+    if isinstance(value, dict):
+        return all(map(_is_finite, value.values()))
+    if not isinstance(value, (int, float)):
+        return True
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number that is too large for a float
+        return False
+
+
 def _is_of(value: object, hint: Any) -> bool:
     if isinstance(hint, UnionType):
         return any(_is_of(value, option) for option in get_args(hint))
@@ -335,5 +362,5 @@ def _is_of(value: object, hint: Any) -> bool:
     if get_origin(hint) is dict:
         return isinstance(value, dict) and all(_is_of(item, get_args(hint)[1]) for item in value.values())
     if hint is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and value == value
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
     return type(value) is hint

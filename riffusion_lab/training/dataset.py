@@ -19,10 +19,11 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from ..files import write_whole
+from ..files import locked_folder, write_whole
 from ..image import pixels_from_mel
 from ..params import PARAMS, SpectrogramParams
 from ..spectrogram import mel_from_waveform
+from ..values import check_whole
 from . import captions, clip_cache, image_folder, sound_folder
 from .composer import Composer, Piece
 from .effects import EFFECTS
@@ -33,6 +34,7 @@ from .vocabulary import CLIP_SECONDS, DRUMS, FUSION, INSTRUMENTS, STYLE_NAMES
 RENDER_PARAMS = SpectrogramParams(sample_rate=24_000)
 CLIPS_PER_CLASS = {"solo": 280, "style": 340, DRUMS: 500, "effect": 120, FUSION: 1200}
 HELD_OUT = 0.08
+PLAN = "plan.json"  # how many of the composer's clips there will be
 SHARD = 64  # clips made by one task
 MEASURE_SHARE = 0.5  # of the captions of a folder's clips that name a measured tempo, and key
 MOST_LISTED = 10  # files named in a summary
@@ -101,8 +103,15 @@ def _compose_clips(folder: Path, executor: Executor, seed: int) -> None:
     if (folder / clip_cache.SETTINGS).exists():
         raise ValueError(f"{str(folder)!r} holds a data set made from files: use another folder for the composer's")
     folder.mkdir(parents=True, exist_ok=True)
+    with locked_folder(folder, clip_cache.in_use(folder)):
+        _compose_missing(folder, executor, seed)
+
+
+def _compose_missing(folder: Path, executor: Executor, seed: int) -> None:
+    """Make those of the composer's clips that are not there yet, shard by shard."""
     jobs = plan(seed)
     _check_seed(folder, seed * len(jobs))
+    write_whole(folder / PLAN, json.dumps({"seed": seed, "n_clips": len(jobs)}).encode())
     shards = {i // SHARD: jobs[i : i + SHARD] for i in range(0, len(jobs), SHARD)}
     todo = {
         n: executor.submit(make_shard, shard, seed * len(jobs) + n * SHARD)
@@ -132,6 +141,28 @@ def _check_seed(folder: Path, first_seed: int) -> None:
 
 def _facts_file(folder: Path, n: int) -> Path:
     return folder / f"facts-{n:04d}.json"
+
+
+def _check_complete(folder: Path, facts: list[dict[str, Any]]) -> None:
+    """Raise a FileNotFoundError if the composer's data set in a folder is not finished.
+
+    Earlier versions wrote no plan: if their clips are the first ones of today's, they are taken to be a part of it.
+    """
+    file = folder / PLAN
+    if file.exists():
+        planned = json.loads(file.read_text())
+        seed, n_clips = planned["seed"], planned["n_clips"]
+    else:
+        seed = facts[0].get("seed", 0) // len(plan())
+        jobs = plan(seed)
+        made = [(fact.get("kind"), fact.get("label")) for fact in facts]
+        n_clips = len(jobs) if made == jobs[: len(made)] else len(made)
+    if len(facts) < n_clips:
+        raise FileNotFoundError(
+            f"the data set in {str(folder)!r} is not complete: {len(facts)} of {n_clips} clips are composed. To go on, "
+            f"run `python -m riffusion_lab.training data --set seed={seed}` with the --folder that it is in, or call "
+            f"Dataset.from_composer({str(folder)!r}, executor, seed={seed})"
+        )
 
 
 @dataclass(frozen=True)
@@ -174,7 +205,8 @@ class Dataset:
         `caption` adds at times.
 
         Files, not clips, are split into training and held out: by a hash of the name, 8 % of them and at least one are
-        held out. Files added later move no other. The clips of a single file are split by time.
+        held out. Files added later move no other. A single file is split by time: its last 8 % are held out, and
+        stay so when other files come.
 
         Interrupted, it keeps the files that are done; call it again to go on. Files that have changed (by size and
         time) are made again, and files that are gone leave the data set. Other settings need another cache.
@@ -197,7 +229,8 @@ class Dataset:
             Drop near-duplicates: clips whose pictures, made small, correlate by more than this with those of another
             clip, as they are (not shifted in time). None keeps them.
         label_from_folder : bool
-            Use the name of a file's sub-folder as its label, where ``captions.jsonl`` has none.
+            Use the name of a file's sub-folder as its label, where ``captions.jsonl`` has none. A caption that is only
+            the file's name gets the label as its first words, unless it has them.
         executor : concurrent.futures.Executor, optional
             Does the work in parallel: ``ProcessPoolExecutor(mp_context=get_context("spawn"))`` on one machine, or
             ``client.get_executor()`` of dask on a cluster whose machines share the folders. Default: this process.
@@ -213,7 +246,8 @@ class Dataset:
         Raises
         ------
         OSError
-            If the folder is missing or a file; with `strict`, if a file cannot be read.
+            If the folder is missing or a file, or another process is making a data set in the cache; with `strict`, if
+            a file cannot be read.
         ValueError
             If there are no sound files or too few clips, if a list of captions is wrong, or if the cache holds
             something else.
@@ -295,8 +329,15 @@ class Dataset:
         Returns
         -------
         Dataset
+
+        Raises
+        ------
+        OSError
+            If another process is making a data set in the folder.
+        ValueError
+            If the folder holds something else, or clips of another seed.
         """
-        _compose_clips(Path(folder), executor, seed)
+        _compose_clips(Path(folder), executor, check_whole("seed", seed, 0, np.inf))
         return cls.load(folder)
 
     @classmethod
@@ -323,6 +364,7 @@ class Dataset:
             in_file = json.loads(file.read_text())
             facts += in_file
             places += [(number, row) for row in range(len(in_file))]
+        _check_complete(folder, facts)
         pixel_files = [file.with_name(file.name.replace("facts", "pixels")).with_suffix(".npy") for file in facts_files]
         return cls(pixel_files, np.array(places).reshape(-1, 2), facts)
 
@@ -483,8 +525,9 @@ def _report_lines(dataset: Dataset) -> list[str]:
     report = dataset.report
     facts = dataset.facts
     lines = [f"From {len(dataset.files)} of {report['n_files']} files; captions: {report['captions']}."]
-    if len(dataset.files) == 1:
-        lines.append("There is a single file: its last clips are held out, and those that overlap them not used.")
+    if n_named := report.get("n_named_folders"):
+        lines.append(f"The name of the sub-folder, which is the label, was added to the captions of {n_named} file(s).")
+    lines += _time_split_lines(dataset)
     measured = _count(facts, lambda fact: fact["tempo_bpm"]), _count(facts, lambda fact: fact["key"])
     lines.append(f"Tempo measured in {measured[0]} clips, key in {measured[1]}.")
     if "is_on_beat" in facts[0]:
@@ -498,6 +541,17 @@ def _report_lines(dataset: Dataset) -> list[str]:
     lines += _named("Skipped", list(report["skipped"].values()))
     lines += _named("Note", [note for notes in report["notes"].values() for note in notes])
     return lines
+
+
+def _time_split_lines(dataset: Dataset) -> list[str]:
+    """Which files are split by time, since each was once the only one."""
+    if len(dataset.files) == 1:
+        return ["There is a single file: its last clips are held out, and those that overlap them not used."]
+    names = {fact["source"] for fact in dataset.facts} & dataset.report.get("held_out_from_s", {}).keys()
+    return [
+        f"{name} was once the only file: its last clips stay held out, those that overlap them are not used."
+        for name in sorted(names)
+    ]
 
 
 def _count(facts: list[dict[str, Any]], is_counted: Callable[[dict[str, Any]], object]) -> int:

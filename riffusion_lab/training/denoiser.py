@@ -37,12 +37,13 @@ from ..models import keep_settings, load_pipeline
 from ..networks import circular_time
 from ..sampling import CIRCULAR_SHARE
 from .autoencoder import encode_dataset, measured_indices, training_indices
-from .checkpoints import HasState, data_id
+from .checkpoints import HasState, data_id, load_checkpoint
 from .config import TextEncoderConfig, TrainConfig
 from .dataset import Dataset
 from .exporting import check_target, export, is_composed, settings_for
-from .loop import Batch, Task, generators, new_accelerator, run_loop, seeded
+from .loop import CHECKPOINT, Batch, Task, generators, is_main_process, new_accelerator, only_run_in, run_loop, seeded
 from .optimizers import MuonAdamW
+from .processes import printed_once
 from .progress import Snapshot
 from .text import WIDTH, label_embeddings, tokenize, train_text_encoder, train_tokenizer
 
@@ -329,12 +330,12 @@ class DenoiserTask(Task):
     @torch.no_grad()
     def snapshot(self) -> Snapshot:
         """Loss by noise level on held-out clips, and clips from four prompts."""
+        indices, measured_on = measured_indices(self.dataset, N_MEASURED)
         with self.averaged():
-            return Snapshot(noise_loss=self._noise_loss(), clips=self._clips())
+            return Snapshot(noise_loss=self._noise_loss(indices), measured_on=measured_on, clips=self._clips())
 
-    def _noise_loss(self) -> dict[int, float]:
-        """Loss at each of `NOISE_LEVELS`, on clips, captions and noise that are always the same."""
-        indices = measured_indices(self.dataset, N_MEASURED)
+    def _noise_loss(self, indices: np.ndarray) -> dict[int, float]:
+        """Loss at each of `NOISE_LEVELS`, on clips [shape=(n,)], captions and noise that are always the same."""
         rng, generator = generators(self.config.seed, "measured clips", 0)
         captions = [self.dataset.caption(int(i), rng, full=True) for i in indices]
         tokens = tokenize(self.tokenizer, captions).to(self.sigmas.device)
@@ -357,8 +358,8 @@ class DenoiserTask(Task):
 
 
 def held_out_prompts(dataset: Dataset) -> tuple[str, ...]:
-    """Full captions of four held-out clips, of different labels as far as there are."""
-    indices = measured_indices(dataset, len(dataset))
+    """Full captions of four held-out clips (of others if none is held out), of different labels as far as there are."""
+    indices, _ = measured_indices(dataset, len(dataset))
     order = np.random.default_rng(0).permutation(indices)
     first_of_label = {dataset.label(int(i)) or f"clip {i}": int(i) for i in order[::-1]}
     chosen = [*first_of_label.values(), *(int(i) for i in order if int(i) not in first_of_label.values())]
@@ -366,6 +367,7 @@ def held_out_prompts(dataset: Dataset) -> tuple[str, ...]:
     return tuple(dataset.caption(i, rng, full=True) for i in chosen[:N_PROMPTS])
 
 
+@printed_once()
 def train(
     dataset: Dataset,
     folder: str | Path,
@@ -416,11 +418,12 @@ def train(
     _check_arguments(dataset, config, start_from)
     _check_start(start_from, config)
     base = start_from or load_pipeline("riffling", device="cpu")
-    accelerator = new_accelerator(config)
+    load_checkpoint(folder / CHECKPOINT, config, data_id(dataset))  # refuses others before a text encoder is trained
+    new_accelerator(config)  # refuses a device or precision that is not there, and begins to work with other processes
     vae = copy.deepcopy(vae or base.vae).float().cpu().eval()
-    with accelerator.main_process_first():
-        latents = encode_dataset(vae, dataset, folder / "latents.npy")
     denoiser, tokenizer = _first_denoiser(dataset, folder, config, start_from, base)
+    load_checkpoint(folder / CHECKPOINT, config, data_id(dataset, denoiser, vae))  # refuses others before
+    latents = _encode(vae, dataset, folder)  # those in the folder are overwritten
     task = DenoiserTask(denoiser, tokenizer, dataset, config, vae=vae, latents=latents)
     try:
         run_loop(task, config, folder)
@@ -428,6 +431,13 @@ def train(
         task.network.remove_hooks()
     task.average.copy_to(denoiser.parameters())
     return _save_model(task, folder / "model")
+
+
+def _encode(vae: AutoencoderTiny, dataset: Dataset, folder: Path) -> np.ndarray:
+    """Latents of all clips, in the folder; not while another process trains there, which reads them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with PartialState().main_process_first(), only_run_in(folder) if is_main_process() else nullcontext():
+        return encode_dataset(vae, dataset, folder / "latents.npy")
 
 
 def _check_arguments(dataset: object, config: object, start_from: object) -> None:
@@ -518,7 +528,7 @@ def _save_model(task: DenoiserTask, folder: Path) -> StableDiffusionPipeline:
     with PartialState().main_process_first():
         if PartialState().is_main_process:
             pipe = assemble(denoiser, task.tokenizer, task.vae.cpu())
-            export(pipe, folder, settings=task.settings, dtype=torch.float32)
+            export(pipe, folder, settings=task.settings, dtype=torch.float32, overwrite=True)
     return load_pipeline(folder, device="cpu")
 
 

@@ -39,7 +39,8 @@ from .clip_cache import save_array
 from .config import DistillConfig
 from .dataset import composed_captions
 from .exporting import check_target, export
-from .loop import Batch, Task, generators, new_accelerator, on_device, run_loop
+from .loop import Batch, Task, generators, is_main_process, new_accelerator, on_device, only_run_in, run_loop
+from .processes import printed_once
 from .progress import Snapshot
 
 BATCH = 8  # paths that the teacher computes at once
@@ -427,6 +428,7 @@ def few_step_settings(teacher: StableDiffusionPipeline, num_inference_steps: int
     )
 
 
+@printed_once()
 def distill(
     teacher: StableDiffusionPipeline,
     folder: str | Path,
@@ -466,9 +468,11 @@ def distill(
     check_target(folder)
     _check_teacher(teacher)
     few_step_scheduler(teacher, config.num_inference_steps)  # raises an error now if there is none
-    accelerator = new_accelerator(config)
-    with accelerator.main_process_first():
-        paths = cache_paths(teacher, path_prompts(config, prompts), folder / "paths", config.seed)
+    prompts = path_prompts(config, prompts)
+    new_accelerator(config)
+    folder.mkdir(parents=True, exist_ok=True)
+    with PartialState().main_process_first(), only_run_in(folder) if is_main_process() else nullcontext():
+        paths = cache_paths(teacher, prompts, folder / "paths", config.seed)
     task = DistillationTask(teacher, paths, config)
     run_loop(task, config, folder)
     task.average.copy_to(task.network.parameters())
@@ -495,5 +499,5 @@ def _save_model(task: DistillationTask, folder: Path) -> StableDiffusionPipeline
     task.network.eval().cpu().to(memory_format=torch.contiguous_format)
     with PartialState().main_process_first():
         if PartialState().is_main_process:
-            export(task.assemble(), folder, settings=task.settings, dtype=torch.float32)
+            export(task.assemble(), folder, settings=task.settings, dtype=torch.float32, overwrite=True)
     return load_pipeline(folder, device="cpu")

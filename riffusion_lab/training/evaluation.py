@@ -10,24 +10,31 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from inspect import signature
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from diffusers import StableDiffusionPipeline
+from PIL import Image
 from tqdm.auto import tqdm
 
+from .. import __version__
 from ..generate import text_to_audio
 from ..hashing import weights_hash
-from ..models import model_settings
+from ..models import execution_device, model_settings
+from ..values import check_whole
 from .autoencoder import fidelity, reconstruct
 from .classifier import Classifier, class_scores, classify, load_classifier, picture_tensor
 from .dataset import Dataset
+from .evaluation_page import save_report
+from .kept_clips import KeptClips
 from .metrics import (
     column_steps,
     distance_of_means,
@@ -51,6 +58,7 @@ COMPOSER_GROUPS = {
     "drums": (DRUMS,),
     "effects": tuple(EFFECT_NAMES),
 }
+KEPT = "evaluation_clips"  # folder of generated clips, until the evaluation is finished
 RUN = ("half", "seed")  # which run it is, no measure
 SEED_STRIDE = 100_000  # between the seeds of a clip in two runs
 
@@ -75,9 +83,12 @@ def evaluate(
     seeds: Sequence[int] = (0,),
     known_clips: Sequence[Dataset] = (),
     batch_size: int = 4,
+    folder: str | os.PathLike[str] | None = None,
     **options: Any,
 ) -> dict[str, Any]:
     """Generate from captions of held-out clips, and compare with these clips.
+
+    Clips are generated on the device that the model is on; the classifier works on the CPU.
 
     Parameters
     ----------
@@ -97,14 +108,19 @@ def evaluate(
     known_clips : sequence of Dataset
         Further clips that the model was trained on, for memorization.
     batch_size : int
+    folder : path, optional
+        Where to write ``evaluation.json`` and ``evaluation.html``. Until these are written, each generated clip is kept
+        in its sub-folder ``evaluation_clips``: after an interruption, the same call goes on with those that are
+        missing. Default: nothing is written.
     **options
         As in `text_to_audio`; default: the model's own.
 
     Returns
     -------
     dict
-        ``weights_sha256``, ``settings``, ``n_clips``, and the measures of the run. Of several runs: the means of their
-        measures, ``spread`` (standard deviations), and ``runs`` (the measures of each).
+        ``weights_sha256``, ``settings``, ``device``, ``dtype``, ``riffusion_lab`` (the version), ``n_clips``, and the
+        measures of the run. Of several runs: the means of their measures, ``spread`` (standard deviations), and
+        ``runs`` (the measures of each).
 
         Measures are ``groups`` (for each its size n, the accuracies on generated and real clips, and adherence),
         ``frechet``, ``frechet_means`` (the part of it that lies between the means), ``frechet_real_real``,
@@ -116,12 +132,14 @@ def evaluate(
 
     Raises
     ------
+    OSError
+        If the folder is a file, or cannot be written.
     ValueError
         If half, seed or number of clips is impossible, or the reference clips were judged by another classifier.
     """
-    _check(n_clips, halves, seeds)
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+    _check(n_clips, halves, seeds, batch_size)
+    if folder is not None:
+        Path(folder).mkdir(parents=True, exist_ok=True)  # before hours of work
     if isinstance(reference, (str, os.PathLike)):
         raise TypeError(f"reference is the path {str(reference)!r}: pass Dataset.load({str(reference)!r})")
     classifier = classifier or load_classifier()
@@ -134,21 +152,41 @@ def evaluate(
             "the reference clips were judged by another classifier, whose embeddings differ: "
             "give their data set as the reference instead"
         )
+    origin = _origin(pipe, options)
+    kept = KeptClips(None if folder is None else Path(folder) / KEPT, origin)
     runs = []
     for half, seed in itertools.product(halves, seeds):
         rows = real_clips.reference.rows(half, n_clips)
         pictures, requests = _generate(
-            pipe, real_clips.reference, rows, seed=seed, batch_size=batch_size, options=options
+            pipe, real_clips.reference, rows, seed=seed, batch_size=batch_size, options=options, kept=kept
         )
         runs.append({"half": half, "seed": seed} | _measures(pictures, requests, real_clips, classifier, rows))
-    report = {"weights_sha256": weights_hash(pipe), "settings": default_settings(pipe) | options}
-    report |= {"n_clips": len(runs[0]["prompts"])} | _summary(runs)
+    report = origin | {"n_clips": len(runs[0]["prompts"])} | _summary(runs)
     if real_clips.dataset is not None:
         report["autoencoder"] = _autoencoder_measures(pipe, real_clips, classifier, rows)
-    return report | ({"runs": runs} if len(runs) > 1 else {})
+    report |= {"runs": runs} if len(runs) > 1 else {}
+    if folder is not None:
+        save_report(report, Path(folder))
+        kept.remove()
+    return report
 
 
-def _check(n_clips: int, halves: Sequence[int], seeds: Sequence[int]) -> None:
+def _origin(pipe: StableDiffusionPipeline, options: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides the clips of an evaluation beside prompts and seeds."""
+    return {
+        "weights_sha256": weights_hash(pipe),
+        "settings": default_settings(pipe) | dict(options),
+        "device": execution_device(pipe).type,
+        "dtype": str(pipe.dtype).removeprefix("torch."),
+        "riffusion_lab": __version__,
+    }
+
+
+def _check(n_clips: int, halves: Sequence[int], seeds: Sequence[int], batch_size: int) -> None:
+    for name, value in {"n_clips": n_clips, "batch_size": batch_size}.items():
+        check_whole(name, value, -math.inf, math.inf)
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, not {batch_size}")
     if n_clips < 2:
         raise ValueError(f"n_clips must be at least 2, not {n_clips}; the Fréchet distance needs a few hundred")
     if not halves or not set(halves) <= {0, 1}:
@@ -192,6 +230,7 @@ def _generate(
     seed: int,
     batch_size: int,
     options: Mapping[str, Any],
+    kept: KeptClips,
 ) -> tuple[list[torch.Tensor], list[dict[str, Any]]]:
     """Pictures [shape=(1, 1, 512, 512), each] for captions of reference clips, and these captions with their seeds."""
     requests = [
@@ -201,10 +240,26 @@ def _generate(
     pictures = []
     for start in tqdm(range(0, len(requests), batch_size), desc="generate", unit_scale=batch_size, mininterval=10):
         batch = requests[start : start + batch_size]
-        prompts, seeds = ([request[name] for request in batch] for name in ("prompt", "seed"))
-        clips = text_to_audio(pipe, prompts, seed=seeds, batch_size=batch_size, **options)
-        pictures += [picture_tensor(clip.image) for clip in clips]
+        pictures += [picture_tensor(image) for image in _images(pipe, batch, options, kept)]
     return pictures, requests
+
+
+def _images(
+    pipe: StableDiffusionPipeline, batch: list[dict[str, Any]], options: Mapping[str, Any], kept: KeptClips
+) -> list[Image.Image]:
+    """Pictures of a batch of clips: those that are kept, or new ones if one is missing.
+
+    A batch is generated as a whole, since rounding may depend on what else is in it.
+    """
+    prompts, seeds = ([request[name] for request in batch] for name in ("prompt", "seed"))
+    before = [kept.read(prompt, seed) for prompt, seed in zip(prompts, seeds, strict=True)]
+    images = [image for image in before if image is not None]
+    if len(images) == len(batch):
+        return images
+    clips = text_to_audio(pipe, prompts, seed=seeds, batch_size=len(batch), **options)
+    for prompt, seed, clip in zip(prompts, seeds, clips, strict=True):
+        kept.write(prompt, seed, clip.image)
+    return [clip.image for clip in clips]
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ def report_page(report: Mapping[str, Any]) -> str:
     parts = [
         "<h1>Evaluation</h1>",
         f"<p>{report['n_clips']} clips in each of {len(runs)} run(s); the model's weights have the hash "
-        f"{html.escape(report['weights_sha256'][:12])}…</p>",
+        f"{html.escape(report['weights_sha256'][:12])}…{_device(report)}.</p>",
         "<h2>Accuracy</h2><p>How often a classifier hears what the caption names, in generated and in real clips; "
         f"adherence is the quotient.</p>{_accuracies(report)}",
         f"<h2>Distribution</h2>{_measures(report)}",
@@ -48,6 +48,13 @@ def report_page(report: Mapping[str, Any]) -> str:
         f"<details><summary>Settings</summary>{_settings(report['settings'])}</details>",
     ]
     return PAGE.format(title="Evaluation", body="\n".join(parts))
+
+
+def _device(report: Mapping[str, Any]) -> str:
+    """On what the clips were generated; evaluations of earlier versions, all on the CPU, do not say."""
+    if "device" not in report:
+        return ""
+    return html.escape(f"; generated on {report['device']} in {report['dtype']}")
 
 
 def _number(value: float, spread: float | None) -> str:

@@ -6,7 +6,8 @@ import copy
 import inspect
 import json
 import re
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,13 @@ import numpy as np
 import torch
 from diffusers import StableDiffusionPipeline
 
+from ..files import whole_folder
 from ..models import SETTINGS_FILE, ModelSettings, model_settings, quiet
+from ..values import check_bool
 from .dataset import Dataset
 from .vocabulary import bpm_of, loop_beats
 
+MODEL_INDEX = "model_index.json"  # which every model in diffusers' layout has
 PACKAGE = Path(__file__).resolve().parents[1]
 
 
@@ -82,34 +86,79 @@ def check_target(folder: str | Path) -> None:
         raise ValueError(f"{folder} lies within the installed package, which stays as it is: choose another folder")
 
 
+def check_vacant(folder: str | Path, *, overwrite: bool) -> None:
+    """Refuse a folder that something would be lost in if a model were written there.
+
+    Raises
+    ------
+    OSError
+        If it is a file.
+    ValueError
+        If it is not empty, unless it holds a model and `overwrite` is set.
+    """
+    folder = Path(folder)
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is a file: pass the path of a folder")
+    is_model = (folder / MODEL_INDEX).exists()
+    if not any(folder.iterdir()) or (is_model and overwrite):
+        return
+    if is_model:
+        raise ValueError(f"{folder} holds a model: choose another folder, or set overwrite=true to replace the model")
+    raise ValueError(f"{folder} holds other files: choose a new or an empty folder")
+
+
 def export(
     pipe: StableDiffusionPipeline,
     folder: str | Path,
     *,
     settings: ModelSettings | None = None,
     dtype: torch.dtype = torch.float16,
+    overwrite: bool = False,
+    other_files: Sequence[str | Path] = (),
 ) -> None:
     """Write a model in diffusers' layout, by default in half precision, with its recommended settings beside it.
+
+    The folder appears when all is written. If that fails, what was there before is still there.
 
     Parameters
     ----------
     pipe : StableDiffusionPipeline
         As `train` returns it. It is left as it is.
     folder : path
-        Not within the installed package.
+        A new or an empty folder, not within the installed package.
     settings : ModelSettings, optional
         For ``riffusion_lab.json``. Default: those that the model has.
     dtype : torch.dtype
         Of the weights in the files.
+    overwrite : bool
+        Replace a model that is in the folder. Files that lie beside it, such as a README.md, are kept.
+    other_files : sequence of path
+        Files to copy into the folder.
+
+    Raises
+    ------
+    OSError
+        If the folder is a file, or cannot be written.
+    ValueError
+        If it is not empty, unless it holds a model and `overwrite` is set, or lies within the installed package.
     """
     check_target(folder)
-    folder = Path(folder)
-    settings = settings or model_settings(pipe)
+    check_vacant(folder, overwrite=check_bool("overwrite", overwrite))
+    with whole_folder(folder) as part:
+        _write_model(pipe, part, settings or model_settings(pipe), dtype)
+        for file in other_files:
+            shutil.copyfile(file, part / Path(file).name)
+
+
+def _write_model(pipe: StableDiffusionPipeline, folder: Path, settings: ModelSettings, dtype: torch.dtype) -> None:
+    """Write a model's files into a folder; see `export`."""
     with quiet(bars=False):
-        if pipe.dtype != dtype:
-            pipe = copy.deepcopy(pipe).to(dtype)
+        pipe = copy.copy(pipe) if pipe.dtype == dtype else copy.deepcopy(pipe).to(dtype)
+        pipe.register_to_config()  # a configuration of its own, for saving changes it
         pipe.save_pretrained(folder)
-    for file in [folder / "model_index.json", *folder.glob("*/config.json")]:
+    for file in [folder / MODEL_INDEX, *folder.glob("*/config.json")]:
         _edit(file, lambda config: {k: v for k, v in config.items() if k != "_name_or_path"})  # a path of this machine
     # transformers loads in the dtype that the config names, diffusers in float32: stock from_pretrained must not mix
     _edit(folder / "text_encoder" / "config.json", lambda config: config | {"dtype": "float32"})

@@ -20,6 +20,7 @@ from ..files import write_whole
 from ..image import Picture, encode_image, mel_from_image, open_image, pixels_from_mel
 from ..params import PARAMS, SpectrogramParams
 from ..torch_defaults import torch_defaults
+from ..values import check_bool
 from . import clip_cache
 from .caption_files import Caption, find_caption, join_lists, normalized, read_list, report_missing
 from .clip_cache import ENTRIES, SIZE, TEST, TRAIN, EntryWriter, Source, check_similarity
@@ -45,23 +46,25 @@ def make_from_images(
     strict: bool,
 ) -> None:
     """Make a data set in `cache`; see `Dataset.from_images`."""
+    strict = check_bool("strict", strict)
+    clip_cache.check_executor(executor)
+    check_similarity(max_similarity)
     folder = folder.absolute()  # workers may run in another folder
     cache = cache.absolute()
     found = find_files(folder, cache, PICTURE_SUFFIXES)
     if not found.sources:
         raise ValueError(_no_pictures(folder, found.others))
-    check_similarity(max_similarity)
     names = [source.name for source in found.sources]
     listed = read_metadata(folder, names, strict=strict)
-    clip_cache.open_cache(cache, {"made_from": "images", "folder": str(folder.resolve())})
     job = partial(make_entry, folder=cache / ENTRIES)
-    skipped = clip_cache.make_entries(job, found.sources, cache, executor=executor, strict=strict)
-    entries = clip_cache.read_entries(found.sources, cache)
     path_of = {source.name: Path(source.path) for source in found.sources}
-    captions = {entry.name: find_caption(entry.name, path_of[entry.name], listed, {}) for entry in entries}
-    index = clip_cache.make_index(entries, captions, cache, skipped=skipped, max_similarity=max_similarity)
-    index["n_ignored"] = sum(found.others.values())
-    clip_cache.write_index(cache, index, found.sources)
+    with clip_cache.open_cache(cache, {"made_from": "images", "folder": str(folder.resolve())}):
+        skipped = clip_cache.make_entries(job, found.sources, cache, executor=executor, strict=strict)
+        entries = clip_cache.read_entries(found.sources, cache)
+        captions = {entry.name: find_caption(entry.name, path_of[entry.name], listed, {}) for entry in entries}
+        index = clip_cache.make_index(entries, captions, cache, skipped=skipped, max_similarity=max_similarity)
+        index["n_ignored"] = sum(found.others.values())
+        clip_cache.write_index(cache, index, found.sources)
 
 
 def _no_pictures(folder: Path, others: dict[str, int]) -> str:

@@ -27,15 +27,18 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import broadcast_object_list
-from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined] # missing in its __all__
 from torch import Tensor, nn
 
+from ..files import locked_folder
 from ..models import keep_freed_memory
 from .checkpoints import FORMAT, HasState, load_checkpoint, restore, save_checkpoint, state_of
 from .config import LoopConfig
 from .optimizers import cosine_schedule, fastest_dtype, optimizer_step, set_learning_rate
+from .processes import printed_once
 from .progress import Monitor, Snapshot
+from .report import budget_text
 
+CHECKPOINT = "checkpoint.pt"
 Batch = dict[str, Any]  # tensors with one row for each example, and values that hold for the whole batch
 WORTH_COMPILING = 1000  # steps: compiling takes two minutes or three,
 WORTH_COMPILING_MINUTES = 20  # which count as spent: in a shorter run few steps would be left
@@ -155,7 +158,7 @@ def run_loop(task: Task, config: LoopConfig, folder: str | Path, *, accelerator:
     if accelerator.device.type == "cpu":
         keep_freed_memory()
     _check_batch(config, accelerator.num_processes)
-    with ExitStack() as stack:
+    with printed_once(), ExitStack() as stack:
         if accelerator.is_main_process:
             stack.enter_context(only_run_in(folder))
         stack.enter_context(random_state_kept())
@@ -170,7 +173,7 @@ class _Loop:
 
     def __init__(self, task: Task, config: LoopConfig, folder: Path, accelerator: Accelerator) -> None:
         self.task, self.config, self.accelerator = task, config, accelerator
-        self.file = folder / "checkpoint.pt"
+        self.file = folder / CHECKPOINT
         self.progress = Progress()
         self.saved_step: int | None = None  # of the checkpoint on the disk
         self.term_names: tuple[str, ...] = ()  # of the loss
@@ -202,7 +205,7 @@ class _Loop:
             if self._is_stopped(stop):
                 self._save()
                 self.accelerator.wait_for_everyone()  # a launcher may kill the others when the first one ends
-                raise KeyboardInterrupt(f"stopped and saved after step {self.progress.step} of {self.config.steps}")
+                raise KeyboardInterrupt(f"stopped and saved after {self._where()}")
             if time.monotonic() - last_save > self.config.save_every_s:
                 self._save()
                 last_save = time.monotonic()
@@ -211,6 +214,9 @@ class _Loop:
         self._show()
         if stop.is_set():
             raise KeyboardInterrupt(f"stopped after the last step, {self.progress.step}, which is saved")
+
+    def _where(self) -> str:
+        return budget_text(self.progress.step, self.progress.spent_s, self.config.to_dict())
 
     def _is_stopped(self, stop: threading.Event) -> bool:
         """Whether any process has been asked to stop: all of them then stop after the same step."""
@@ -395,11 +401,7 @@ def only_run_in(folder: Path) -> Iterator[None]:
     OSError
         If one does already: they would overwrite each other's checkpoints.
     """
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(WeakFileLock(folder / ".lock", timeout=0.1))
-        except TimeoutError as error:
-            raise OSError(f"another process is training in {folder}: wait for it, or use another folder") from error
+    with locked_folder(folder, f"another process is training in {folder}: wait for it, or use another folder"):
         yield
 
 

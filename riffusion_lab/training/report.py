@@ -19,6 +19,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator
 from ..plot import STYLE
 
 MAX_SNAPSHOTS = 12  # in the page, which would grow beyond a few megabytes; samples/ has all of them
+HELD_OUT_CLIPS = "held-out clips"
 SMOOTHING = 0.02  # the curve is a running mean over this share of the run,
 MIN_SMOOTHED = 10  # but over no fewer steps than this
 PAGE = """<!DOCTYPE html>
@@ -55,31 +56,51 @@ def report_html(
     snapshots : sequence of dict
         As `progress.read_snapshots` gives them.
     settings : dict
-        Of the run.
+        Of the run: its budget is "steps", and "minutes" if there is a time limit.
     """
-    parts = [f"<h1>Training: {html.escape(name)}</h1>", f"<p>{_summary(metrics, settings['steps'])}</p>"]
+    parts = [f"<h1>Training: {html.escape(name)}</h1>", f"<p>{_summary(metrics, settings)}</p>"]
     if metrics:
         parts.append("<h2>Loss</h2>" + loss_figure(metrics))
     parts += [_numbers(snapshots), _noise_loss(snapshots), _samples(snapshots), _settings(settings)]
     return PAGE.format(title=html.escape(f"Training: {name}"), body="\n".join(part for part in parts if part))
 
 
-def latest_html(name: str, metrics: Sequence[dict[str, Any]], steps: int, samples: str) -> str:
+def latest_html(name: str, metrics: Sequence[dict[str, Any]], settings: dict[str, Any], samples: str) -> str:
     """What a notebook shows while a run goes on: the loss, and the latest samples as HTML."""
     curve = loss_figure(metrics) if metrics else ""
-    return f"<p><b>{html.escape(name)}</b>: {_summary(metrics, steps)}</p>{curve}{samples}"
+    return f"<p><b>{html.escape(name)}</b>: {_summary(metrics, settings)}</p>{curve}{samples}"
 
 
-def _summary(metrics: Sequence[dict[str, Any]], steps: int) -> str:
+def budget_text(step: int, spent_s: float, settings: dict[str, Any]) -> str:
+    """How far a run is: "step 3 of 40", or with a time limit "step 3 (40 at most), 0.5 of 60 minutes".
+
+    Parameters
+    ----------
+    step : int
+    spent_s : float
+        Seconds.
+    settings : dict
+        Of the run: "steps", and "minutes" if there is a time limit. The run ends at whichever comes first.
+    """
+    if settings.get("minutes") is None:
+        return f"step {step:,} of {settings['steps']:,}"
+    return f"step {step:,} ({settings['steps']:,} at most), {spent_s / 60:.1f} of {settings['minutes']:g} minutes"
+
+
+def _summary(metrics: Sequence[dict[str, Any]], settings: dict[str, Any]) -> str:
     if not metrics:
-        return f"Step 0 of {steps:,}: the network is untrained, or as it was before."
+        where = _capitalized(budget_text(0, 0.0, settings))
+        return f"{where}: the network is untrained, or as it was before."
     last = metrics[-1]
-    minutes = last["spent_s"] / 60
-    pace = last["spent_s"] / last["step"]
-    return (
-        f"Step {last['step']:,} of {steps:,}; loss {last['mean_loss']:.4f} (mean over about the last hundred steps); "
-        f"{minutes:.1f} minutes, {pace:.2f} s a step."
-    )
+    where = _capitalized(budget_text(last["step"], last["spent_s"], settings))
+    pace = f"{last['spent_s'] / last['step']:.2f} s a step"
+    if settings.get("minutes") is None:
+        pace = f"{last['spent_s'] / 60:.1f} minutes, {pace}"
+    return f"{where}; loss {last['mean_loss']:.4f} (mean over about the last hundred steps); {pace}."
+
+
+def _capitalized(text: str) -> str:
+    return text[0].upper() + text[1:]
 
 
 def loss_figure(metrics: Sequence[dict[str, Any]]) -> str:
@@ -137,7 +158,14 @@ def _numbers(snapshots: Sequence[dict[str, Any]]) -> str:
     rows = [["step", *names]] + [
         [f"{snapshot['step']:,}", *(f"{snapshot['numbers'][name]:.4g}" for name in names)] for snapshot in measured
     ]
-    return "<h2>Measured on held-out clips</h2>" + html_table([[html.escape(cell) for cell in row] for row in rows])
+    title = f"<h2>Measured on {_measured_on(measured)}</h2>"
+    return title + html_table([[html.escape(cell) for cell in row] for row in rows])
+
+
+def _measured_on(snapshots: Sequence[dict[str, Any]]) -> str:
+    """What the numbers of snapshots were measured on."""
+    named = dict.fromkeys(snapshot.get("measured_on", HELD_OUT_CLIPS) for snapshot in snapshots)
+    return html.escape(" or ".join(named))
 
 
 def _noise_loss(snapshots: Sequence[dict[str, Any]]) -> str:
@@ -159,8 +187,8 @@ def _noise_loss(snapshots: Sequence[dict[str, Any]]) -> str:
     first, last = measured[0]["noise_loss"], measured[-1]["noise_loss"]
     ranges = "; ".join(f"time step {t}: {first[t]:.3g} to {last[t]:.3g}" for t in timesteps)
     return (
-        "<h2>Loss by noise level</h2><p>On held-out clips and noise that are always the same, with the averaged weights"
-        ". A small time step means little noise, 999 pure noise; dark curves are the noisy ones.</p>"
+        f"<h2>Loss by noise level</h2><p>On {_measured_on(measured)}, with noise that is always the same and the "
+        "averaged weights. A small time step means little noise, 999 pure noise; dark curves are the noisy ones.</p>"
         + figure_html(draw, f"Loss by noise level from step {steps[0]} to {steps[-1]}. {ranges}")
     )
 

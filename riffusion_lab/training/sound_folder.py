@@ -21,9 +21,9 @@ from ..resampling import resample
 from ..soundfiles import FORMATS, Torn, read_parts
 from ..spectrogram import mel_from_waveform
 from ..torch_defaults import torch_defaults
-from ..values import check_number, warn
+from ..values import check_bool, check_number, warn
 from . import clip_cache
-from .caption_files import LIST, Caption, find_caption, read_lists, read_tags
+from .caption_files import LIST, Caption, find_caption, label_by_folder, read_lists, read_tags
 from .clip_cache import ENTRIES, Entry, EntryWriter, Source, UnreadableFile, check_similarity
 from .sound_measures import find_beats, find_key, silent_share
 from .vocabulary import CLIP_SECONDS
@@ -131,30 +131,41 @@ def make_from_sounds(
     """Make a data set in `cache`; see `Dataset.from_folder`."""
     settings = CutSettings(
         hop_s=check_number("hop_s", hop_s, 0.05, 3_600),
-        on_beat=bool(on_beat),
+        on_beat=check_bool("on_beat", on_beat),
         silence_db=check_number("silence_db", silence_db, -200, 0),
     )
+    label_from_folder = check_bool("label_from_folder", label_from_folder)
+    strict = check_bool("strict", strict)
+    clip_cache.check_executor(executor)
+    check_similarity(max_similarity)
     folder = folder.absolute()  # workers may run in another folder
     cache = cache.absolute()
     found = find_files(folder, cache, SOUND_SUFFIXES)
     if not found.sources:
         raise ValueError(_no_sounds(folder, found.others))
-    check_similarity(max_similarity)
     names = [source.name for source in found.sources]
     listed = read_lists(folder, found.lists, names, strict=strict)
-    clip_cache.open_cache(cache, {"made_from": "sounds", "folder": str(folder.resolve()), **asdict(settings)})
     job = partial(make_entry, folder=cache / ENTRIES, settings=settings, torn="error" if strict else "keep")
-    skipped = clip_cache.make_entries(job, found.sources, cache, executor=executor, strict=strict)
-    entries = clip_cache.read_entries(found.sources, cache)
-    if strict:
-        refuse_truncated(entries)
-    path_of = {source.name: Path(source.path) for source in found.sources}
+    with clip_cache.open_cache(cache, {"made_from": "sounds", "folder": str(folder.resolve()), **asdict(settings)}):
+        skipped = clip_cache.make_entries(job, found.sources, cache, executor=executor, strict=strict)
+        entries = clip_cache.read_entries(found.sources, cache)
+        if strict:
+            refuse_truncated(entries)
+        captions = _captions(entries, found.sources, listed, label_from_folder=label_from_folder)
+        index = clip_cache.make_index(entries, captions, cache, skipped=skipped, max_similarity=max_similarity)
+        index["n_ignored"] = sum(found.others.values())
+        clip_cache.write_index(cache, index, found.sources)
+
+
+def _captions(
+    entries: Iterable[Entry], sources: Iterable[Source], listed: dict[str, Caption], *, label_from_folder: bool
+) -> dict[str, Caption]:
+    """Name of the file → caption, for each entry; `listed` are those from lists."""
+    path_of = {source.name: Path(source.path) for source in sources}
     captions = {entry.name: find_caption(entry.name, path_of[entry.name], listed, entry.tags) for entry in entries}
-    if label_from_folder:
-        captions = {name: _labelled(name, caption) for name, caption in captions.items()}
-    index = clip_cache.make_index(entries, captions, cache, skipped=skipped, max_similarity=max_similarity)
-    index["n_ignored"] = sum(found.others.values())
-    clip_cache.write_index(cache, index, found.sources)
+    if not label_from_folder:
+        return captions
+    return {name: label_by_folder(name, caption) for name, caption in captions.items()}
 
 
 def refuse_truncated(entries: Iterable[Entry]) -> None:
@@ -172,13 +183,6 @@ def _no_sounds(folder: Path, others: dict[str, int]) -> str:
     if others:
         return f"{message}, only files with the extensions {', '.join(sorted(others))}: pass a folder of sound files"
     return f"{message}: pass a folder with WAV, FLAC, Ogg, MP3 or other sound files, also in sub-folders"
-
-
-def _labelled(name: str, caption: Caption) -> Caption:
-    """The caption with the name of the file's folder as its label, unless it has one."""
-    if caption.label or "/" not in name:
-        return caption
-    return Caption(caption.text, caption.source, label=name.split("/")[-2])
 
 
 @torch_defaults()
