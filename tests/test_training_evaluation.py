@@ -390,6 +390,9 @@ def test_without_a_data_set_the_reference_clips_do(pipe, small_reference):
     assert report["n_clips"] == len(report["prompts"]) == 4
     assert "runs" not in report and "memorization" not in report and "autoencoder" not in report
     assert report["groups"]["effects"]["n"] == 4
+    right = [request["right"] for request in report["prompts"]]
+    assert [set(each) for each in right] == [{"effects"}] * 4
+    assert np.mean([each["effects"] for each in right]) == report["groups"]["effects"]["generated"]
 
 
 @pytest.mark.usefixtures("plays_the_reference")

@@ -125,7 +125,8 @@ def evaluate(
         Measures are ``groups`` (for each its size n, the accuracies on generated and real clips, and adherence),
         ``frechet``, ``frechet_means`` (the part of it that lies between the means), ``frechet_real_real``,
         ``diversity``, ``seam`` and ``steps`` (the step over a loop's seam and the mean step between columns; all three
-        as a share of the real clips'), ``confusions``, and ``prompts`` with their seeds and the classifier's answers.
+        as a share of the real clips'), ``confusions``, and ``prompts`` with their seeds, the classifier's answers, and
+        in which groups these are right.
         With a data set also ``memorization`` (highest correlation with a training clip: the median of generated and of
         held-out clips, and the share of generated clips above the 99th percentile of held-out ones) and
         ``autoencoder`` (the same measures for real clips that were only encoded and decoded).
@@ -307,28 +308,56 @@ def _measures(
     reference = real_clips.reference
     pairs = compare(pictures, reference, rows, classifier)
     other_half = (reference.halves != reference.halves[rows[0]]) & (reference.ranks < len(rows))
-    measures: dict[str, Any] = {"groups": accuracy_groups(pairs, reference.choices)}
+    groups = answer_groups(pairs, reference.choices)
+    measures: dict[str, Any] = {"groups": accuracies(groups)}
     measures |= _diversity(pairs) | _distances(pairs) | _step_ratios(pairs)
     measures["frechet_real_real"] = frechet_distance(reference.embeddings[other_half], pairs.real_embeddings)
     if real_clips.dataset is not None:
         measures["memorization"] = _memorization(pictures, real_clips, rows)
     names = [reference.choices["class"][number] for number in pairs.answers["class"]]
+    requests = [request | {"right": _right_answers(groups, i)} for i, request in enumerate(requests)]
     return measures | _confusions(requests, names)
 
 
-def accuracy_groups(pairs: Comparison, choices: Mapping[str, Sequence[str]]) -> dict[str, dict[str, float]]:
-    """Accuracy on generated and on real clips for each group: of labels, and of what captions name besides."""
+@dataclass(frozen=True)
+class Group:
+    """Which answers about clips are right; arrays have the shape (n,)."""
+
+    is_member: np.ndarray  # whether the caption names something of this group
+    correct: np.ndarray
+    real_correct: np.ndarray  # of the real clips of the same captions
+
+
+def answer_groups(pairs: Comparison, choices: Mapping[str, Sequence[str]]) -> dict[str, Group]:
+    """Right answers by group: of labels, and of what captions name besides."""
     targets = {name: numbers.numpy() for name, numbers in choice_targets(pairs.facts, choices).items()}
     correct = {name: pairs.answers[name] == targets[name] for name in targets}
     real_correct = {name: pairs.real_answers[name] == targets[name] for name in targets}
     labels = np.array([fact["class"] for fact in pairs.facts])
     groups = {}
     for group, members in _label_groups(choices["class"]).items():
-        groups[group] = _accuracies(correct["class"], real_correct["class"], np.isin(labels, members))
+        groups[group] = Group(np.isin(labels, members), correct["class"], real_correct["class"])
     for name in set(targets) - {"class"}:
-        groups[name] = _accuracies(correct[name], real_correct[name], _is_named(pairs, name))
-    groups["tempo"] = _tempo_accuracies(pairs)
-    return {group: numbers for group, numbers in groups.items() if numbers["n"]}
+        groups[name] = Group(_is_named(pairs, name), correct[name], real_correct[name])
+    groups["tempo"] = _tempo_answers(pairs)
+    return groups
+
+
+def accuracies(groups: Mapping[str, Group]) -> dict[str, dict[str, float]]:
+    """Accuracy on generated and on real clips; no group where no real clip is recognized: nothing is divided by 0."""
+    measured = {}
+    for name, group in groups.items():
+        real = group.real_correct[group.is_member]
+        if real.any():
+            generated = float(group.correct[group.is_member].mean())
+            numbers = {"generated": generated, "real": float(real.mean()), "adherence": generated / float(real.mean())}
+            measured[name] = {"n": len(real)} | numbers
+    return measured
+
+
+def _right_answers(groups: Mapping[str, Group], i: int) -> dict[str, bool]:
+    """In which of the groups of clip `i` the answer about it is right."""
+    return {name: bool(group.correct[i]) for name, group in groups.items() if group.is_member[i]}
 
 
 def _label_groups(classes: Sequence[str]) -> dict[str, tuple[str, ...]]:
@@ -352,23 +381,15 @@ def is_named(caption: str, facts: Mapping[str, Any], name: str) -> bool:
     return any(word in caption for word in words)
 
 
-def _tempo_accuracies(pairs: Comparison) -> dict[str, float]:
-    """How often clips with drums have the tempo that their caption names."""
+def _tempo_answers(pairs: Comparison) -> Group:
+    """Whether clips with drums have the tempo that their caption names."""
     has_drums = np.array([bool(fact.get("drums")) for fact in pairs.facts])
     chosen = _is_named(pairs, "bpm") & has_drums
     correct, real_correct = np.zeros(len(chosen), bool), np.zeros(len(chosen), bool)
     for i in np.flatnonzero(chosen):
         correct[i] = is_tempo(estimate_tempo(pairs.pictures[i]), pairs.facts[i]["bpm"])
         real_correct[i] = is_tempo(float(pairs.real_tempi_bpm[i]), pairs.facts[i]["bpm"])
-    return _accuracies(correct, real_correct, chosen)
-
-
-def _accuracies(correct: np.ndarray, real_correct: np.ndarray, chosen: np.ndarray) -> dict[str, float]:
-    """Accuracies over the chosen clips; no group where no real clip is recognized, for nothing can be divided by 0."""
-    if not real_correct[chosen].any():
-        return {"n": 0}
-    generated, real = float(correct[chosen].mean()), float(real_correct[chosen].mean())
-    return {"n": int(chosen.sum()), "generated": generated, "real": real, "adherence": generated / real}
+    return Group(chosen, correct, real_correct)
 
 
 def _diversity(pairs: Comparison) -> dict[str, float]:
