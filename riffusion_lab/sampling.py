@@ -14,6 +14,7 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
+from .injected_noise import mix_injected_noise
 from .latents import latent_size
 from .models import Pipeline, execution_device, model_settings
 from .networks import circular_time, locked, perturbed_attention, sliding_windows
@@ -39,7 +40,7 @@ class Conditioning:
     prompt_embeds, negative_prompt_embeds : Tensor [shape=(1, tokens, width)]
     noise : Tensor [shape=(1, 4, 64, columns)]
     generator : torch.Generator
-        For schedulers that draw more noise on the way.
+        For schedulers that draw more noise on the way; a `MixedGenerator` for a clip between several seeds.
     guidance_scale : float
         1 or less: no classifier-free guidance.
     """
@@ -146,7 +147,7 @@ def from_noise(
     noise = torch.cat([conditioning.noise for conditioning in batch])
     negative_prompt_embeds, prompt_embeds = _concatenate_embeds(pipe, batch, is_guided=True).chunk(2)
     generators = [conditioning.generator for conditioning in batch]
-    _seed_own_noise(pipe.scheduler, generators)
+    _prepare_injected_noise(pipe.scheduler, generators)
     with locked(pipe.unet), ExitStack() as stack:
         close_loop = _prepare_unet(pipe, stack, batch, loop=loop)
 
@@ -339,7 +340,7 @@ def _denoise(
 ) -> Tensor:
     """Noise latents by `strength` and let the pipeline's scheduler denoise them with the network `predict`."""
     scheduler = pipe.scheduler
-    _seed_own_noise(scheduler, generators)
+    _prepare_injected_noise(scheduler, generators)
     scheduler.set_timesteps(num_inference_steps, device=init_latents.device)
     begin = first_step(num_inference_steps, strength) * scheduler.order
     timesteps = scheduler.timesteps[begin:]
@@ -379,9 +380,10 @@ def _end_step(
     return changed
 
 
-def _seed_own_noise(scheduler: SchedulerMixin, generators: Sequence[torch.Generator]) -> None:
-    """Give a scheduler that draws its noise without a generator (DPM++ SDE) the seeds of the clips."""
-    if getattr(scheduler, "noise_sampler_seed", False) is None:
+def _prepare_injected_noise(scheduler: SchedulerMixin, generators: Sequence[torch.Generator]) -> None:
+    """Let the noise that a scheduler adds at its steps come from the clips' own seeds."""
+    mix_injected_noise(scheduler, generators)
+    if getattr(scheduler, "noise_sampler_seed", False) is None:  # it draws without a generator (DPM++ SDE)
         scheduler.noise_sampler_seed = [generator.initial_seed() for generator in generators]
 
 
