@@ -37,7 +37,7 @@ class MixedGenerator(torch.Generator):
 
     def __new__(cls, generators: Sequence[torch.Generator], weights: Sequence[float]) -> Self:
         """Make a generator on the device of the others."""
-        mixed = super().__new__(cls, generators[0].device)  # type: ignore[call-arg] - torch's type stubs lack it
+        mixed = super().__new__(cls, generators[0].device)  # type: ignore[call-arg]  # not in torch's stubs
         mixed.generators = list(generators)
         mixed.weights = list(weights)
         return mixed
