@@ -147,7 +147,7 @@ def from_noise(
     noise = torch.cat([conditioning.noise for conditioning in batch])
     negative_prompt_embeds, prompt_embeds = _concatenate_embeds(pipe, batch, is_guided=True).chunk(2)
     generators = [conditioning.generator for conditioning in batch]
-    _prepare_injected_noise(pipe.scheduler, generators)
+    _seed_own_noise(pipe.scheduler, generators)
     with locked(pipe.unet), ExitStack() as stack:
         close_loop = _prepare_unet(pipe, stack, batch, loop=loop)
 
@@ -340,7 +340,7 @@ def _denoise(
 ) -> Tensor:
     """Noise latents by `strength` and let the pipeline's scheduler denoise them with the network `predict`."""
     scheduler = pipe.scheduler
-    _prepare_injected_noise(scheduler, generators)
+    _seed_own_noise(scheduler, generators)
     scheduler.set_timesteps(num_inference_steps, device=init_latents.device)
     begin = first_step(num_inference_steps, strength) * scheduler.order
     timesteps = scheduler.timesteps[begin:]
@@ -380,7 +380,7 @@ def _end_step(
     return changed
 
 
-def _prepare_injected_noise(scheduler: SchedulerMixin, generators: Sequence[torch.Generator]) -> None:
+def _seed_own_noise(scheduler: SchedulerMixin, generators: Sequence[torch.Generator]) -> None:
     """Let the noise that a scheduler adds at its steps come from the clips' own seeds."""
     mix_injected_noise(scheduler, generators)
     if getattr(scheduler, "noise_sampler_seed", False) is None:  # it draws without a generator (DPM++ SDE)
