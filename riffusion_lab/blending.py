@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -63,3 +63,13 @@ def weighted_mean(values: Sequence[float], weights: Sequence[float]) -> float:
     """
     mean = sum(weight * value for value, weight in zip(values, weights, strict=True))
     return min(max(mean, min(values)), max(values))
+
+
+def mix(tensors: Sequence[Tensor], weights: Sequence[float], interpolate: Callable[..., Tensor]) -> Tensor:
+    """Mix tensors by weight, each from the mix of those before it; `interpolate` is `lerp` or `slerp`."""
+    mixed = tensors[0]
+    total = weights[0]
+    for tensor, weight in zip(tensors[1:], weights[1:], strict=True):
+        total += weight
+        mixed = interpolate(mixed, tensor, weight / total)
+    return mixed

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-
 import torch
 from torch import Tensor
 
-from .blending import lerp, slerp
+from .blending import lerp, mix, slerp
 from .hints import snap_tempo
+from .injected_noise import MixedGenerator
 from .latents import n_latent_columns
 from .models import Pipeline
 from .prompts import Prompt, encode_prompt, pad_to_same_length
@@ -45,10 +44,10 @@ def encode_point(
     prompt_embeds = [encode_text(pipe, prompt.text) for prompt in prompts]
     negative_prompt_embeds = [encode_text(pipe, prompt.negative_prompt or "") for prompt in prompts]
     return Conditioning(
-        prompt_embeds=_mix(pad_to_same_length(pipe, prompt_embeds), weights, lerp),
-        negative_prompt_embeds=_mix(pad_to_same_length(pipe, negative_prompt_embeds), weights, lerp),
-        noise=_mix(noises, weights, slerp),
-        generator=generators[0],
+        prompt_embeds=mix(pad_to_same_length(pipe, prompt_embeds), weights, lerp),
+        negative_prompt_embeds=mix(pad_to_same_length(pipe, negative_prompt_embeds), weights, lerp),
+        noise=mix(noises, weights, slerp),
+        generator=generators[0] if len(generators) == 1 else MixedGenerator(generators, weights),
         guidance_scale=point.guidance_scale,
     )
 
@@ -61,13 +60,3 @@ def encode_text(pipe: Pipeline, text: str) -> Tensor:
 def noise_generator(point: Point, prompt: Prompt) -> torch.Generator:
     """Source of a prompt's noise; on the CPU, so that every device gets the same noise."""
     return point.generator or torch.Generator("cpu").manual_seed(prompt.seed)
-
-
-def _mix(tensors: Sequence[Tensor], weights: Sequence[float], interpolate: Callable[..., Tensor]) -> Tensor:
-    """Mix tensors by weight: each is reached from the mix of those before it."""
-    mixed = tensors[0]
-    total = weights[0]
-    for tensor, weight in zip(tensors[1:], weights[1:], strict=True):
-        total += weight
-        mixed = interpolate(mixed, tensor, weight / total)
-    return mixed

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from diffusers import SchedulerMixin
 
-from .models import Pipeline, model_name, model_settings
+from .models import Pipeline, missing_few_step_loras, model_name, model_settings
 from .prompts import plain_text
 from .recipes import scheduler_parameters
 
@@ -140,6 +140,19 @@ def scheduler_hints(scheduler: SchedulerMixin) -> list[str]:
     if is_wanted and is_ignored:
         return [f"{name} ignores this model's noise schedule (rescale_betas_zero_snr): {advice}"]
     return []
+
+
+def few_step_hints(pipe: Pipeline) -> list[str]:
+    """Hint on scheduler and settings for a LoRA of few steps that was removed since the model was loaded."""
+    missing = missing_few_step_loras(pipe)
+    if not missing:
+        return []
+    settings = model_settings(pipe)
+    defaults = f"{settings.num_inference_steps} steps and guidance {settings.guidance_scale:g}"
+    return [
+        f"the LoRA {', '.join(missing)} is not active, but the model still has its scheduler and its defaults "
+        f"({defaults}): load the model again without it"
+    ]
 
 
 def vocabulary_hints(pipe: Pipeline, prompt: str) -> list[str]:

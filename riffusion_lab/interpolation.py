@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -12,8 +13,10 @@ from .clip import Clip
 from .generate import generate_clips
 from .models import Pipeline
 from .prompts import Prompt
-from .requests import Point, as_model_clip, check_options, check_walk_prompt, warn_of_hints
-from .values import as_list, check_number, check_whole
+from .requests import Options, Point, as_model_clip, check_options, check_walk_prompt, warn_of_hints
+from .sampling import isolated_pipeline
+from .spacing import EVEN_RATIO, even_clips
+from .values import as_list, check_number, check_whole, warn
 
 __all__ = ["interpolate", "lerp", "slerp", "walk"]
 
@@ -26,6 +29,8 @@ def interpolate(
     num_clips: int,
     seed_clip: Clip | None = None,
     curve: Callable[[float], float] | None = None,
+    spacing: str = "linear",
+    max_extra_clips: int | None = None,
     num_inference_steps: int | None = None,
     duration_s: float | None = None,
     loop: bool | None = None,
@@ -51,13 +56,24 @@ def interpolate(
     curve : callable, optional
         From the share of the walk, in [0, 1], to alpha, in [0, 1]. Default: the share itself. ``lambda x: x**2`` leaves
         the start more slowly.
+    spacing : str
+        ``"linear"``: equal steps of alpha (or those of `curve`). ``"even"``: alphas for which the steps from clip to
+        clip are about alike, the largest at most twice the smallest, by the mean absolute difference of the pictures
+        (`spacing.picture_distance`). On the way from one prompt to the next, `num_clips` clips with equal steps of
+        alpha are generated first, then single ones between those that differ most. Each costs as much as any other
+        clip, also those that are not returned. Where `max_extra_clips` are not enough, as where the picture jumps, the
+        most even steps found are taken, and a warning tells their ratio. Both ends stay the same to the bit.
+    max_extra_clips : int, optional
+        For ``spacing="even"``: how many clips may be generated beyond `num_clips`, from each prompt to the next.
+        Default: `num_clips`.
     num_inference_steps, duration_s, loop, batch_size
         As in `text_to_audio`.
 
     Returns
     -------
     iterator of Clip
-        Clips are generated when they are asked for, `batch_size` at a time. The arguments are checked at once.
+        Clips are generated when they are asked for, `batch_size` at a time; with ``spacing="even"`` all clips up to the
+        next prompt at once. The arguments are checked at once.
 
     Raises
     ------
@@ -87,9 +103,55 @@ def interpolate(
         batch_size=batch_size,
         source=None if seed_clip is None else as_model_clip(seed_clip),
     )
+    max_extra_clips = _check_spacing(spacing, curve, max_extra_clips, num_clips=num_clips)
     alphas = _alphas(num_clips, curve)
     warn_of_hints(pipe, [Point((prompt,)) for prompt in prompts])
+    if spacing == "even" and num_clips > 2:  # of two clips there is only one step
+        isolated = isolated_pipeline(pipe)
+        return _even_walk(isolated, prompts, options, num_clips=num_clips, max_extra_clips=max_extra_clips)
     return generate_clips(pipe, "interpolate", _points_of_walk(prompts, alphas), options)
+
+
+def _check_spacing(
+    spacing: object, curve: Callable[[float], float] | None, max_extra_clips: int | None, *, num_clips: int
+) -> int:
+    """Check what goes with even spacing only; return the number of extra clips that are allowed."""
+    if spacing not in ("linear", "even"):
+        raise ValueError(f"spacing must be 'linear' or 'even', not {spacing!r}")
+    if spacing == "even" and curve is not None:
+        raise ValueError("spacing='even' chooses the alphas, so it does not go with curve: pass one of them")
+    if spacing == "linear" and max_extra_clips is not None:
+        raise ValueError(f"max_extra_clips={max_extra_clips!r} is for spacing='even': leave it out, or ask for that")
+    if max_extra_clips is None:
+        return num_clips
+    return check_whole("max_extra_clips", max_extra_clips, 0, math.inf)
+
+
+def _even_walk(
+    pipe: Pipeline, prompts: Sequence[Prompt], options: Options, *, num_clips: int, max_extra_clips: int
+) -> Iterator[Clip]:
+    """Walk with even steps from each prompt to the next; a prompt on the way is one clip."""
+    arrived: Clip | None = None
+    for start, end in pairwise(prompts):
+        found = even_clips(
+            partial(_clips_between, pipe, start, end, options),
+            num_clips,
+            max_extra_clips=max_extra_clips,
+            batch_size=options.batch_size,
+            first=arrived,
+        )
+        if found.ratio > EVEN_RATIO:
+            warn(
+                f"the largest step from {start.text!r} to {end.text!r} is {found.ratio:.1f} times the smallest one, "
+                f"after {found.n_extra} extra clips: allow more by max_extra_clips, or ask for fewer clips"
+            )
+        yield from found.clips if arrived is None else found.clips[1:]
+        arrived = found.clips[-1]
+
+
+def _clips_between(pipe: Pipeline, start: Prompt, end: Prompt, options: Options, alphas: Sequence[float]) -> list[Clip]:
+    points = [Point.between(start, end, alpha) for alpha in alphas]
+    return list(generate_clips(pipe, "interpolate", points, options))
 
 
 def _alphas(num_clips: int, curve: Callable[[float], float] | None) -> list[float]:
@@ -124,8 +186,8 @@ def walk(pipe: Pipeline, prompts: Sequence[Prompt], *, closed: bool = False, **o
     closed : bool
         Return to the first prompt at the end; the last clip is then the first one again.
     **options
-        As in `interpolate`: `num_clips` (required), `seed_clip`, `curve`, `num_inference_steps`, `duration_s`, `loop`,
-        `batch_size`.
+        As in `interpolate`: `num_clips` (required), `seed_clip`, `curve`, `spacing`, `max_extra_clips`,
+        `num_inference_steps`, `duration_s`, `loop`, `batch_size`.
 
     Returns
     -------

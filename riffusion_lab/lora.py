@@ -43,11 +43,12 @@ _PEFT_SETTINGS = ("r", "lora_alpha", "target_modules", "rank_pattern", "alpha_pa
 
 @dataclass(frozen=True)
 class Lora:
-    """A LoRA to load: its file, its weight, and its adapter name in the pipeline."""
+    """A LoRA to load: its file, its weight, its adapter name in the pipeline, and what else it is called."""
 
     path: Path
     weight: float
     name: str
+    titles: tuple[str, ...]  # its name on the Hub, of its file without the ending, or of its folder
 
 
 def lora_weights(lora: LoraSource | Mapping[LoraSource, float] | None) -> dict[str, float]:
@@ -74,17 +75,22 @@ def lora_weights(lora: LoraSource | Mapping[LoraSource, float] | None) -> dict[s
     return weights
 
 
-def named_loras(weights: Mapping[Path, float]) -> list[Lora]:
+def named_loras(weights: Mapping[Path, float], hub_names: Mapping[Path, str]) -> list[Lora]:
     """Give LoRAs unique adapter names derived from their file names.
 
     Parameters
     ----------
     weights : dict of Path to float
         Weight of each file.
+    hub_names : dict of Path to str
+        ``"owner/name"`` of each file that is from the Hub: its folder is named after a commit.
     """
     loras: list[Lora] = []
     for path, weight in weights.items():
-        stem = path.parent.name if path.stem in USUAL_NAMES else path.stem
+        hub_name = hub_names.get(path)
+        stem = path.stem
+        if stem in USUAL_NAMES:
+            stem = hub_name.rpartition("/")[2] if hub_name else path.parent.name
         base = re.sub(r"\W", "_", stem)  # a dot would separate module names
         # peft uses the name as the key of a ModuleDict, and replaces it inside names that contain "lora_"
         is_reserved = hasattr(nn.ModuleDict, base) or base in "lora_"
@@ -93,7 +99,7 @@ def named_loras(weights: Mapping[Path, float]) -> list[Lora]:
         while name in (lora.name for lora in loras):
             number += 1
             name = f"{base}_{number}"
-        loras.append(Lora(path, weight, name))
+        loras.append(Lora(path, weight, name, titles=(hub_name, stem) if hub_name else (stem,)))
     return loras
 
 
@@ -294,6 +300,12 @@ def active_loras(pipe: StableDiffusionPipeline) -> list[dict[str, Any]]:
         {"name": name, "sha256": digests[name].hexdigest(), "weight": _one_number(weights[name])}
         for name in sorted(digests)
     ]
+
+
+def active_names(pipe: StableDiffusionPipeline) -> set[str]:
+    """Adapter names of the LoRAs that are active in a pipeline, or fused into its weights."""
+    active = {name for _, layer in _adapter_layers(pipe) for name in layer.active_adapters}
+    return active | set(pipe.fused_loras)
 
 
 def lora_facts(pipe: StableDiffusionPipeline) -> dict[str, Any]:

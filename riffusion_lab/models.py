@@ -13,7 +13,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
@@ -24,7 +24,18 @@ from huggingface_hub import hf_hub_download, list_repo_files, model_info, snapsh
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
 
 from .checkpoints import DTYPE, SINGLE_FILES, load_parts, read_single_file
-from .lora import LORA_FILES, PEFT_CONFIG, Lora, LoraSource, file_in_folder, load_loras, lora_weights, named_loras
+from .few_steps import AUTO, FEW_STEPS, FewSteps, check_few_steps, few_step_loras
+from .lora import (
+    LORA_FILES,
+    PEFT_CONFIG,
+    Lora,
+    LoraSource,
+    active_names,
+    file_in_folder,
+    load_loras,
+    lora_weights,
+    named_loras,
+)
 from .torch_defaults import torch_defaults
 from .values import in_one_line
 
@@ -75,6 +86,7 @@ class _Origin(NamedTuple):
 
     name: str
     settings: ModelSettings
+    few_step_loras: tuple[str, ...] = ()  # adapter names of the LoRAs that the settings are for
 
 
 @torch_defaults()
@@ -84,6 +96,7 @@ def load_pipeline(
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
     lora: LoraSource | Mapping[LoraSource, float] | None = None,
+    few_steps: str = AUTO,
     local_files_only: bool = False,
 ) -> Pipeline:
     """Load a model, and print one line with its name, device and dtype.
@@ -104,6 +117,16 @@ def load_pipeline(
         weights, ``{"funk.safetensors": 0.8, "dub.safetensors": -0.3}``. The default weight is 1. Needs the package
         ``peft``. The adapter is named after the file: ``pipe.set_adapters("funk", 0.5)`` changes its weight, and
         ``pipe.unload_lora_weights()`` removes all LoRAs, which restores the model bit for bit.
+    few_steps : str
+        What to do about LoRAs that are distilled to work with few steps, such as
+        ``"latent-consistency/lcm-lora-sdv1-5"``. ``"auto"``: if the name of one tells so (on the Hub, of the file or
+        its folder, or in the file's metadata), the scheduler and the default steps and guidance scale that it asks for
+        are set, and named in the line that is printed. Recognized are LCM-LoRAs (``lcm`` as a word of the name:
+        LCMScheduler, 4 steps, guidance 1) and Hyper-SD's LoRAs for 2, 4 or 8 steps without guidance
+        (``Hyper-SD15-4steps-lora``: DDIMScheduler, so many steps, guidance 1). For a LoRA under another name, or a
+        model that holds one already: ``"lcm"``, ``"hyper-sd-2steps"``, ``"hyper-sd-4steps"``, ``"hyper-sd-8steps"``.
+        ``"none"`` leaves scheduler and settings as they are. What a call asks for counts more in any case, and
+        ``pipe.scheduler`` can be set afterwards.
     local_files_only : bool
         Use only what was downloaded from the Hub before, and do not check for a newer version.
 
@@ -118,7 +141,8 @@ def load_pipeline(
         If there is no such model or LoRA, it is not a Stable Diffusion, it cannot be read, or the LoRA does not fit the
         model.
     TypeError, ValueError
-        If there is no such device or dtype, a LoRA is listed twice, or its weight is not a finite number.
+        If there is no such device or dtype, a LoRA is listed twice, or its weight is not a finite number; if
+        `few_steps` is none of these, or two LoRAs ask for different schedulers or steps.
     ImportError
         If a LoRA is to be loaded without the package ``peft``.
 
@@ -133,7 +157,9 @@ def load_pipeline(
     source = _source(model)
     device = _device(device, prefer_cpu=source == str(WEIGHTS / "riffling"))
     dtype = _dtype(dtype, device)
+    check_few_steps(few_steps)
     loras = _find_loras(lora_weights(lora), local_files_only=local_files_only)
+    distilled = few_step_loras(loras, few_steps)
     if device.type == "cpu":
         keep_freed_memory()
     with quiet(bars=HUB_ID.fullmatch(source) is not None):
@@ -141,10 +167,34 @@ def load_pipeline(
         model_settings(pipe)  # read and kept now, because the file may change later
         load_loras(pipe, loras)
         pipe.to(device)
+    kind = next(iter(distilled.values()), few_steps)
+    if kind in FEW_STEPS:
+        _set_few_steps(pipe, FEW_STEPS[kind], tuple(distilled))
     pipe.set_progress_bar_config(disable=not sys.stderr.isatty())  # notebooks would save every bar as output
     added = "".join(f" with LoRA {lora.name} at {lora.weight:g}" for lora in loras)
-    print(f"{model_name(pipe)}{added} on {device.type} in {str(dtype).removeprefix('torch.')}")
+    settings = f" with {FEW_STEPS[kind]}" if kind in FEW_STEPS else ""
+    print(f"{model_name(pipe)}{added} on {device.type} in {str(dtype).removeprefix('torch.')}{settings}")
     return pipe
+
+
+def _set_few_steps(pipe: Pipeline, few_steps: FewSteps, lora_names: tuple[str, ...]) -> None:
+    """Set scheduler, steps and guidance scale for a model that is distilled, by LoRAs of these names if there are."""
+    pipe.scheduler = few_steps.make_scheduler(pipe.scheduler)
+    settings = replace(
+        model_settings(pipe),
+        num_inference_steps=few_steps.num_inference_steps,
+        guidance_scale=few_steps.guidance_scale,
+    )
+    setattr(pipe.unet, _ORIGIN, _Origin(model_name(pipe), settings, lora_names))
+
+
+def missing_few_step_loras(pipe: Pipeline) -> list[str]:
+    """Adapter names of the LoRAs that a pipeline's settings are for, if none of them is active any more."""
+    origin: _Origin | None = getattr(pipe.unet, _ORIGIN, None)
+    names = origin.few_step_loras if origin else ()
+    if not names or active_names(pipe) & set(names):
+        return []
+    return list(names)
 
 
 def keep_freed_memory() -> None:
@@ -290,12 +340,15 @@ def _source(model: str | os.PathLike[str]) -> str:
 def _find_loras(weights: Mapping[str, float], *, local_files_only: bool) -> list[Lora]:
     """Find the files of LoRAs, before the large model is loaded."""
     files: dict[Path, float] = {}
+    hub_names: dict[Path, str] = {}
     for source, weight in weights.items():
         path = _lora_file(source, local_files_only=local_files_only)
+        if not Path(source).exists():
+            hub_names[path] = source
         if any(path.samefile(other) for other in files):
             raise ValueError(f"the LoRA {path.name!r} is listed twice: pass it once, with the sum of both weights")
         files[path] = weight
-    return named_loras(files)
+    return named_loras(files, hub_names)
 
 
 def _lora_file(source: str, *, local_files_only: bool) -> Path:

@@ -14,7 +14,7 @@ import torch
 
 from .blending import weighted_mean
 from .clip import Clip
-from .hints import notation_hints, scheduler_hints, tempo_hints, vocabulary_hints
+from .hints import few_step_hints, notation_hints, scheduler_hints, tempo_hints, vocabulary_hints
 from .latents import latent_size
 from .models import Pipeline, model_settings
 from .params import COLUMNS_PER_S, PARAMS
@@ -390,7 +390,7 @@ def find_hints(pipe: Pipeline, points: Sequence[Point], end_prompt: str | None =
     texts = [text for prompt in prompts for text in (prompt.text, prompt.negative_prompt) if text]
     if end_prompt:
         texts.append(end_prompt)
-    found = scheduler_hints(pipe.scheduler) + notation_hints(texts)
+    found = scheduler_hints(pipe.scheduler) + few_step_hints(pipe) + notation_hints(texts)
     for text in texts:
         found += vocabulary_hints(pipe, text)
         found += tempo_hints(pipe, text)

@@ -14,6 +14,7 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
+from .injected_noise import mix_injected_noise
 from .latents import latent_size
 from .models import Pipeline, execution_device, model_settings
 from .networks import circular_time, locked, perturbed_attention, sliding_windows
@@ -40,7 +41,7 @@ class Conditioning:
     prompt_embeds, negative_prompt_embeds : Tensor [shape=(1, tokens, width)]
     noise : Tensor [shape=(1, 4, 64, columns)]
     generator : torch.Generator
-        For schedulers that draw more noise on the way.
+        For schedulers that draw more noise on the way; a `MixedGenerator` for a clip between several seeds.
     guidance_scale : float
         1 or less: no classifier-free guidance.
     """
@@ -403,8 +404,9 @@ def _end_step(
 
 
 def _seed_own_noise(scheduler: SchedulerMixin, generators: Sequence[torch.Generator]) -> None:
-    """Give a scheduler that draws its noise without a generator (DPM++ SDE) the seeds of the clips."""
-    if getattr(scheduler, "noise_sampler_seed", False) is None:
+    """Let the noise that a scheduler adds at its steps come from the clips' own seeds."""
+    mix_injected_noise(scheduler, generators)
+    if getattr(scheduler, "noise_sampler_seed", False) is None:  # it draws without a generator (DPM++ SDE)
         scheduler.noise_sampler_seed = [generator.initial_seed() for generator in generators]
 
 
