@@ -7,8 +7,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, redirect_stdout
 
-# Of torch: gradients of a 1 × 1 convolution in channels_last lie in another order than DDP reserves room for. It copies
-# them, which costs next to nothing
+# Of torch's DDP, where a gradient lies in another order than the room for it; the gradient is copied, nothing else
 STRIDES_WARNING = "Grad strides do not match bucket view strides"
 
 
