@@ -184,6 +184,7 @@ def _set_few_steps(pipe: Pipeline, few_steps: FewSteps, lora_names: tuple[str, .
         model_settings(pipe),
         num_inference_steps=few_steps.num_inference_steps,
         guidance_scale=few_steps.guidance_scale,
+        start_sigmas=(),  # they belong to the scheduler before
     )
     setattr(pipe.unet, _ORIGIN, _Origin(model_name(pipe), settings, lora_names))
 

@@ -261,3 +261,10 @@ def test_a_full_size_model_with_an_lcm_lora_changes_clips(full_size):
     source = generate(full_size, "jazz", num_inference_steps=1, **SHORT)
     restyled = audio_to_audio(full_size, source, "rock", strength=0.5)  # 2 of the default 4 steps
     assert restyled.recipe["num_inference_steps"] == 4 and not same(restyled, source)
+
+
+def test_noise_levels_to_start_from_belong_to_the_scheduler_before():
+    pipe = tiny_pipeline()
+    models.keep_settings(pipe, "tiny", models.ModelSettings(start_sigmas=(40.0, 1.0)))
+    models._set_few_steps(pipe, FEW_STEPS["lcm"], ())
+    assert model_settings(pipe).start_sigmas == () and model_settings(pipe).num_inference_steps == 4

@@ -227,6 +227,11 @@ def test_prompts_of_the_snapshots_are_of_different_labels():
     prompts = denoiser.held_out_prompts(composed(n_held_out=8))
     assert len(prompts) == len(set(prompts)) == 4
     assert denoiser.held_out_prompts(recorded()) == denoiser.held_out_prompts(recorded())
+    songs = recorded()  # two clips of each of four songs: most data sets of one's own have captions, but no labels
+    songs.n_held_out = 8
+    for i, facts in enumerate(songs.facts):
+        facts["caption"] = f"song {i // 2}"
+    assert sorted(denoiser.held_out_prompts(songs)) == ["song 0", "song 1", "song 2", "song 3"]
 
 
 @pytest.mark.slow

@@ -358,11 +358,15 @@ class DenoiserTask(Task):
 
 
 def held_out_prompts(dataset: Dataset) -> tuple[str, ...]:
-    """Full captions of four held-out clips (of others if none is held out), of different labels as far as there are."""
+    """Full captions of four held-out clips (of others if none is held out).
+
+    Of different labels, or where there are none, of different captions in the files, as far as there are.
+    """
     indices, _ = measured_indices(dataset, len(dataset))
     order = np.random.default_rng(0).permutation(indices)
-    first_of_label = {dataset.label(int(i)) or f"clip {i}": int(i) for i in order[::-1]}
-    chosen = [*first_of_label.values(), *(int(i) for i in order if int(i) not in first_of_label.values())]
+    names = {int(i): dataset.label(int(i)) or dataset.facts[i].get("caption", f"clip {i}") for i in order}
+    first_of_name = {name: i for i, name in reversed(names.items())}
+    chosen = [*reversed(first_of_name.values()), *(i for i in names if i not in first_of_name.values())]
     rng = np.random.default_rng(0)
     return tuple(dataset.caption(i, rng, full=True) for i in chosen[:N_PROMPTS])
 
