@@ -14,8 +14,10 @@ from riffusion_lab.hashing import weights_hash
 from riffusion_lab.latents import decode
 from riffusion_lab.models import ModelSettings, keep_settings, model_settings
 from riffusion_lab.training import distillation
+from riffusion_lab.training.__main__ import main
 from riffusion_lab.training.config import DistillConfig
 from riffusion_lab.training.dataset import composed_captions
+from riffusion_lab.training.exporting import export
 from riffusion_lab.training.progress import read_metrics, read_snapshots
 from tiny import tiny_pipeline
 
@@ -267,3 +269,16 @@ def test_what_cannot_be_distilled_is_refused(teacher, tmp_path):
     with pytest.raises(ValueError, match="prompts is empty"):
         distillation.distill(teacher, tmp_path, CONFIG, prompts=[])
     assert not list(tmp_path.iterdir())
+
+
+def test_the_command_distills_and_exports(teacher, tmp_path, capsys):
+    export(teacher, tmp_path / "teacher", dtype=torch.float32)
+    settings = ["steps=1", "batch_size=2", "n_paths=64", "precision=fp32", "sample_every=0"]
+    options = [word for setting in settings for word in ("--set", setting)]
+    start = ["--folder", str(tmp_path / "run"), "--start-from", str(tmp_path / "teacher")]
+    main(["distill", *start, *options])
+    assert "the prompts are captions of the composer" in capsys.readouterr().out
+    main(["export", "--model", str(tmp_path / "run" / "distill" / "model"), "--to", str(tmp_path / "student")])
+    student = load_pipeline(tmp_path / "student", device="cpu")
+    assert model_settings(student).num_inference_steps == 3
+    assert student.scheduler.config.sigma_min == pytest.approx(float(distillation.teacher_sigmas(teacher)[4]), rel=1e-4)
