@@ -451,9 +451,7 @@ class Session:
 
     def _add_ready(self, clip: Clip, asked: Point, point: Point, beats: tuple[int, ...]) -> None:
         self.n_made += 1
-        made = LiveClip(
-            number=self.n_made, clip=clip, asked=asked, point=point, at_beat=self._is_awaited, beats=beats
-        )
+        made = LiveClip(number=self.n_made, clip=clip, asked=asked, point=point, at_beat=self._is_awaited, beats=beats)
         self._is_awaited = False
         self.ready.append(made)
         self.recent.append(made)
