@@ -6,7 +6,7 @@ const BUSY_MS = 4_000; // a kernel that has not answered for this long is said t
 const LOST_MS = 60_000; // a poll without an answer for this long is taken for lost, and the next one is sent
 const LATE_MS = 1_000; // an action without an answer for this long is said to be on its way
 const AHEAD_S = 2; // what comes next is decided this long before it sounds
-const SOON_S = 0.1; // what sounds so soon is not changed any more
+const SOON_S = 0.1; // what sounds so soon is not changed any more: it may be computed already
 const [SPAN_S, NOW] = [8, 0.7]; // seconds on the screen, and where there the present is
 const KEPT_S = SPAN_S + 2;
 const LONGEST_LABEL = 120; // characters written on the picture
@@ -36,7 +36,7 @@ function makeTimeline(context, output, fade) {
   const line = { entries: [], joins: 0, repeats: 0, underruns: 0, jump: 0 };
   let last = null; // the entry behind which the next one begins
   const frameNow = () => Math.ceil(context.currentTime * rate);
-  const soon = () => frameNow() + Math.round(SOON_S * rate);
+  const soon = () => frameNow() + Math.round(Math.max(SOON_S, 2 * (context.baseLatency ?? 0)) * rate);
   const isCut = (entry) => entry.end - entry.begin < entry.clip.samples.length;
   const comesRound = (clip) => last?.clip === clip && !isCut(last); // if it is the next one
 
