@@ -1,5 +1,6 @@
 """The endless player: its Python side without a browser, its JavaScript side in node and in a real browser."""
 
+import contextlib
 import errno
 import json
 import os
@@ -338,31 +339,39 @@ NOTE_ENTER = """() => {
 BEAT_S = CLIP_S / 4
 
 
-def test_a_prompt_that_is_typed_amid_a_clip_is_heard_at_its_next_beat(page, pipe, tmp_path):
-    live = Live(pipe, "piano, 94 bpm", folder=tmp_path)
-    mount(page, live)
-    view = page.locator("#view0")
-    page.get_by_test_id("rl-play").click()
-    page.wait_for_function("view0.dataset.clip >= 2", timeout=20_000)
-    page.get_by_test_id("rl-prompt").click()
-    page.keyboard.type("techno")
-    page.evaluate(NOTE_ENTER)
+def press_enter_amid_a_clip(page, prompt):
+    """Type a prompt, press Enter when a clip has begun, and wait until the prompt is heard; what was heard at Enter."""
+    type_into(page.get_by_test_id("rl-prompt"), prompt)
     page.evaluate("window.before = view0.dataset.clip")
-    page.wait_for_function("view0.dataset.clip !== before", timeout=20_000)  # it has just begun
+    page.wait_for_function("view0.dataset.clip !== before", timeout=20_000)
     page.keyboard.press("Enter")
-    page.wait_for_function("view0.dataset.label.includes('techno')", timeout=20_000)
-    asked, began = page.evaluate("asked"), number(view, "began")
-    n_beats = round((began - asked["began"]) / BEAT_S)
-    assert 1 <= n_beats < 4, "not within the clip that sounded"
-    assert began == pytest.approx(asked["began"] + n_beats * BEAT_S, abs=0.0015)  # of times with three digits
-    assert began > asked["time"]
-    wait_until(page, lambda: len(live.session.heard) > asked["clip"])
-    (cut,) = (times for _, times in live.session.heard if times % 1)
-    assert cut == n_beats / 4
-    page.wait_for_function("view0.dataset.label === 'techno'", timeout=20_000)
-    assert number(view, "began") == pytest.approx(began + CLIP_S, abs=0.0015)  # the next one waits for the end
-    assert number(view, "underruns") == 0
-    live.close()
+    page.wait_for_function(f"view0.dataset.label.includes('{prompt}')", timeout=20_000)
+    return page.evaluate("asked")
+
+
+def test_a_prompt_that_is_typed_amid_a_clip_is_heard_at_the_next_beat(page, pipe, tmp_path):
+    """On a busy computer a clip may be made just in time for the end of another; not three times."""
+    with contextlib.closing(Live(pipe, "piano, 94 bpm", folder=tmp_path)) as live:
+        mount(page, live)
+        view = page.locator("#view0")
+        page.evaluate(NOTE_ENTER)
+        page.get_by_test_id("rl-play").click()
+        page.wait_for_function("view0.dataset.clip >= 1", timeout=20_000)
+        places = []
+        for prompt in ("techno, 94 bpm", "jazz, 94 bpm", "slow, 94 bpm"):
+            asked = press_enter_amid_a_clip(page, prompt)
+            began = number(view, "began")
+            assert began > asked["time"]
+            n_beats = round((began - asked["began"]) / BEAT_S)
+            assert began == pytest.approx(asked["began"] + n_beats * BEAT_S, abs=0.0015)  # of times with three digits
+            places.append(n_beats % 4)
+            page.wait_for_function(f"view0.dataset.label === '{prompt}'", timeout=20_000)
+            n_clips = (number(view, "began") - began) / CLIP_S
+            assert n_clips == pytest.approx(max(1, round(n_clips)), abs=0.001)  # the next one waits for the end
+        assert any(places), "never before the end of a clip"
+        cut = [times % 1 for _, times in live.session.heard if times % 1]
+        assert cut == [place / 4 for place in places if place]
+        assert number(view, "underruns") == 0
 
 
 def test_falling_behind_is_said_and_recovered_from(page, live, made):
