@@ -100,8 +100,8 @@ test("too late is counted, and goes on after a moment of silence", () => {
 function cutAfter(seconds, { beats = [11025, 22050, 33075] } = {}) {
   const context = fakeContext(6);
   const line = makeTimeline(context, null, FADE);
-  const [a, b] = [{ number: 1, samples: sine(440), beats }, { number: 2, samples: sine(661), beats: [] }];
-  line.add(a);
+  const [a, b] = [{ number: 1, samples: sine(441), beats }, { number: 2, samples: sine(661), beats: [] }];
+  line.add(a); // at its middle it is upside down: what it goes on with there is not its beginning
   context.currentTime = seconds;
   line.cutAtBeat();
   line.add(b);
@@ -139,8 +139,18 @@ test("the beat to join at is at least a tenth of a second ahead, and behind the 
   assert.equal(place(0.71), RATE);
   assert.equal(place(1.04), RATE);
   assert.equal(place(0.5, { beats: [] }), RATE);
-  assert.equal(place(0, { beats: [1000, 2000, 30000] }), 30000); // and behind the fade of the beginning
   assert.deepEqual(cutAfter(0.71).line.begun(9).map((told) => told.cut_s), [null, null]);
+});
+
+test("a clip is not cut within the fade of its beginning", () => {
+  const context = fakeContext(4);
+  const line = makeTimeline(context, null, FADE);
+  const clips = [440, 661, 550].map((cycles, i) => ({ number: i, samples: sine(cycles), beats: [500, 30000] }));
+  for (const clip of clips.slice(0, 2)) line.add(clip);
+  context.currentTime = 0.955; // the second begins in 0.095 s, and its first beat is 0.011 s behind
+  line.cutAtBeat();
+  line.add(clips[2]);
+  assert.equal(line.entries[2].begin - line.entries[1].begin, 30000);
 });
 
 test("a clip that was cut is told once, with the seconds of it that were heard", () => {
