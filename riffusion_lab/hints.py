@@ -193,6 +193,11 @@ def snap_tempo(pipe: Pipeline, prompt: str) -> str:
     return _BPM.sub(lambda match: _nearest_tempo(pipe, match[1]), prompt)
 
 
+def named_tempi(pipe: Pipeline, prompt: str) -> list[float]:
+    """Tempi that a prompt names, in bpm, after `snap_tempo`."""
+    return [float(bpm) for bpm in _BPM.findall(snap_tempo(pipe, prompt))]
+
+
 def _nearest_tempo(pipe: Pipeline, bpm: str) -> str:
     """The nearest tempo that the model knows; the same text where it is known, or no tempi are."""
     tempi_bpm = model_settings(pipe).tempi_bpm

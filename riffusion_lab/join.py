@@ -11,7 +11,7 @@ from .limiter import limit
 from .mixing import crossfade
 from .values import check_number
 
-__all__ = ["CROSSFADE_S", "crossfade", "stitch"]
+__all__ = ["CROSSFADE_S", "crossfade", "loop_from", "stitch"]
 
 CROSSFADE_S = 0.03
 
@@ -66,6 +66,23 @@ def stitch(clips: Sequence[Clip], crossfade_s: float = CROSSFADE_S) -> Clip:
     # In a crossfade peaks of both clips may coincide.
     limited = limit(joined, sample_rate, loop=is_loop)
     return clips[0].with_waveform(limited, loop=is_loop)
+
+
+def loop_from(clip: Clip, start: int, n_samples: int) -> np.ndarray:
+    """Samples of a loop from a place on; behind its end comes its beginning.
+
+    Parameters
+    ----------
+    clip : Clip
+    start, n_samples : int
+        `start` may be the clip's end. At most the clip's length of samples.
+
+    Returns
+    -------
+    np.ndarray [shape=(channels, n_samples), float32]
+    """
+    waveform = clip.waveform
+    return np.concatenate([waveform[:, start : start + n_samples], waveform], axis=1)[:, :n_samples]
 
 
 def _continuation(clip: Clip, n_samples: int) -> np.ndarray:

@@ -13,9 +13,11 @@ from typing import Any
 
 import torch
 
+from .beats import find_beats
 from .clip import Clip
 from .generate import generate_clips
 from .hashing import weights_hash
+from .join import CROSSFADE_S, loop_from
 from .lora import lora_facts
 from .models import Pipeline, model_name
 from .prompts import Prompt
@@ -44,12 +46,26 @@ class _NotWanted(Exception):
 
 @dataclass(frozen=True)
 class LiveClip:
-    """A clip of a session with its number and its point: as asked for, and with all settings filled in."""
+    """A clip of a session, and how it joins the others.
+
+    number : int
+        From 1.
+    clip : Clip
+    asked, point : Point
+        Where it lies among the prompts: as asked for, and with all settings filled in.
+    at_beat : bool
+        Whether it is to begin at the next beat of the clip that sounds, which then ends there. Otherwise it begins at
+        that clip's end.
+    beats : tuple of int
+        Where this clip may end early, in samples from its beginning; see `find_beats`.
+    """
 
     number: int
     clip: Clip
     asked: Point
     point: Point
+    at_beat: bool = False
+    beats: tuple[int, ...] = ()
 
 
 class Session:
@@ -57,8 +73,12 @@ class Session:
 
     One thread generates the clips, at most `ahead` more than have begun to sound. Every clip is a loop that begins on
     the beat. A new prompt is reached in `clips_per_prompt` clips; while the queue is empty, the last prompt goes on
-    with other seeds, `clips_per_seed` clips from each to the next. A prompt that is added to an empty queue replaces
-    what was generated ahead, so it is heard next. (A browser that has such a clip already may play it once.)
+    with other seeds, `clips_per_seed` clips from each to the next.
+
+    A prompt that is added while no other waits is heard next: it replaces what was generated ahead. Its first clip is
+    marked `at_beat`, as is the first one after `change`: a browser begins such a clip at the next beat of the clip that
+    sounds. A prompt waits from `add` until the music is at least halfway to it; those added meanwhile are heard after
+    it.
 
     Parameters
     ----------
@@ -118,7 +138,8 @@ class Session:
         self.last = self.path[0]  # the last point that was planned
         self.ready: list[LiveClip] = []  # generated, not begun yet
         self.recent: deque[LiveClip] = deque(maxlen=self.ahead + RECENT)
-        self.heard: list[tuple[Point, int]] = []  # and how many times in a row
+        # And how many times in a row it was heard: 1.5 if it was cut in the middle of the second time
+        self.heard: list[tuple[Point, float]] = []
         self.n_made = 0
         self.progress = 0.0  # of the clip that is being generated, in [0, 1]
         self.seconds_per_clip = 0.0
@@ -128,11 +149,12 @@ class Session:
         self._stopped = False
         self._thread = Thread(target=self._work, name="riffusion_lab session", daemon=True)
         self._making: Point | None = None
+        self._is_awaited = False  # whether the next clip is to begin at a beat
         self._begun: LiveClip | None = None
         self._recording: Recording | None = None
 
     def add(self, prompt: str | Prompt) -> None:
-        """Go to another prompt: next, or after those in the queue.
+        """Go to another prompt: next, or after those that wait.
 
         Parameters
         ----------
@@ -153,15 +175,15 @@ class Session:
                 )
             self.hints = find_hints(self.pipe, [Point((checked,))])
             self.error = None
-            if not self.queue and self.last.changes_only_seed:
-                self._discard_seed_walk()
+            if not self.queue:
+                self._drop_dispensable()
             self.queue.append(goal)
             self.changed.notify_all()
 
     def change(self, *, guidance_scale: float | None = None, strength: float | None = None) -> None:
         """Set guidance scale (0 or more) or strength (in [0, 1]; it needs a seed clip) from the next clip on.
 
-        What was generated ahead is generated again. Prompts with values of their own keep them.
+        What was generated ahead is generated again, and begins at a beat. Prompts with values of their own keep them.
 
         Raises
         ------
@@ -181,24 +203,37 @@ class Session:
             self.path.extendleft(reversed(unheard))
             self.ready = []
             self._making = None
+            self._is_awaited = self._begun is not None
             self.changed.notify_all()
 
     def take(self, have: int = 0) -> list[LiveClip]:
-        """Return the clips that are ready and have numbers above `have`, at once. The first call starts the session."""
+        """Return the clips that are ready and have numbers above `have`, at once. The first call starts the session.
+
+        With `begin`, this is all that a player needs. A clip that is marked `at_beat` and is the first of those that
+        are ready may begin at the next of the `beats` of the clip that sounds.
+        """
         with self.changed:
             self._start()
             return [made for made in self.ready if made.number > have]
 
-    def begin(self, number: int) -> LiveClip:
+    def begin(self, number: int, *, cut_s: float | None = None) -> LiveClip:
         """Record that a clip has started to play, for the first time or again, which makes room for the next one.
 
         A recording that cannot go on, for example because the disk is full, is closed, and `recording_error` says why.
         The music goes on.
 
+        Parameters
+        ----------
+        number : int
+        cut_s : float, optional
+            How much was heard of the clip before, when it last came round; rounded to a column of its picture (10 ms).
+            Default: all.
+
         Raises
         ------
-        ValueError
-            If there is no such clip, or it was too long ago.
+        TypeError, ValueError
+            If there is no such clip, or it was too long ago; or if no clip has played yet that could have been cut, or
+            it is shorter. Nothing is changed.
         """
         with self.changed:
             made = next((made for made in self.recent if made.number == number), None)
@@ -206,19 +241,19 @@ class Session:
                 raise ValueError(
                     f"clip {number!r} is not available: of {self.n_made} the last {len(self.recent)} are kept"
                 )
-            if self._begun is made:
-                _, times = self.heard.pop()
-                self.heard.append((made.point, times + 1))
-            else:
-                self.heard.append((made.point, 1))
+            n_heard = None if cut_s is None else self._check_cut(cut_s)
+            self._note_heard(made, n_heard)
             self.ready = [other for other in self.ready if other.number > number]
             self._begun = made
-            self._record_clip(made.clip)
+            self._record_clip(made.clip, n_heard)
             self.changed.notify_all()
             return made
 
     def next(self, timeout_s: float | None = None) -> Clip:
-        """Wait for the next clip, and let it begin. A recording that cannot go on is closed with a warning.
+        """Wait for the next clip, and let it begin at the end of the one before: whole clips, also after `add`.
+
+        A recording that cannot go on is closed with a warning. Use `take` and `begin` to join clips at their beats, as
+        a browser does.
 
         Raises
         ------
@@ -268,6 +303,8 @@ class Session:
     def record(self, path: str | os.PathLike[str]) -> None:
         """Write what is heard from the next clip on to a file, as it is heard, until `stop_recording`.
 
+        Each clip is written when the next one begins.
+
         Raises
         ------
         ValueError, OSError
@@ -281,18 +318,28 @@ class Session:
             if previous:
                 previous.close()
 
-    def stop_recording(self) -> Path | None:
+    def stop_recording(self, *, heard_s: float | None = None) -> Path | None:
         """Close the file of `record`, and return its path; None if nothing is being recorded.
+
+        Parameters
+        ----------
+        heard_s : float, optional
+            How much was heard so far of the clip that sounds. Default: all of it is written.
 
         Raises
         ------
+        TypeError, ValueError
+            If the clip is shorter than `heard_s`; the recording goes on.
         OSError
             If the end of the file cannot be written; nothing is being recorded any more.
         """
         with self.changed:
             recording = self._recording
+            n_heard = None
+            if heard_s is not None and self._begun is not None:
+                n_heard = _n_samples("heard_s", heard_s, self._begun.clip)
             self._recording = None
-            return recording.close() if recording else None
+            return recording.close(n_heard) if recording else None
 
     @property
     def status(self) -> dict[str, Any]:
@@ -300,6 +347,7 @@ class Session:
         with self.changed:
             return {
                 "ready": [made.number for made in self.ready],
+                "awaited": self._is_awaited and self.error is None and not self._stopped,
                 "progress": self.progress,
                 "queue": [prompt.text for prompt in self.queue],
                 "error": f"{type(self.error).__name__}: {self.error}" if self.error else "",
@@ -327,12 +375,35 @@ class Session:
     def __repr__(self) -> str:
         return f"Session({self._here().text!r})"
 
-    def _record_clip(self, clip: Clip) -> None:
-        """Write a clip to the recording, if there is one. If that fails the recording ends, and nothing else does."""
+    def _check_cut(self, cut_s: float) -> int:
+        """Samples of the clip that sounded which were heard when it last came round: a whole number of columns."""
+        if self._begun is None:
+            raise ValueError(f"no clip has begun yet that could have been cut after {cut_s!r} s: leave out cut_s")
+        clip = self._begun.clip
+        hop = clip.params.hop_length
+        return round(_n_samples("cut_s", cut_s, clip) / hop) * hop
+
+    def _note_heard(self, made: LiveClip, n_heard: int | None) -> None:
+        """Note that a clip begins; of the one that sounded, `n_heard` samples were heard when it last came round."""
+        if n_heard is not None and self._begun is not None:
+            point, times = self.heard.pop()
+            n_samples = self._begun.clip.waveform.shape[1]
+            self.heard.append((point, times - 1 + n_heard / n_samples))
+        if self._begun is made and n_heard is None:
+            point, times = self.heard.pop()
+            self.heard.append((point, times + 1))
+        else:
+            self.heard.append((made.point, 1))
+
+    def _record_clip(self, clip: Clip, n_heard: int | None) -> None:
+        """Tell the recording, if there is one, that a clip begins, and how many samples of the one before were heard.
+
+        If it cannot be written, the recording ends, and nothing else does.
+        """
         if self._recording is None:
             return
         try:
-            self._recording.add(clip)
+            self._recording.begin(clip, n_heard)
         except OSError as error:
             self._recording = None
             self.recording_error = str(error)
@@ -352,11 +423,13 @@ class Session:
                 point = replace(asked, prompts=tuple(self._filled(prompt) for prompt in asked.prompts))
                 self._making = asked
             clip = None
+            beats: tuple[int, ...] = ()
             error = None
             started = time.perf_counter()
             try:
                 clip = generate_point(self.pipe, point, self.options)
                 _ = clip.waveform  # computed here, where nobody waits for it
+                beats = find_beats(self.pipe, point, clip)
             except _NotWanted:
                 continue
             except Exception as problem:  # the thread survives it, listeners are told, and `next` raises it
@@ -367,7 +440,7 @@ class Session:
                 is_wanted = self._making is asked
                 self._making = None
                 if is_wanted and error is None and clip is not None:
-                    self._add_ready(clip, asked, point)
+                    self._add_ready(clip, asked, point, beats)
                 elif is_wanted:
                     self.error = error
                     self.path.appendleft(asked)
@@ -376,9 +449,10 @@ class Session:
     def _may_generate(self) -> bool:
         return self.error is None and len(self.ready) < self.ahead
 
-    def _add_ready(self, clip: Clip, asked: Point, point: Point) -> None:
+    def _add_ready(self, clip: Clip, asked: Point, point: Point, beats: tuple[int, ...]) -> None:
         self.n_made += 1
-        made = LiveClip(number=self.n_made, clip=clip, asked=asked, point=point)
+        made = LiveClip(number=self.n_made, clip=clip, asked=asked, point=point, at_beat=self._is_awaited, beats=beats)
+        self._is_awaited = False
         self.ready.append(made)
         self.recent.append(made)
 
@@ -396,14 +470,35 @@ class Session:
             self.last = self.path[-1]
         return self.path.popleft()
 
-    def _discard_seed_walk(self) -> None:
-        """Drop what was generated ahead while the queue was empty; the next way begins where the music is."""
-        self.ready = [made for made in self.ready if not made.asked.changes_only_seed or made.asked.alpha == 0]
-        if self._making and self._making.alpha:
+    def _drop_dispensable(self) -> None:
+        """Drop what is not needed once another prompt is added; the way to that begins where the rest ends.
+
+        If nothing is left, the next clip is awaited: it begins at a beat of the one that sounds.
+        """
+        planned = [made.asked for made in self.ready]
+        if self._making:
+            planned.append(self._making)
+        planned.extend(self.path)
+        while planned and self._is_dispensable(planned[-1]):
+            planned.pop()
+        here = self._here()
+        self.last = planned[-1] if planned else Point.between(here, here, 1.0)
+        self.ready = self.ready[: len(planned)]
+        waiting = deque(planned[len(self.ready) :])
+        if self._making and waiting:
+            waiting.popleft()  # it is being made already
+        else:
             self._making = None
-        self.path = deque(point for point in self.path if point.alpha == 0)  # the very first clip
-        here = self.ready[-1].asked.nearest if self.ready else self._here()
-        self.last = Point.between(here, here, 1.0)
+        self.path = waiting
+        if not planned:
+            self._is_awaited = self._begun is not None
+
+    def _is_dispensable(self, point: Point) -> bool:
+        """Whether a point that is planned only leads to another seed, or on to a prompt that is heard already."""
+        if point.alpha == 0:  # the very first clip
+            return False
+        is_heard = self._begun is not None and replace(point.end, seed=0) == replace(self._here(), seed=0)
+        return is_heard or point.changes_only_seed
 
     def _here(self) -> Prompt:
         """The prompt that is heard now."""
@@ -444,6 +539,7 @@ def replay_session(recipe: Mapping[str, Any], pipe: Pipeline, *, seed_clip: Clip
     Returns
     -------
     iterator of Clip
+        A clip that was cut is no loop, and goes on for 0.03 s: `stitch` fades it out under the next one.
 
     Raises
     ------
@@ -461,15 +557,28 @@ def replay_session(recipe: Mapping[str, Any], pipe: Pipeline, *, seed_clip: Clip
         raise ValueError("the session's seed clip and seed_clip are not the same: give the one that the session had")
     warn_of_other_weights(recipe, pipe, "the session was played")
     options = check_options(pipe, num_inference_steps=recipe["num_inference_steps"], loop=True, source=source)
-    heard = [(_point_from_recipe(facts), facts["times"]) for facts in recipe["heard"]]
+    heard = [(_point_from_recipe(facts), check_number("times", facts["times"], 0)) for facts in recipe["heard"]]
     return _repeated_clips(pipe, heard, options)
 
 
-def _repeated_clips(pipe: Pipeline, heard: list[tuple[Point, int]], options: Options) -> Iterator[Clip]:
+def _repeated_clips(pipe: Pipeline, heard: list[tuple[Point, float]], options: Options) -> Iterator[Clip]:
     for point, times in heard:
         clip = generate_point(pipe, point, options)
-        for _ in range(times):
+        for _ in range(int(times)):
             yield clip
+        n_heard = round((times - int(times)) * clip.waveform.shape[1])
+        if n_heard:
+            n_fade = round(CROSSFADE_S * clip.sample_rate)
+            yield clip.with_waveform(loop_from(clip, 0, n_heard + n_fade))
+
+
+def _n_samples(name: str, seconds: float, clip: Clip) -> int:
+    """Seconds of a clip in samples, checked: at most all of them."""
+    n_all = clip.waveform.shape[1]
+    n_samples = round(check_number(name, seconds, 0) * clip.sample_rate)
+    if n_samples > n_all:
+        raise ValueError(f"{name} must be at most the {n_all / clip.sample_rate:g} s of the clip, not {seconds!r}")
+    return n_samples
 
 
 def _point_from_recipe(facts: Mapping[str, Any]) -> Point:

@@ -1,4 +1,4 @@
-"""Recording clips into a sound file while they are heard."""
+"""Recording clips into a sound file as they are heard."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ import numpy as np
 import soundfile
 
 from .clip import Clip
-from .join import CROSSFADE_S, crossfade
+from .join import CROSSFADE_S, crossfade, loop_from
 from .params import PARAMS
 from .soundfiles import FORMATS, WRITE_BLOCK
 
 
 class Recording:
     """A sound file that grows clip by clip; each clip is joined to the one before as a listener hears it.
+
+    A clip is written when it is over, since only then it is known how much of it was heard.
 
     If no more can be written, for example because the disk is full, an OSError names the file, which is closed and
     holds what was written before.
@@ -34,7 +36,8 @@ class Recording:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        self.previous: Clip | None = None
+        self.sounding: Clip | None = None
+        self.before: tuple[Clip, int] | None = None  # the clip that was written last, and how many samples of it
         self.n_written = 0  # samples
         if self.path.suffix.lower() not in FORMATS:
             raise ValueError(f"{self.path.name} ends in no known format: give one of {', '.join(FORMATS)}")
@@ -47,20 +50,37 @@ class Recording:
             advice = "give a file in a folder that can be written to, on a disk with room"
             raise OSError(f"{path} cannot be recorded ({error}): {advice}") from error
 
-    def add(self, clip: Clip) -> None:
-        """Write a clip; if another clip came before, it fades out under this one.
+    def begin(self, clip: Clip, n_heard: int | None = None) -> None:
+        """Note that a clip begins to sound; the one that sounded before is over, and is written.
+
+        Parameters
+        ----------
+        clip : Clip
+        n_heard : int, optional
+            How many samples of the clip before were heard. Default: all.
 
         Raises
         ------
         OSError
             If no more can be written, for example because the disk is full.
         """
+        self._write_sounding(n_heard)
+        self.sounding = clip
+
+    def _write_sounding(self, n_heard: int | None) -> None:
+        """Write what was heard of the clip that sounded; the clip before it fades out under its beginning."""
+        clip = self.sounding
+        if clip is None:
+            return
         sound = clip.waveform
-        if self.previous is not None and self.previous is not clip:
-            sound = crossfade(self.previous.waveform, sound, round(CROSSFADE_S * clip.sample_rate))
-        self.previous = clip
-        for start in range(0, sound.shape[1], WRITE_BLOCK):
-            self._write(sound[:, start : start + WRITE_BLOCK])
+        n_samples = sound.shape[1] if n_heard is None else n_heard
+        goes_round = self.before is not None and self.before[0] is clip and self.before[1] == sound.shape[1]
+        if self.before is not None and not goes_round:
+            n_fade = round(CROSSFADE_S * clip.sample_rate)
+            sound = crossfade(loop_from(*self.before, n_fade), sound, n_fade)
+        self.before = (clip, n_samples)
+        for start in range(0, n_samples, WRITE_BLOCK):
+            self._write(sound[:, start : min(start + WRITE_BLOCK, n_samples)])
 
     def _write(self, sound: np.ndarray) -> None:
         """Write samples of shape (channels, samples)."""
@@ -81,14 +101,16 @@ class Recording:
             with suppress(OSError):
                 _write_flac_length(self.path, self.n_written)
 
-    def close(self) -> Path:
-        """Finish the file, and return its path.
+    def close(self, n_heard: int | None = None) -> Path:
+        """Write the clip that sounds, all of it or its first `n_heard` samples; finish the file and return its path.
 
         Raises
         ------
         OSError
             If the end of the file cannot be written.
         """
+        self._write_sounding(n_heard)
+        self.sounding = None
         try:
             self.file.close()
         except soundfile.SoundFileError as error:

@@ -3,7 +3,7 @@ import assert from "node:assert/strict";
 import { mock, test } from "node:test";
 import { pathToFileURL } from "node:url";
 
-const { crossfade, makeLive, makeTimeline, pickNext } = await import(pathToFileURL(process.env.LIVE_MODULE));
+const { crossfade, loopFrom, makeLive, makeTimeline, pickNext } = await import(pathToFileURL(process.env.LIVE_MODULE));
 const RATE = 44100;
 const FADE = 1323;
 
@@ -26,9 +26,15 @@ function fakeContext(seconds) {
     start(time) {
       const frame = time * RATE;
       assert.ok(Math.abs(frame - Math.round(frame)) < 1e-6, `${frame} is no whole frame`);
-      this.buffer.data.forEach((value, i) => (heard[Math.round(frame) + i] += value));
+      this.frame = Math.round(frame);
+      this.buffer.data.forEach((value, i) => (heard[this.frame + i] += value));
     },
-    stop: () => context.stopped++,
+    // A frame sounds if its time is before that of the stop, and not over
+    stop(time = 0) {
+      context.stopped++;
+      const first = Math.max(0, Math.ceil(Math.max(time, context.currentTime) * RATE - 1e-6) - this.frame);
+      this.buffer.data.subarray(first).forEach((value, i) => (heard[this.frame + first + i] -= value));
+    },
   });
   return context;
 }
@@ -71,7 +77,7 @@ test("what begins is told once, and what is long over is forgotten", () => {
   const line = makeTimeline(context, null, FADE);
   for (let number = 1; number <= 40; number++) line.add({ number, samples: sine(440) });
   assert.deepEqual(line.begun(0), []);
-  assert.deepEqual(line.begun(1.2), [1, 2]);
+  assert.deepEqual(line.begun(1.2), [1, 2].map((number) => ({ number, cut_s: null })));
   assert.deepEqual(line.begun(1.2), []);
   line.begun(30.5);
   assert.equal(line.entries[0].clip.number, 21); // ends at 21.05 s; the screen shows the last 8
@@ -90,6 +96,86 @@ test("too late is counted, and goes on after a moment of silence", () => {
   assert.equal(context.stopped, 2);
 });
 
+// Two clips of a second and their beats; the first one sounds from frame 2205 on, and is cut at the beat after `seconds`.
+function cutAfter(seconds, { beats = [11025, 22050, 33075] } = {}) {
+  const context = fakeContext(6);
+  const line = makeTimeline(context, null, FADE);
+  const [a, b] = [{ number: 1, samples: sine(441), beats }, { number: 2, samples: sine(661), beats: [] }];
+  line.add(a); // at its middle it is upside down: what it goes on with there is not its beginning
+  context.currentTime = seconds;
+  line.cutAtBeat();
+  line.add(b);
+  return { context, line, a, b };
+}
+
+test("a clip that joins at a beat begins there to the frame, over what the loop would have gone on with", () => {
+  const { context, line, a, b } = cutAfter(0.4);
+  const end = 22050; // 0.4 s is frame 15435 of the clip, and the beat before lies within the next tenth of a second
+  const wanted = crossfade(new Float32Array(FADE), a.samples, FADE).subarray(0, end);
+  const next = crossfade(loopFrom(a.samples, end, FADE), b.samples, FADE);
+  [...wanted, ...next].forEach((value, i) => {
+    assert.ok(Math.abs(context.heard[2205 + i] - value) < 1e-6, `sample ${i}`);
+  });
+  assert.ok(!context.heard.subarray(2205 + end + RATE).some((value) => value));
+  assert.deepEqual([line.entries[0].end, line.entries[1].begin], [2205 + end, 2205 + end]);
+  assert.deepEqual([line.joins, line.repeats, line.underruns], [1, 0, 0]);
+  assert.ok(line.jump < 0.5 * 2 * Math.PI * (661 / RATE));
+});
+
+test("where a clip joins at a beat, the level stays", () => {
+  const { context, a } = cutAfter(0.4);
+  const around = context.heard.subarray(2205 + 22050 - FADE, 2205 + 22050 + 2 * FADE);
+  for (let i = 0; i < 3; i++) {
+    const part = around.subarray(i * FADE, (i + 1) * FADE);
+    assert.ok(Math.abs(power(part) / power(a.samples) - 1) < 0.15, `part ${i}`);
+  }
+});
+
+test("the beat to join at is at least a tenth of a second ahead, and behind the last one comes the end", () => {
+  const place = (seconds, options) => cutAfter(seconds, options).line.entries[1].begin - 2205;
+  assert.equal(place(0.19), 11025); // its beat is at 0.3 s
+  assert.equal(place(0.21), 22050);
+  assert.equal(place(0.69), 33075);
+  assert.equal(place(0.71), RATE);
+  assert.equal(place(1.04), RATE);
+  assert.equal(place(0.5, { beats: [] }), RATE);
+  assert.deepEqual(cutAfter(0.71).line.begun(9).map((told) => told.cut_s), [null, null]);
+});
+
+test("a clip is not cut within the fade of its beginning", () => {
+  const context = fakeContext(4);
+  const line = makeTimeline(context, null, FADE);
+  const clips = [440, 661, 550].map((cycles, i) => ({ number: i, samples: sine(cycles), beats: [500, 30000] }));
+  for (const clip of clips.slice(0, 2)) line.add(clip);
+  context.currentTime = 0.955; // the second begins in 0.095 s, and its first beat is 0.011 s behind
+  line.cutAtBeat();
+  line.add(clips[2]);
+  assert.equal(line.entries[2].begin - line.entries[1].begin, 30000);
+});
+
+test("a clip that was cut is told once, with the seconds of it that were heard", () => {
+  const { line } = cutAfter(0.4);
+  assert.deepEqual(line.begun(0.5), [{ number: 1, cut_s: null }]);
+  assert.deepEqual(line.begun(0.56), [{ number: 2, cut_s: 0.5 }]);
+  assert.deepEqual(line.begun(3), []);
+});
+
+test("clips that do not sound yet are taken off, come back, and are not heard", () => {
+  const context = fakeContext(9);
+  const line = makeTimeline(context, null, FADE);
+  const [a, b, c] = [440, 661, 550].map((cycles, i) => ({ number: i + 1, samples: sine(cycles), beats: [22050] }));
+  for (const clip of [a, a, b, b, c]) line.add(clip);
+  context.currentTime = 0.4;
+  assert.deepEqual(line.takeOff(), [b, c]); // a has begun, and would only have come round
+  assert.deepEqual([line.joins, line.repeats, line.entries.length], [0, 0, 1]);
+  assert.ok(!context.heard.subarray(2205 + RATE).some((value) => value));
+  line.add(c);
+  assert.equal(line.entries[1].begin, 2205 + RATE);
+  assert.deepEqual(line.begun(1.5).map(({ number }) => number), [1, 3]);
+  context.currentTime = 1.0; // c begins in 0.05 s: it is too late
+  assert.deepEqual(line.takeOff(), []);
+});
+
 test("the next clip is the first wanted one, else one of before, else the last again", () => {
   const [last, old, fresh, later] = [1, 2, 3, 4].map((number) => ({ number }));
   assert.deepEqual(pickNext([old, fresh, later], [3, 4], last), { clip: fresh, waiting: [later] });
@@ -100,22 +186,31 @@ test("the next clip is the first wanted one, else one of before, else the last a
 // A kernel that answers polls with the clips asked for, at once or, while it is busy, later; and a clock that is put
 // forward by hand.
 function fakeKernel() {
-  const kernel = { isBusy: false, sent: [], made: 0, queue: [], sentClips: [] };
+  const kernel = { isBusy: false, sent: [], made: 0, queue: [], sentClips: [], nAwaited: 0, atBeat: 0 };
   const handlers = {};
   const emit = (content, ...buffers) => handlers["msg:custom"](content, buffers.map((buffer) => new DataView(buffer)));
   const answer = {
     ready: () => emit({ kind: "facts", sample_rate: RATE, fade: FADE, guidance_scale: 4, strength: null }),
     poll: ({ poll, have, begun }) => {
-      kernel.made = Math.max(kernel.made, ...begun, 0) + 2;
-      const ready = [kernel.made - 1, kernel.made];
-      emit({ kind: "status", ready, queue: [], error: "", remarks: [], recording: "", recording_error: "" });
+      if (kernel.nAwaited && !--kernel.nAwaited) kernel.atBeat = kernel.made + 1; // it is made now
+      if (!kernel.nAwaited) kernel.made = Math.max(kernel.made, ...begun.map(({ number }) => number), 0) + 2;
+      const ready = kernel.nAwaited ? [] : [kernel.made - 1, kernel.made];
+      sayStatus(ready);
       for (const number of ready.filter((each) => each > have)) {
         kernel.sentClips.push(number);
-        emit({ kind: "clip", number, label: "piano" }, new Int16Array(RATE).fill(100).buffer, new ArrayBuffer(1));
+        const clip = { kind: "clip", number, label: "piano", at_beat: number === kernel.atBeat, beats: [22050] };
+        emit(clip, new Int16Array(RATE).fill(100).buffer, new ArrayBuffer(1));
       }
       emit({ kind: "answered", poll });
     },
-    prompt: ({ text }) => emit({ kind: "said", text: `Added: ${text}` }),
+    prompt: ({ text }) => {
+      emit({ kind: "said", text: `Added: ${text}` });
+      sayStatus([]);
+    },
+  };
+  const sayStatus = (ready) => {
+    const facts = { queue: [], error: "", remarks: [], recording: "", recording_error: "" };
+    emit({ kind: "status", ready, awaited: kernel.nAwaited > 0, ...facts });
   };
   kernel.emit = emit;
   kernel.model = {
@@ -196,6 +291,45 @@ test("a kernel that is busy for a minute gets one poll, and answers with no clip
   const begun = kernel.polls().flatMap((poll) => poll.begun);
   assert.equal(begun.length, live.line.joins + live.line.repeats + 1 - live.line.entries.filter((e) => !e.begun).length);
   assert.equal(live.line.underruns, 0);
+});
+
+test("while a new prompt's clip is awaited the kernel is asked more often, and the clip begins at a beat", async (t) => {
+  const { begin, pass } = beginLive(t);
+  const { kernel, live } = begin();
+  live.play();
+  await pass(4.3);
+  const calm = kernel.polls().length;
+  kernel.nAwaited = 8;
+  live.act({ kind: "prompt", text: "techno" });
+  const asked = live.line.entries.findLast((entry) => entry.begun);
+  await pass(0.9); // eight polls
+  const number = kernel.atBeat;
+  assert.ok(number > 0);
+  assert.ok(Math.abs(kernel.polls().length - calm - 8) <= 1, `${kernel.polls().length - calm} polls`);
+  const entry = live.line.entries.find(({ clip }) => clip.number === number);
+  const before = live.line.entries[live.line.entries.indexOf(entry) - 1];
+  assert.ok(before.begin <= asked.end && before.end - before.begin === 22050);
+  await pass(2);
+  const after = kernel.polls().length;
+  await pass(5);
+  assert.ok(Math.abs(kernel.polls().length - after - 10) <= 1);
+  const told = kernel.polls().flatMap((poll) => poll.begun);
+  assert.deepEqual(told.filter(({ cut_s }) => cut_s !== null), [{ number, cut_s: 0.5 }]);
+  assert.equal(live.line.underruns, 0);
+});
+
+test("what the end of a recording needs is how much of the clip was heard", async (t) => {
+  const { begin, pass } = beginLive(t);
+  const { kernel, live } = begin();
+  assert.deepEqual(live.heardSoFar(), { begun: [], heard_s: null });
+  live.play();
+  await pass(0.5);
+  const told = kernel.polls().flatMap((poll) => poll.begun);
+  const { begun, heard_s } = live.heardSoFar();
+  assert.deepEqual([...told, ...begun].map((each) => each.number), [1]);
+  const [entry] = live.line.entries;
+  assert.ok(Math.abs(heard_s - (live.now() - entry.start)) < 1e-9 && heard_s > 0);
+  assert.deepEqual(live.heardSoFar().begun, []); // told once
 });
 
 test("after a poll that is lost comes another, and its late answer begins no second loop", async (t) => {

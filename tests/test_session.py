@@ -15,9 +15,11 @@ import soundfile
 from conftest import N_SAMPLES, RATE, tone
 from riffusion_lab import Clip, Prompt, stitch
 from riffusion_lab import live as live_module
+from riffusion_lab.join import crossfade
 from riffusion_lab.live import LONGEST_QUEUE, Session, replay_session
 
 WAIT_S = 60
+CLIP_S = 5.12
 
 
 def fake_clip(point):
@@ -170,6 +172,198 @@ def test_what_is_in_the_making_is_given_up_for_a_new_prompt(begin, monkeypatch):
 
 
 @pytest.mark.usefixtures("made")
+def test_a_prompt_that_is_heard_halfway_gives_way_to_the_next(begin):
+    live = begin()
+    hear(live, 1)
+    live.add("techno")
+    assert hear(live, 1)[0][0] == "piano → techno (50%)"
+    live.add("jazz")
+    assert [label for label, *_ in hear(live, 2)] == ["techno → jazz (50%)", "jazz"]
+    live.add("slow")
+    live.add("funk")  # slow is not heard yet: it comes first
+    labels = ["jazz → slow (50%)", "slow", "slow → funk (50%)", "funk"]
+    assert [label for label, *_ in hear(live, 4)] == labels
+
+
+def first_ready(live):
+    """The next clip, once it is made."""
+    live.take()  # which starts the session
+    wait_until(live, lambda: live.ready)
+    return live.ready[0]
+
+
+@pytest.mark.usefixtures("made")
+def test_the_first_clip_of_a_new_prompt_begins_at_a_beat_and_no_other(begin):
+    live = begin()
+    live.add("piano")  # nothing is heard yet that could be cut
+    assert not first_ready(live).at_beat and not live.status["awaited"]
+    hear(live, 3)
+    wait_until(live, lambda: len(live.ready) == live.ahead)
+    assert not any(made.at_beat for made in live.ready)
+    live.add("techno")
+    live.add("jazz")
+    wait_until(live, lambda: len(live.ready) == live.ahead)
+    assert [made.at_beat for made in live.ready] == [True, False]
+    hear(live, 2)
+    wait_until(live, lambda: len(live.ready) == live.ahead)
+    assert [made.point.end.text for made in live.ready] == ["jazz", "jazz"]
+    assert not any(made.at_beat for made in live.ready)  # it has waited in the queue
+
+
+@pytest.mark.usefixtures("made")
+def test_a_prompt_behind_a_clip_that_is_still_wanted_begins_at_its_end(begin):
+    live = begin(clips_per_prompt=1)
+    hear(live, 1)
+    live.add("techno")
+    wait_until(live, lambda: len(live.ready) == 2)  # techno, and on to the next seed
+    live.add("jazz")
+    wait_until(live, lambda: len(live.ready) == 2)
+    assert [(made.point.label, made.at_beat) for made in live.ready] == [("techno", True), ("jazz", False)]
+
+
+@pytest.mark.usefixtures("made")
+def test_new_settings_begin_at_a_beat(begin):
+    live = begin()
+    live.change(guidance_scale=2.0)
+    assert not first_ready(live).at_beat
+    hear(live, 1)
+    wait_until(live, lambda: len(live.ready) == live.ahead)
+    live.change(guidance_scale=9.0)
+    wait_until(live, lambda: len(live.ready) == live.ahead)
+    assert [made.at_beat for made in live.ready] == [True, False]
+    live.change(guidance_scale=3.0)  # before that one was heard
+    wait_until(live, lambda: len(live.ready) == live.ahead)
+    assert [(made.point.guidance_scale, made.at_beat) for made in live.ready] == [(3.0, True), (3.0, False)]
+
+
+def test_a_clip_that_failed_is_awaited_again(begin, monkeypatch):
+    failing = threading.Event()
+
+    def generate_point(_pipe, point, _options):
+        if failing.is_set():
+            raise RuntimeError("out of memory")
+        return fake_clip(point)
+
+    monkeypatch.setattr(live_module, "generate_point", generate_point)
+    live = begin()
+    hear(live, 1)
+    failing.set()
+    live.add("techno")
+    wait_until(live, lambda: live.error)
+    assert not live.status["awaited"]  # nobody makes it
+    failing.clear()
+    live.retry()
+    assert first_ready(live).at_beat
+
+
+@pytest.mark.usefixtures("made")
+def test_clips_say_where_their_beats_are(begin):
+    live = begin("piano, 94 bpm")
+    assert first_ready(live).beats == tuple(N_SAMPLES // 8 * beat for beat in range(1, 8))
+
+
+@pytest.mark.usefixtures("made")
+def test_a_clip_that_was_cut_counts_for_what_was_heard(begin):
+    live = begin("piano, 94 bpm")
+    hear(live, 1)
+    live.begin(1)  # round again, up to the third beat
+    second = first_ready(live)
+    live.begin(second.number, cut_s=3 * CLIP_S / 8)
+    assert [times for _, times in live.heard] == [1.375, 1]
+    live.begin(second.number, cut_s=0.5)  # itself
+    live.begin(second.number)
+    assert [times for _, times in live.heard] == [1.375, 50 / 512, 2]
+    assert [facts["times"] for facts in json.loads(json.dumps(live.recipe))["heard"]] == [1.375, 50 / 512, 2]
+
+
+@pytest.mark.usefixtures("made")
+@pytest.mark.parametrize("cut_s", [-0.1, 5.2, math.nan, math.inf, "much", True])
+def test_a_cut_that_cannot_be_is_refused_and_changes_nothing(begin, cut_s):
+    live = begin()
+    number = first_begun(live)
+    before = live.recipe
+    with pytest.raises((TypeError, ValueError), match="cut_s"):
+        live.begin(number + 1, cut_s=cut_s)
+    assert live.recipe == before
+
+
+def first_begun(live):
+    """The number of the first clip, which has begun, and the next one is ready."""
+    hear(live, 1)
+    first_ready(live)
+    return 1
+
+
+@pytest.mark.usefixtures("made")
+def test_before_the_first_clip_nothing_can_be_cut(begin):
+    live = begin()
+    live.take()
+    first = first_ready(live)
+    with pytest.raises(ValueError, match="no clip has begun yet"):
+        live.begin(first.number, cut_s=1.0)
+    assert live.heard == []
+
+
+@pytest.mark.usefixtures("made")
+@pytest.mark.parametrize("suffix", [".wav", ".flac"])
+def test_a_recording_holds_the_part_of_a_clip_that_was_heard(begin, tmp_path, suffix):
+    live = begin("piano, 94 bpm")
+    hear(live, 1)
+    live.record(tmp_path / f"take{suffix}")
+    hear(live, 1)
+    second = live.heard[-1][0]
+    live.begin(2)  # round again, and then cut
+    live.begin(first_ready(live).number, cut_s=3 * CLIP_S / 8)
+    third = live.heard[-1][0]
+    live.begin(first_ready(live).number, cut_s=CLIP_S / 8)
+    fourth = live.heard[-1][0]
+    path = live.stop_recording(heard_s=1.0)
+    sound, _ = soundfile.read(path)
+    beat, fade = N_SAMPLES // 8, round(0.03 * RATE)
+    a, b, c = (fake_clip(point).waveform for point in (second, third, fourth))
+    parts = [a, a[:, : 3 * beat], crossfade(a[:, 3 * beat :], b, fade)[:, :beat], crossfade(b[:, beat:], c, fade)]
+    wanted = np.concatenate(parts, axis=1)[0, : N_SAMPLES + 4 * beat + RATE]
+    assert len(sound) == len(wanted)
+    np.testing.assert_allclose(sound, wanted, atol=1 / 32_767)
+
+
+@pytest.mark.usefixtures("made")
+def test_a_recording_goes_on_if_more_was_heard_of_a_clip_than_it_has(begin, tmp_path):
+    live = begin()
+    live.record(tmp_path / "take.wav")
+    hear(live, 1)
+    with pytest.raises(ValueError, match="heard_s must be at most the 5.12 s of the clip, not 6"):
+        live.stop_recording(heard_s=6)
+    assert live.stop_recording() == tmp_path / "take.wav"
+    assert soundfile.info(tmp_path / "take.wav").frames == N_SAMPLES
+
+
+@pytest.mark.usefixtures("made")
+def test_what_was_cut_is_replayed_as_it_was_heard(begin, tmp_path):
+    live = begin("piano, 94 bpm")
+    live.record(tmp_path / "take.wav")
+    hear(live, 1)
+    live.begin(first_ready(live).number, cut_s=5 * CLIP_S / 8)
+    live.begin(first_ready(live).number, cut_s=CLIP_S - 0.01)  # the fade reaches over the end
+    recipe = json.loads(json.dumps(live.recipe))
+    sound, _ = soundfile.read(live.stop_recording())
+    again = list(replay_session(recipe, live.pipe))
+    assert [clip.loop for clip in again] == [False, False, True]
+    np.testing.assert_allclose(stitch(again).waveform[0], sound, atol=1 / 32_767)
+
+
+@pytest.mark.usefixtures("made")
+@pytest.mark.parametrize("times", [-1, math.nan, "two"])
+def test_a_recipe_with_a_wrong_number_of_times_is_refused(begin, times):
+    live = begin()
+    hear(live, 1)
+    recipe = live.recipe
+    recipe["heard"][0]["times"] = times
+    with pytest.raises((TypeError, ValueError), match="times must be"):
+        replay_session(recipe, live.pipe)
+
+
+@pytest.mark.usefixtures("made")
 def test_guidance_and_strength_change_from_the_next_clip_on(begin):
     live = begin(clips_per_seed=4)
     hear(live, 1)
@@ -316,9 +510,11 @@ def test_a_recording_on_a_full_disk_is_whole_up_to_there(begin, tmp_path, suffix
     with room_for(FORMATS_BYTES[suffix]), pytest.warns(UserWarning, match=f"{path.name} .*is the disk full") as told:
         while not live.recording_error:
             clips.append(live.next(WAIT_S))
-            assert len(clips) < 40, "the file never grew too large"
+            n_over = len(clips) - 1  # the last one has only begun
+            assert n_over < 40, "the file never grew too large"
         live.next(WAIT_S)  # the music goes on
     assert len(told) == 1
+    clips = clips[:n_over]
     assert live.status["recording"] == "" and live.status["recording_error"] == live.recording_error
     assert live.stop_recording() is None
     sound, rate = soundfile.read(path)
@@ -340,13 +536,14 @@ def test_an_error_of_the_disk_ends_the_recording_and_nothing_else(begin, tmp_pat
     live = begin()
     live.record(tmp_path / "take.wav")
     live.next(WAIT_S)
+    live.next(WAIT_S)
     with pytest.warns(UserWarning, match=os.strerror(errno.ENOSPC)):
-        live.next(WAIT_S)
+        live.next(WAIT_S)  # the second is over
     assert "take.wav" in live.status["recording_error"]
     assert soundfile.info(tmp_path / "take.wav").frames == N_SAMPLES  # the first clip, whole
     wait_until(live, lambda: live.ready)
     live.begin(live.ready[0].number)
-    assert len(live.heard) == 3
+    assert len(live.heard) == 4
 
 
 @pytest.mark.usefixtures("made")
@@ -355,6 +552,7 @@ def test_after_a_recording_that_failed_another_begins(begin, tmp_path, monkeypat
     live.record(tmp_path / "take.wav")
     with monkeypatch.context() as patch:
         patch.setattr(soundfile.SoundFile, "write", failing_write)
+        live.next(WAIT_S)
         with pytest.warns(UserWarning, match=r"take\.wav"):
             live.next(WAIT_S)
     live.record(tmp_path / "again.wav")

@@ -26,9 +26,10 @@ LONGEST_NAME = 60  # characters of a prompt that an answer quotes
 class Live(anywidget.AnyWidget):
     """Play music without an end, prompt after prompt, while its spectrogram scrolls by.
 
-    The browser asks for clips twice a second, never again before the kernel has answered, and joins them on its own
-    sample clock; the kernel never pushes, so this works too where only answers arrive. While the kernel is busy, or
-    slower than the music, the last clip goes round. At most one `Live` of a page plays: one that begins pauses the
+    The browser asks for clips twice a second (ten times while one is awaited), never again before the kernel has
+    answered, and joins them on its own sample clock; the kernel never pushes, so this works too where only answers
+    arrive. A new prompt begins at the next beat once its first clip is made. While the kernel is busy, or slower than
+    the music, the last clip goes round. At most one `Live` of a page plays: one that begins pauses the
     other. Type a prompt and press Enter; Tab leads from control to control.
 
     Parameters
@@ -109,15 +110,19 @@ class Live(anywidget.AnyWidget):
 
     def _answer_poll(self, content: dict[str, Any]) -> None:
         """Take note of what has begun to sound; send the status and the clips, and last that this was all."""
-        for number in content["begun"]:
-            try:
-                self.session.begin(number)
-            except ValueError as error:  # such as a clip of long ago: what comes after it counts all the same
-                self._refuse(error)
+        self._note_begun(content)
         self._send_status()
         for made in self.session.take(content["have"]):
-            self.send({"kind": "clip", "number": made.number, "label": made.point.label}, buffers=_packed(made))
+            self.send(_described(made), buffers=_packed(made))
         self.send({"kind": "answered", "poll": content.get("poll")})
+
+    def _note_begun(self, content: dict[str, Any]) -> None:
+        """Tell the session which clips have begun to sound, and how much was heard of those that were cut."""
+        for begun in content["begun"]:
+            try:
+                self.session.begin(begun["number"], cut_s=begun["cut_s"])
+            except ValueError as error:  # such as a clip of long ago: what comes after it counts all the same
+                self._refuse(error)
 
     def _add(self, content: dict[str, Any]) -> str:
         n_waiting = len(self.session.queue)
@@ -141,7 +146,8 @@ class Live(anywidget.AnyWidget):
         if content.get("on"):
             self.session.record(self._file(".wav"))
             return "Recording begins with the next clip."
-        path = self.session.stop_recording()
+        self._note_begun(content)
+        path = self.session.stop_recording(heard_s=content["heard_s"])
         return f"Recorded: {path}" if path else "Nothing is being recorded."
 
     def _keep(self, _: dict[str, Any]) -> str:
@@ -163,6 +169,12 @@ class Live(anywidget.AnyWidget):
 
     def __repr__(self) -> str:
         return f"Live({self.session!r})"
+
+
+def _described(made: LiveClip) -> dict[str, Any]:
+    """What the browser is told of a clip, beside its samples and its picture."""
+    joins = {"at_beat": made.at_beat, "beats": list(made.beats)}
+    return {"kind": "clip", "number": made.number, "label": made.point.label, **joins}
 
 
 def _packed(made: LiveClip) -> list[bytes]:

@@ -1,10 +1,12 @@
 // Music without an end: asks the kernel for clips, joins them on the sample clock, and shows what is heard.
 
 const [POLL_MS, TICK_MS] = [500, 250];
+const AWAITING_MS = 100; // from poll to poll while a clip is awaited: the first of all, or that of a new prompt
 const BUSY_MS = 4_000; // a kernel that has not answered for this long is said to be busy
 const LOST_MS = 60_000; // a poll without an answer for this long is taken for lost, and the next one is sent
 const LATE_MS = 1_000; // an action without an answer for this long is said to be on its way
 const AHEAD_S = 2; // what comes next is decided this long before it sounds
+const SOON_S = 0.1; // what sounds so soon is not changed any more: it may be computed already
 const [SPAN_S, NOW] = [8, 0.7]; // seconds on the screen, and where there the present is
 const KEPT_S = SPAN_S + 2;
 const LONGEST_LABEL = 120; // characters written on the picture
@@ -22,48 +24,100 @@ function crossfade(tail, sound, length) {
   return joined;
 }
 
-// Clips in the order in which they sound. Every clip is a loop: it may come round again, and its own beginning is
-// what sounds on while the next one fades in.
+// What a loop goes on with behind a place.
+function loopFrom(samples, place, length) {
+  return Float32Array.from({ length }, (_, i) => samples[(place + i) % samples.length]);
+}
+
+// Clips in the order in which they sound, each from one frame of the sample clock to another. Every clip is a loop: it
+// may come round again, or be cut at a beat, and what it would have gone on with fades out under the next one.
 function makeTimeline(context, output, fade) {
   const rate = context.sampleRate;
   const line = { entries: [], joins: 0, repeats: 0, underruns: 0, jump: 0 };
-  let [cursor, last] = [null, null]; // frame at which the next clip begins; the clip before
+  let last = null; // the entry behind which the next one begins
+  const frameNow = () => Math.ceil(context.currentTime * rate);
+  const soon = () => frameNow() + Math.round(Math.max(SOON_S, 2 * (context.baseLatency ?? 0)) * rate);
+  const isCut = (entry) => entry.end - entry.begin < entry.clip.samples.length;
+  const comesRound = (clip) => last?.clip === clip && !isCut(last); // if it is the next one
 
-  line.left = () => (cursor === null ? 0 : cursor / rate - context.currentTime);
+  line.left = () => (last ? last.end / rate - context.currentTime : 0);
 
-  line.add = (clip) => {
-    const now = Math.ceil(context.currentTime * rate);
-    if (cursor === null || cursor < now) {
-      line.underruns += cursor !== null;
-      [cursor, last] = [now + Math.round(0.05 * rate), null];
-    }
-    const isNew = last !== clip;
-    const from = last?.samples ?? new Float32Array(fade); // out of silence it fades in
-    const samples = isNew ? crossfade(from, clip.samples, fade) : clip.samples;
-    if (last) {
-      line.jump = Math.max(line.jump, Math.abs(samples[0] - last.samples.at(-1)));
-      line[isNew ? "joins" : "repeats"]++;
-    }
+  function play(samples, frame) {
     const buffer = context.createBuffer(1, samples.length, rate);
     buffer.copyToChannel(samples, 0);
     const source = Object.assign(context.createBufferSource(), { buffer });
     source.connect(output);
-    source.start(cursor / rate);
-    line.entries.push({ clip, source, start: cursor / rate, stop: (cursor += samples.length) / rate, begun: false });
-    last = clip;
+    source.start(frame / rate);
+    return source;
+  }
+
+  // The samples of a clip behind the last entry, which fades out under their beginning; out of silence they fade in.
+  function joined(clip) {
+    if (!last) return crossfade(new Float32Array(fade), clip.samples, fade);
+    if (comesRound(clip)) return clip.samples;
+    return crossfade(loopFrom(last.clip.samples, last.end - last.begin, fade), clip.samples, fade);
+  }
+
+  // Count the join to the last entry, and measure the step from its last sample to the next.
+  function count(clip, samples) {
+    const join = comesRound(clip) ? "repeats" : "joins";
+    line[join]++;
+    line.jump = Math.max(line.jump, Math.abs(samples[0] - last.clip.samples[last.end - last.begin - 1]));
+    return join;
+  }
+
+  line.add = (clip) => {
+    const now = frameNow();
+    if (last && last.end < now) {
+      line.underruns++;
+      last = null;
+    }
+    const begin = last ? last.end : now + Math.round(0.05 * rate);
+    const end = begin + clip.samples.length;
+    const cut = last && isCut(last) ? (last.end - last.begin) / rate : null; // seconds heard of a clip that was cut
+    const samples = joined(clip);
+    const join = last ? count(clip, samples) : null;
+    last = { clip, begin, end, start: begin / rate, stop: end / rate, cut, join, begun: false };
+    last.source = play(samples, begin);
+    line.entries.push(last);
   };
 
-  // Forget what is over, and give the numbers of the clips that have begun to sound since the last call.
+  // Take off what does not sound yet, and give back its clips.
+  line.takeOff = () => {
+    const off = line.entries.filter((entry) => entry.begin > soon());
+    line.entries = line.entries.filter((entry) => !off.includes(entry));
+    for (const entry of off) {
+      entry.source.stop();
+      if (entry.join) line[entry.join]--;
+    }
+    last = line.entries.at(-1) ?? null;
+    const clips = new Set(off.map((entry) => entry.clip));
+    clips.delete(last?.clip); // it only comes round
+    return [...clips];
+  };
+
+  // Let the last clip end at its next beat, if it sounds already.
+  line.cutAtBeat = () => {
+    if (!last || last.begin > soon()) return;
+    const earliest = Math.max(soon(), last.begin + fade);
+    const end = last.clip.beats.map((beat) => last.begin + beat).find((frame) => frame >= earliest);
+    if (end === undefined || end >= last.end) return; // it ends at its end
+    Object.assign(last, { end, stop: end / rate });
+    last.source.stop((end - 0.25) / rate); // between two frames: no rounding makes it a frame more or less
+  };
+
+  // Forget what is over, and tell what has begun to sound since the last call: the numbers of the clips, and how many
+  // seconds were heard of the clip before when it last came round, if it was cut.
   line.begun = (time) => {
     line.entries = line.entries.filter((entry) => entry.stop > time - KEPT_S);
     const begun = line.entries.filter((entry) => !entry.begun && entry.start <= time);
     for (const entry of begun) entry.begun = true;
-    return begun.map((entry) => entry.clip.number);
+    return begun.map(({ clip, cut }) => ({ number: clip.number, cut_s: cut }));
   };
 
   line.stop = () => {
     for (const entry of line.entries) entry.source.stop();
-    [cursor, last] = [null, null];
+    last = null;
   };
   return line;
 }
@@ -92,11 +146,11 @@ function makeLive(model) {
   };
   let context = null;
   let volume = null;
-  let timers = [];
+  let [ticking, polling, pollingMs] = [null, null, 0]; // timers, and the time of the second
   let last = null; // the clip that was scheduled last
   let waiting = []; // clips that came and were not scheduled yet
   let have = 0; // the number of the last clip that came
-  let begun = []; // numbers of clips that have begun to sound since the last poll
+  let begun = []; // what has begun to sound since the kernel was told
   let poll = { number: 0, sentAt: 0, isOpen: false }; // the last one; at most one is on its way
   let silentSince = 0; // when the first poll was sent that has no answer yet
   let actedAt = null; // when an action was sent that has no answer yet
@@ -128,15 +182,28 @@ function makeLive(model) {
     begun.push(...live.line.begun(live.now()));
   }
 
+  function takeBegun() {
+    noteBegun();
+    const told = begun;
+    begun = [];
+    return told;
+  }
+
+  // What the end of a recording needs: what has begun, and how many seconds of the clip that sounds were heard.
+  live.heardSoFar = () => {
+    if (!live.line) return { begun: [], heard_s: null };
+    const told = takeBegun();
+    const entry = live.line.entries.findLast((each) => each.begun);
+    return { begun: told, heard_s: entry ? Math.min(live.now(), entry.stop) - entry.start : null };
+  };
+
   // Ask for clips, unless the kernel still owes an answer: what is sent to a busy kernel piles up there.
   function askForClips() {
     const isLost = Date.now() - poll.sentAt > LOST_MS;
     if (!poll.isOpen || isLost) {
       if (!poll.isOpen) silentSince = Date.now();
-      noteBegun();
       poll = { number: poll.number + 1, sentAt: Date.now(), isOpen: true };
-      model.send({ kind: "poll", poll: poll.number, have, begun });
-      begun = [];
+      model.send({ kind: "poll", poll: poll.number, have, begun: takeBegun() });
     }
     live.show();
   }
@@ -145,13 +212,34 @@ function makeLive(model) {
     noteBegun();
     if (live.state === "waiting" && waiting.length) live.state = "playing";
     if (live.state !== "playing") return;
-    while (live.line.left() < AHEAD_S) {
-      const next = pickNext(waiting, live.status.ready ?? [], last);
-      live.behind = next.clip === last;
-      last = next.clip;
-      waiting = next.waiting;
-      live.line.add(last);
-    }
+    const wanted = live.status.ready ?? [];
+    if (waiting.some((clip) => clip.atBeat && clip.number === wanted[0])) makeWay();
+    while (live.line.left() < AHEAD_S) scheduleNext(wanted);
+    keepPace();
+  }
+
+  // The next clip begins at a beat: what was scheduled and does not sound yet is decided again.
+  function makeWay() {
+    waiting = [...live.line.takeOff(), ...waiting];
+    live.line.cutAtBeat();
+    scheduleNext(live.status.ready);
+  }
+
+  function scheduleNext(wanted) {
+    const next = pickNext(waiting, wanted, last);
+    live.behind = next.clip === last;
+    last = next.clip;
+    waiting = next.waiting;
+    live.line.add(last);
+  }
+
+  // Ask more often while a clip is awaited.
+  function keepPace() {
+    const ms = live.state === "waiting" || live.status.awaited ? AWAITING_MS : POLL_MS;
+    if (!live.isPlaying() || ms === pollingMs) return;
+    clearInterval(polling);
+    polling = setInterval(askForClips, ms);
+    pollingMs = ms;
   }
 
   live.isPlaying = () => live.state === "playing" || live.state === "waiting";
@@ -178,12 +266,14 @@ function makeLive(model) {
     context.resume(); // at once: only a click or a key may
     live.said = "";
     live.state = last ? "playing" : "waiting";
-    timers = [setInterval(askForClips, POLL_MS), setInterval(tick, TICK_MS)];
+    ticking = setInterval(tick, TICK_MS);
+    keepPace();
     askForClips();
   };
 
   function halt(state, reason) {
-    timers.forEach(clearInterval);
+    [ticking, polling].forEach(clearInterval);
+    pollingMs = 0;
     live.state = state;
     live.reason = reason;
     live.show();
@@ -214,7 +304,7 @@ function makeLive(model) {
     }
     if (message.number <= have) return; // it came twice
     have = message.number;
-    const clip = { number: message.number, label: message.label };
+    const clip = { number: message.number, label: message.label, atBeat: message.at_beat, beats: message.beats };
     clip.samples = Float32Array.from(new Int16Array(samples), (value) => value / 32767);
     waiting.push(clip);
     if (live.isPlaying()) tick();
@@ -226,6 +316,7 @@ function makeLive(model) {
     const isNew = status.recording_error !== recordingError;
     recordingError = status.recording_error;
     if (isNew && recordingError) live.said = recordingError;
+    keepPace();
   }
 
   function takeAnswer(text) {
@@ -338,12 +429,14 @@ function viewLive(live, el, model) {
   }
 
   function switchRecording() {
-    live.act({ kind: "record", on: !live.status.recording });
+    live.act(live.status.recording ? { kind: "record", on: false, ...live.heardSoFar() } : { kind: "record", on: true });
   }
 
   function drawEntry(pen, entry, x, width, height) {
     const { clip } = entry;
-    if (clip.picture) pen.drawImage(clip.picture, x, 0, width + 0.5, height);
+    const heard = (entry.end - entry.begin) / clip.samples.length; // of a clip that is cut, a part
+    const { picture } = clip;
+    if (picture) pen.drawImage(picture, 0, 0, heard * picture.width, picture.height, x, 0, width + 0.5, height);
     pen.fillRect(x, 0, 1, 20);
     if (entry.labelWidth !== width) {
       entry.labelWidth = width;
@@ -459,5 +552,5 @@ function viewLive(live, el, model) {
   };
 }
 
-export { crossfade, makeLive, makeTimeline, pickNext };
+export { crossfade, loopFrom, makeLive, makeTimeline, pickNext };
 export default makeWidget(makeLive, viewLive);
