@@ -64,7 +64,7 @@ def test_frames_of_a_loop_have_no_beginning():
     straight = frames.waveform(lambda part: spectra[part])
     torch.testing.assert_close(rolled, straight.roll(7 * 210), atol=1e-5, rtol=1e-4)  # float32
     (whole,) = frames.parts
-    seen, seen_rolled = (frames.spectra(waveform, whole, 9) for waveform in (rolled, rolled.roll(210)))
+    seen, seen_rolled = (frames.spectra(waveform, whole)[:, :9] for waveform in (rolled, rolled.roll(210)))
     torch.testing.assert_close(seen, seen_rolled.roll(-1, dims=0))
 
 

@@ -347,7 +347,7 @@ def test_an_empty_folder_and_a_link_to_one_take_a_model(pipe, tmp_path):
 
 def test_the_package_offers_its_names_lazily():
     names = riffusion_lab.training.__all__
-    assert {"Dataset", "TrainConfig", "evaluate", "export", "train"} == set(names)
+    assert {"Dataset", "DistillConfig", "TrainConfig", "distill", "evaluate", "export", "train"} == set(names)
     assert all(callable(getattr(riffusion_lab.training, name)) for name in names)
     with pytest.raises(AttributeError, match="no attribute 'finetuned'; it has .*train"):
         _ = riffusion_lab.training.finetuned

@@ -87,6 +87,7 @@ def test_other_spacings_and_schedulers_are_refused(teacher):
         distillation.few_step_scheduler(other, 3)
 
 
+@pytest.mark.slow
 def test_a_step_of_the_scheduler_by_the_target_lands_where_the_path_does(teacher, paths):
     """From every point of a path, also from those between the student's steps; and from noise to the end in three."""
     scheduler = distillation.few_step_scheduler(teacher, 3)
@@ -103,6 +104,7 @@ def test_a_step_of_the_scheduler_by_the_target_lands_where_the_path_does(teacher
         torch.testing.assert_close(result / (1 + sigmas[end] ** 2).sqrt(), path[end], rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_path_is_what_the_teacher_generates(teacher, paths):
     generator = distillation.generators(0, "noise of the paths", 0)[1]
     clips = text_to_audio(teacher, paths.prompts[:8], generator=[generator] * 8, batch_size=8)
@@ -112,12 +114,14 @@ def test_a_path_is_what_the_teacher_generates(teacher, paths):
         assert np.abs(difference).max() <= 2  # paths are kept in half precision
 
 
+@pytest.mark.slow
 def test_two_thirds_of_the_paths_are_loops(paths):
     is_open = [paths.is_open(i) for i in range(64)]
     assert is_open[:24] == [False] * 16 + [True] * 8
     assert len(paths) == 64 and sum(is_open) == 16
 
 
+@pytest.mark.slow
 def test_only_missing_paths_are_computed_and_they_are_the_same(teacher, tmp_path, monkeypatch):
     prompts = ["a b"] * 16
     first = distillation.cache_paths(teacher, prompts, tmp_path, seed=3)
@@ -133,6 +137,7 @@ def test_only_missing_paths_are_computed_and_they_are_the_same(teacher, tmp_path
     assert all(np.array_equal(np.load(file), array) for file, array in zip(again.files, before, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "name"),
     [({"prompts": ["c"] * 16}, "prompts"), ({"seed": 1}, "seed"), ({"teacher": tiny_pipeline(1)}, "teacher")],
@@ -149,6 +154,7 @@ def test_paths_of_something_else_are_refused_and_kept(teacher, tmp_path, change,
     assert [file.read_bytes() for file in files] == before
 
 
+@pytest.mark.slow
 def test_batches_are_all_early_or_late_loops_or_late_open_paths(teacher, paths):
     task = distillation.DistillationTask(teacher, paths, CONFIG)
     kinds = set()
@@ -164,6 +170,7 @@ def test_batches_are_all_early_or_late_loops_or_late_open_paths(teacher, paths):
     assert max([*task.loops, *task.open]) < len(paths) - distillation.HELD_OUT
 
 
+@pytest.mark.slow
 def test_distillation_lowers_the_error_on_held_out_paths(teacher, paths):
     """Of a student whose last layer is zero, which predicts nothing; the tiny teacher itself follows its paths well."""
     mute = copy.copy(teacher)
@@ -184,6 +191,7 @@ def test_distillation_lowers_the_error_on_held_out_paths(teacher, paths):
     assert all(after[timestep] < 0.5 * before[timestep] for timestep in middle), (before, after)
 
 
+@pytest.mark.slow
 def test_distill_gives_a_model_of_one_pass_a_step(whole, monkeypatch):
     pipe, folder = whole
     settings = model_settings(pipe)
@@ -206,6 +214,7 @@ def test_distill_gives_a_model_of_one_pass_a_step(whole, monkeypatch):
     assert about["_class_name"] == "EulerDiscreteScheduler"
 
 
+@pytest.mark.slow
 def test_broken_off_and_resumed_the_student_is_the_same(teacher, whole, tmp_path, monkeypatch):
     draw = distillation.DistillationTask.draw_batch
     n_drawn = 0
@@ -228,6 +237,7 @@ def test_broken_off_and_resumed_the_student_is_the_same(teacher, whole, tmp_path
     assert len(snapshot["clips"]) == 4 and len(snapshot["noise_loss"]) == 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("strength", "n_passes"), [(0.1, 0), (0.2, 1), (0.3, 1), (0.4, 1), (0.5, 2), (0.7, 2), (1.0, 3)]
 )
@@ -271,6 +281,7 @@ def test_what_cannot_be_distilled_is_refused(teacher, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_the_command_distills_and_exports(teacher, tmp_path, capsys):
     export(teacher, tmp_path / "teacher", dtype=torch.float32)
     settings = ["steps=1", "batch_size=2", "n_paths=64", "precision=fp32", "sample_every=0"]

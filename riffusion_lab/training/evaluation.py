@@ -66,6 +66,8 @@ SEED_STRIDE = 100_000  # between the seeds of a clip in two runs
 def default_settings(pipe: StableDiffusionPipeline) -> dict[str, Any]:
     """What a model's clips depend on beside its weights, unless an option says otherwise, as JSON has it."""
     settings = {name: value for name, value in asdict(model_settings(pipe)).items() if name not in VOCABULARY_SETTINGS}
+    if not settings["start_sigmas"]:  # only models of few steps have them
+        del settings["start_sigmas"]
     scheduler = type(pipe.scheduler)
     defaults = {name: parameter.default for name, parameter in signature(scheduler.__init__).parameters.items()}
     changed = {name: value for name, value in pipe.scheduler.config.items() if value != defaults.get(name, value)}
