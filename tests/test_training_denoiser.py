@@ -16,6 +16,7 @@ from riffusion_lab.training import denoiser, exporting, text
 from riffusion_lab.training.config import TrainConfig
 from riffusion_lab.training.exporting import export
 from riffusion_lab.training.loop import only_run_in
+from riffusion_lab.training.optimizers import averaged_weights
 from riffusion_lab.training.progress import read_metrics, read_snapshots
 from tiny import tiny_pipeline
 
@@ -205,7 +206,7 @@ def test_recordings_are_never_closed_to_loops():
 
 def test_snapshots_keep_no_features_of_the_network():
     trained = task(steps=1)
-    with torch.no_grad(), trained.averaged():
+    with torch.no_grad(), averaged_weights(trained.average, trained.denoiser):
         for _ in range(2):
             trained.denoiser(torch.zeros(1, 4, 64, 64), torch.tensor([9]), torch.zeros(1, 77, dtype=torch.int64))
     assert not trained.network.features

@@ -3,6 +3,7 @@
 import copy
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from riffusion_lab import audio_to_audio, load_pipeline, text_to_audio
 from riffusion_lab.hashing import weights_hash
 from riffusion_lab.latents import decode
 from riffusion_lab.models import ModelSettings, keep_settings, model_settings
+from riffusion_lab.sampling import CIRCULAR_SHARE
 from riffusion_lab.training import distillation
 from riffusion_lab.training.__main__ import main
 from riffusion_lab.training.config import DistillConfig
@@ -293,3 +295,26 @@ def test_the_command_distills_and_exports(teacher, tmp_path, capsys):
     student = load_pipeline(tmp_path / "student", device="cpu")
     assert model_settings(student).num_inference_steps == 3
     assert student.scheduler.config.sigma_min == pytest.approx(float(distillation.teacher_sigmas(teacher)[4]), rel=1e-4)
+
+
+def test_too_few_steps_to_close_loops_are_refused():
+    with pytest.raises(ValueError, match="num_inference_steps must be at least 3, not 2"):
+        DistillConfig(num_inference_steps=2)
+
+
+@pytest.mark.parametrize("n_steps", [3, 4, 6])
+def test_what_is_circular_in_training_is_circular_in_generation(n_steps):
+    """Of the starts within one step of the student all are circular, or none, as when clips are generated."""
+    task = object.__new__(distillation.DistillationTask)
+    task.sigmas, task.part = torch.zeros(13), 12 // n_steps
+    late = [task.is_late(step) for step in range(12)]
+    n_late = int(CIRCULAR_SHARE * n_steps)
+    assert late == [False] * (12 - n_late * task.part) + [True] * n_late * task.part
+
+
+@pytest.mark.slow
+def test_prompts_of_any_length_share_a_batch(teacher, paths):
+    long = replace(paths, prompts=["a b", " ".join(["c"] * 100), *paths.prompts[2:]])
+    task = distillation.DistillationTask(teacher, long, CONFIG)
+    embeds = task._batch([(0, 0), (1, 0)], is_circular=False)["prompt_embeds"]
+    assert embeds.shape == (2, 2 * 77, 16)

@@ -29,8 +29,6 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from .config import DEVICES, AutoencoderConfig, ClassifierConfig, DecoderConfig, DistillConfig, Settings, TrainConfig
 from .processes import is_first_process, n_processes, printed_once
 
@@ -256,6 +254,8 @@ def _denoiser(options: argparse.Namespace, config: TrainConfig) -> None:
 
 
 def _distill(options: argparse.Namespace, config: DistillConfig) -> None:
+    import numpy as np
+
     from ..models import load_pipeline
     from .distillation import distill
 

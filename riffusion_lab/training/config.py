@@ -281,7 +281,8 @@ class DistillConfig(LoopConfig):
     steps: int = 2500
     batch_size: int = 8
     learning_rate: float = 3e-4
-    num_inference_steps: int = 3  # of the student; a divisor of the teacher's
+    # Of the student: a divisor of the teacher's, at least 3, because loops are closed in the last third of the steps
+    num_inference_steps: int = 3
     n_paths: int = 2048  # of the teacher, 0.43 MB each
     caption_dropout: float = 0.05  # share of paths from an empty prompt, which guidance and negative prompts need
     start_share: float = 0.6  # share of examples where a step of the student starts; the others are on the way
@@ -293,7 +294,7 @@ class DistillConfig(LoopConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._at_least(2, "num_inference_steps")
+        self._at_least(3, "num_inference_steps")
         self._at_least(64, "n_paths")  # half of them are held out then
         self._shares("caption_dropout", "start_share", "late_share", "ema_decay")
 

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ from .config import TextEncoderConfig, TrainConfig
 from .dataset import Dataset
 from .exporting import check_target, export, is_composed, settings_for
 from .loop import CHECKPOINT, Batch, Task, generators, is_main_process, new_accelerator, only_run_in, run_loop, seeded
-from .optimizers import MuonAdamW
+from .optimizers import MuonAdamW, averaged_weights
 from .processes import printed_once
 from .progress import Snapshot
 from .text import WIDTH, label_embeddings, tokenize, train_text_encoder, train_tokenizer
@@ -315,23 +315,11 @@ class DenoiserTask(Task):
         error = self.error(v.float(), target, self.sigmas[timestep])
         return {"loss": error, "position": self.config.position_weight * position_error}
 
-    @contextmanager
-    def averaged(self) -> Iterator[None]:
-        """Use the running average of the weights for a while."""
-        self.average.store(self.denoiser.parameters())
-        self.average.copy_to(self.denoiser.parameters())
-        self.denoiser.eval()
-        try:
-            yield
-        finally:
-            self.denoiser.train()
-            self.average.restore(self.denoiser.parameters())
-
     @torch.no_grad()
     def snapshot(self) -> Snapshot:
         """Loss by noise level on held-out clips, and clips from four prompts."""
         indices, measured_on = measured_indices(self.dataset, N_MEASURED)
-        with self.averaged():
+        with averaged_weights(self.average, self.denoiser):
             return Snapshot(noise_loss=self._noise_loss(indices), measured_on=measured_on, clips=self._clips())
 
     def _noise_loss(self, indices: np.ndarray) -> dict[int, float]:

@@ -12,8 +12,8 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -32,7 +32,7 @@ from ..hashing import weights_hash
 from ..latents import latent_size
 from ..models import ModelSettings, keep_settings, load_pipeline, model_settings
 from ..networks import circular_time
-from ..prompts import encode_prompt
+from ..prompts import encode_prompt, pad_to_same_length
 from ..sampling import CIRCULAR_SHARE, Conditioning, draw_noise, from_noise, isolated_pipeline, scale_static_noise
 from .checkpoints import HasState, weights_id
 from .clip_cache import save_array
@@ -40,6 +40,7 @@ from .config import DistillConfig
 from .dataset import composed_captions
 from .exporting import check_target, export
 from .loop import Batch, Task, generators, is_main_process, new_accelerator, on_device, only_run_in, run_loop
+from .optimizers import averaged_weights
 from .processes import printed_once
 from .progress import Snapshot
 
@@ -261,15 +262,13 @@ class DistillationTask(Task):
         self.scheduler = few_step_scheduler(teacher, config.num_inference_steps)
         self.sigmas = teacher_sigmas(teacher)
         self.timesteps = timesteps_of(self.scheduler, self.sigmas)
-        self.part = (
-            len(self.sigmas) - 1
-        ) // config.num_inference_steps  # of the teacher's steps, a step of the student
+        self.part = self.n_steps // config.num_inference_steps  # how many of the teacher's steps a student's one spans
         self.settings = few_step_settings(teacher, config.num_inference_steps)
         self.network = copy.deepcopy(teacher.unet).float().cpu().train().requires_grad_(True)
         self.network.to(memory_format=torch.channels_last)
-        self.data_id = (
-            f"{weights_id(teacher.unet)}-{hashlib.sha256(json.dumps(paths.prompts).encode()).hexdigest()[:16]}"
-        )
+        self.vae = copy.deepcopy(teacher.vae).float().cpu()
+        self.text_encoder = copy.deepcopy(teacher.text_encoder).float().cpu()
+        self.data_id = f"{weights_id(teacher.unet)}-{text_hash(paths.prompts)[:16]}"
         self.optimizer = torch.optim.AdamW(
             self.network.parameters(), weight_decay=config.weight_decay, betas=(0.9, 0.99)
         )
@@ -285,8 +284,10 @@ class DistillationTask(Task):
         return {"network": self.network, "average": self.average}
 
     def to(self, device: torch.device) -> None:
-        """Move the average."""
+        """Move the average, and what snapshots need."""
         self.average.to(device)
+        self.vae.to(device)
+        self.text_encoder.to(device)
 
     def after_step(self) -> None:
         """Update the running average."""
@@ -298,8 +299,9 @@ class DistillationTask(Task):
         return len(self.sigmas) - 1
 
     def is_late(self, step: int) -> bool:
-        """Whether a step of the teacher lies in the share of them that is circular in loops."""
-        return 1 - step / self.n_steps <= CIRCULAR_SHARE
+        """Whether the student's step to which this step of the teacher belongs is circular in loops."""
+        start = step // self.part * self.part
+        return 1 - start / self.n_steps <= CIRCULAR_SHARE
 
     def draw_batch(self, rng: np.random.Generator, generator: torch.Generator) -> Batch:  # noqa: ARG002 - no noise
         """Points of paths and where they lead: all early ones, or all late ones of loops, or of open paths."""
@@ -329,7 +331,7 @@ class DistillationTask(Task):
             "latents": torch.stack(latents),
             "target": torch.stack(targets),
             "timestep": torch.stack([self.timesteps[step] for _, step in points]),
-            "prompt_embeds": torch.cat(prompt_embeds).float(),
+            "prompt_embeds": torch.cat(pad_to_same_length(self.teacher, prompt_embeds)).float().cpu(),
             "is_circular": is_circular,
         }
 
@@ -344,22 +346,10 @@ class DistillationTask(Task):
             v = network(latents, batch["timestep"], batch["prompt_embeds"], return_dict=False)[0]
         return (v.float() - batch["target"]).square().mean(dim=(1, 2, 3))
 
-    @contextmanager
-    def averaged(self) -> Iterator[None]:
-        """Use the running average of the weights for a while."""
-        self.average.store(self.network.parameters())
-        self.average.copy_to(self.network.parameters())
-        self.network.eval()
-        try:
-            yield
-        finally:
-            self.network.train()
-            self.average.restore(self.network.parameters())
-
     @torch.no_grad()
     def snapshot(self) -> Snapshot:
         """Error of v at each of the teacher's steps on held-out paths, and clips from four prompts."""
-        with self.averaged():
+        with averaged_weights(self.average, self.network):
             return Snapshot(noise_loss=self.held_out_errors(), clips=self._clips())
 
     @torch.no_grad()
@@ -385,8 +375,8 @@ class DistillationTask(Task):
     def assemble(self) -> StableDiffusionPipeline:
         """The student as diffusers' own pipeline; all but the U-Net is the teacher's."""
         pipe = StableDiffusionPipeline(
-            vae=self.teacher.vae,
-            text_encoder=self.teacher.text_encoder,
+            vae=self.vae,
+            text_encoder=self.text_encoder,
             tokenizer=self.teacher.tokenizer,
             unet=self.network,
             scheduler=self.scheduler,

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from diffusers.training_utils import EMAModel
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 MOMENTUM = 0.95
@@ -63,6 +65,19 @@ def optimizer_step(
     optimizer.step()
     optimizer.zero_grad()
     return norm
+
+
+@contextmanager
+def averaged_weights(average: EMAModel, network: nn.Module) -> Iterator[None]:
+    """Use the running average of a network's weights for a while, to measure it or to generate with it."""
+    average.store(network.parameters())
+    average.copy_to(network.parameters())
+    network.eval()
+    try:
+        yield
+    finally:
+        network.train()
+        average.restore(network.parameters())
 
 
 class MuonAdamW(torch.optim.AdamW):
