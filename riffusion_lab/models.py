@@ -1,4 +1,4 @@
-"""Models: riffling, Riffusion v1 or any other Stable Diffusion 1.x, loaded as a stock diffusers pipeline."""
+"""Models: riffling, riffling-turbo, Riffusion v1 or any other Stable Diffusion 1.x, as stock diffusers pipelines."""
 
 from __future__ import annotations
 
@@ -43,7 +43,8 @@ if TYPE_CHECKING:  # importing it makes transformers log warnings: see quiet
     from diffusers import StableDiffusionPipeline
 
 Pipeline: TypeAlias = "StableDiffusionPipeline"
-WEIGHTS = Path(__file__).parent / "weights"  # the models in this package, one folder each
+WEIGHTS = Path(__file__).parent / "weights"
+INCLUDED_MODELS = ("riffling", "riffling-turbo")  # in this package, one folder in `WEIGHTS` each
 SETTINGS_FILE = "riffusion_lab.json"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _ORIGIN = "_riffusion_lab"  # attribute of a U-Net: a `_Origin`
@@ -104,12 +105,13 @@ def load_pipeline(
     Parameters
     ----------
     model : str or path
-        ``"riffling"`` (included in this package), a folder in diffusers' layout, a ``.safetensors`` or ``.ckpt`` file
-        with a complete Stable Diffusion 1.x, or the name of a model on the Hugging Face Hub, such as
-        ``"riffusion/riffusion-model-v1"``. If a part in a folder exists only as a variant, such as ``fp16``, the
-        variant is loaded.
+        ``"riffling"`` or ``"riffling-turbo"``, which are included in this package: the same model, and one distilled
+        from it that needs 3 passes through the U-Net for a clip instead of 24. Or a folder in diffusers' layout, a
+        ``.safetensors`` or ``.ckpt`` file with a complete Stable Diffusion 1.x, or the name of a model on the Hugging
+        Face Hub, such as ``"riffusion/riffusion-model-v1"``. If a part in a folder exists only as a variant, such as
+        ``fp16``, the variant is loaded.
     device : str or torch.device, optional
-        Default: CUDA, else MPS (on a Mac, except for riffling), else the CPU.
+        Default: CUDA, else MPS (on a Mac, except for the included models), else the CPU.
     dtype : str or torch.dtype, optional
         ``float16``, ``bfloat16`` or ``float32``. Default: float16 on CUDA, else float32.
     lora : str, path or dict, optional
@@ -155,7 +157,7 @@ def load_pipeline(
     Taught in: 00, 03
     """
     source = _source(model)
-    device = _device(device, prefer_cpu=source == str(WEIGHTS / "riffling"))
+    device = _device(device, prefer_cpu=Path(source).parent == WEIGHTS)
     dtype = _dtype(dtype, device)
     check_few_steps(few_steps)
     loras = _find_loras(lora_weights(lora), local_files_only=local_files_only)
@@ -326,15 +328,16 @@ def _source(model: str | os.PathLike[str]) -> str:
     """Where to load a model from: an absolute path, or a name on the Hub."""
     if not isinstance(model, str | os.PathLike):
         raise TypeError(f"model must be a name or a folder, not {model!r}")
-    if model == "riffling":
-        return str(WEIGHTS / "riffling")
+    if model in INCLUDED_MODELS:
+        return str(WEIGHTS / model)
     path = Path(model)
     if path.is_file() or (model and path.is_dir()):
         return str(path.resolve())
     if isinstance(model, str) and HUB_ID.fullmatch(model) and path.suffix not in SINGLE_FILES:
         return model
     files = f"a {' or '.join(SINGLE_FILES)} file"
-    known = f"'riffling', a folder, {files}, or a name on the Hub such as 'riffusion/riffusion-model-v1'"
+    included = ", ".join(repr(name) for name in INCLUDED_MODELS)
+    known = f"{included}, a folder, {files}, or a name on the Hub such as 'riffusion/riffusion-model-v1'"
     raise OSError(f"there is no model {str(model)!r}: use {known}")
 
 
@@ -391,7 +394,7 @@ def _device(device: str | torch.device | None, *, prefer_cpu: bool) -> torch.dev
 def _default_device(*, prefer_cpu: bool) -> str:
     if torch.cuda.is_available():
         return "cuda"
-    if torch.backends.mps.is_available() and not prefer_cpu:  # a Mac's GPU takes longer to start than riffling to run
+    if torch.backends.mps.is_available() and not prefer_cpu:  # a Mac's GPU starts slower than riffling runs
         return "mps"
     return "cpu"
 

@@ -17,7 +17,7 @@ from diffusers.utils import DummyObject
 from . import __version__
 from .hashing import weights_hash
 from .lora import lora_facts, named_with_weights, other_loras, recipe_loras
-from .models import Pipeline, execution_device, is_downloaded, load_pipeline, model_name
+from .models import INCLUDED_MODELS, Pipeline, execution_device, is_downloaded, load_pipeline, model_name
 from .prompts import Prompt
 from .values import N_SEEDS, warn
 
@@ -151,7 +151,7 @@ def load_recipe_model(recipe: Recipe) -> Pipeline:
     Returns
     -------
     StableDiffusionPipeline
-        riffling, or a model of the Hugging Face Hub that was downloaded earlier.
+        riffling, riffling-turbo, or a model of the Hugging Face Hub that was downloaded earlier.
 
     Raises
     ------
@@ -165,12 +165,12 @@ def load_recipe_model(recipe: Recipe) -> Pipeline:
         call = f"replay(clip, load_pipeline({model!r}, lora={{file: weight}}))"
         made_with = named_with_weights(loras)
         raise ValueError(f"this clip was made with {made_with}, which the recipe does not hold: call {call}")
-    if model == "riffling":
-        return load_pipeline()
+    if model in INCLUDED_MODELS:
+        return load_pipeline(model)
     if isinstance(model, str) and is_downloaded(model):
         return load_pipeline(model, local_files_only=True)
     advice = f"if you trust it, load it yourself and hand it over: replay(clip, load_pipeline({model!r:.100}))"
-    raise OSError(f"the recipe's model {model!r:.100} is neither riffling nor downloaded from the Hub yet; {advice}")
+    raise OSError(f"the recipe's model {model!r:.100} is neither included here nor downloaded from the Hub yet; {advice}")
 
 
 def warn_of_other_weights(recipe: Mapping[str, Any], pipe: Pipeline, made: str) -> None:

@@ -32,8 +32,8 @@ def replay(clip_or_recipe: Clip | Recipe, pipe: Pipeline | None = None) -> Clip:
     clip_or_recipe : Clip or dict
         A generated clip (also one opened from a PNG), or its recipe.
     pipe : StableDiffusionPipeline, optional
-        Default: the recipe's model, if it is riffling or was downloaded from the Hugging Face Hub before. Load any
-        other model yourself, since a recipe may be a stranger's: ``replay(clip, load_pipeline("owner/name"))``.
+        Default: the recipe's model, if it is included here or was downloaded from the Hugging Face Hub before. Load
+        any other model yourself, since a recipe may be a stranger's: ``replay(clip, load_pipeline("owner/name"))``.
 
     Returns
     -------

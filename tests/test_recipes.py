@@ -494,7 +494,7 @@ def test_replay_downloads_nothing_and_reads_no_folder(pipe, folder, tmp_path, mo
         shutil.copytree(folder, tmp_path / name)
     monkeypatch.chdir(tmp_path / "work")
     recipe = {**text_to_audio(pipe, "piano", **SHORT).recipe, "model": model}
-    advice = r"is neither riffling nor downloaded from the Hub yet; .*replay\(clip, load_pipeline\("
+    advice = r"is neither included here nor downloaded from the Hub yet; .*replay\(clip, load_pipeline\("
     with pytest.raises(OSError, match=advice) as caught:
         replay(recipe)
     assert repr(model) in str(caught.value)
@@ -513,7 +513,7 @@ def test_a_folder_does_not_take_the_place_of_a_downloaded_model(pipe, folder, hu
     (tmp_path / "someone" / "something").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     recipe = {**text_to_audio(pipe, "piano", **SHORT).recipe, "model": "someone/something"}
-    with pytest.raises(OSError, match="is neither riffling nor downloaded from the Hub yet"):
+    with pytest.raises(OSError, match="is neither included here nor downloaded from the Hub yet"):
         replay(recipe)
 
 

@@ -11,9 +11,22 @@ import pytest
 import torch
 
 import riffusion_lab
-from riffusion_lab import extend, load_pipeline, text_to_audio, vocabulary
+from riffusion_lab import (
+    Prompt,
+    audio_to_audio,
+    extend,
+    inpaint,
+    interpolate,
+    load_pipeline,
+    replay,
+    text_to_audio,
+    vocabulary,
+)
 from riffusion_lab.hashing import weights_hash
+from riffusion_lab.models import INCLUDED_MODELS, model_settings
 from riffusion_lab.prompts import encode_prompt
+from riffusion_lab.seed_clips import seed_clip
+from riffusion_lab.training.distillation import teacher_sigmas
 from riffusion_lab.training.evaluation import CLASSES, class_scores, default_settings
 from riffusion_lab.training.vocabulary import EFFECT_NAMES, INSTRUMENTS, STYLE_NAMES
 
@@ -25,9 +38,14 @@ def pipe():
     return load_pipeline(device="cpu")
 
 
+@pytest.fixture(scope="module")
+def turbo():
+    return load_pipeline("riffling-turbo", device="cpu")
+
+
 def test_weights_are_small():
-    model = sum(file.stat().st_size for file in (WEIGHTS / "riffling").rglob("*") if file.is_file())
-    assert model < 40e6
+    for name in INCLUDED_MODELS:
+        assert sum(file.stat().st_size for file in (WEIGHTS / name).rglob("*") if file.is_file()) < 40e6
     for name in ("classifier", "held_out"):
         assert (WEIGHTS / f"{name}.safetensors").stat().st_size < 1e6
 
@@ -39,17 +57,18 @@ def test_no_file_names_the_machine_it_was_made_on():
 
 @pytest.mark.slow
 def test_loading_says_one_line_and_nothing_on_stderr():
-    program = "from riffusion_lab import load_pipeline; load_pipeline(device='cpu')"
+    program = "from riffusion_lab import load_pipeline; load_pipeline(device='cpu'); load_pipeline('riffling-turbo')"
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert result.stdout == "riffling on cpu in float32\n"
+    assert result.stdout == "riffling on cpu in float32\nriffling-turbo on cpu in float32\n"
     assert result.stderr == ""
 
 
 @pytest.mark.slow
-def test_stock_diffusers_loads_and_runs_it():
+@pytest.mark.parametrize("name", INCLUDED_MODELS)
+def test_stock_diffusers_loads_and_runs_it(name):
     from diffusers import StableDiffusionPipeline
 
-    stock = StableDiffusionPipeline.from_pretrained(WEIGHTS / "riffling", safety_checker=None)
+    stock = StableDiffusionPipeline.from_pretrained(WEIGHTS / name, safety_checker=None)
     stock.set_progress_bar_config(disable=True)
     assert {part.dtype for part in (stock.unet, stock.vae, stock.text_encoder)} == {torch.float32}
     latents = stock("piano", num_inference_steps=1, output_type="latent").images
@@ -184,3 +203,86 @@ def test_where_windows_of_extend_meet_nothing_swells_or_sinks(pipe):
         beside = np.median(darkness[seam - 64 : seam + 64])
         for first in (seam - 8, seam):
             assert 0.8 < darkness[first : first + 8].mean() / beside < 1.25
+
+
+# riffling-turbo
+
+
+def test_turbo_is_riffling_but_for_its_unet_steps_and_guidance(pipe, turbo):
+    for part in ("text_encoder", "vae"):
+        ours, theirs = (getattr(each, part).state_dict() for each in (turbo, pipe))
+        assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+    settings = model_settings(turbo)
+    assert (settings.num_inference_steps, settings.guidance_scale, settings.pag_applied_layers) == (3, 1.0, ())
+    for name in ("loop", "vocabulary", "tempi_bpm", "steady_noise_gain"):
+        assert getattr(settings, name) == getattr(model_settings(pipe), name), name
+
+
+def test_each_step_of_turbo_goes_as_far_as_four_of_riffling(pipe, turbo):
+    turbo.scheduler.set_timesteps(model_settings(turbo).num_inference_steps)
+    torch.testing.assert_close(turbo.scheduler.sigmas, teacher_sigmas(pipe)[::4], rtol=1e-3, atol=0)
+    torch.testing.assert_close(torch.tensor(model_settings(turbo).start_sigmas), teacher_sigmas(pipe)[:-1])
+
+
+@pytest.mark.slow
+def test_turbo_takes_one_pass_a_step_and_the_same_seed_gives_the_same_clip(turbo):
+    passes = []
+    hook = turbo.unet.register_forward_hook(lambda _unet, _inputs, output: passes.append(len(output[0])))
+    clip = text_to_audio(turbo, "jazz with piano", seed=7)
+    hook.remove()
+    assert passes == [1, 1, 1]
+    again = replay(clip)  # without a pipeline: the model is included
+    assert again.image.tobytes() == clip.image.tobytes()
+    assert text_to_audio(turbo, "jazz with piano", seed=8).image.tobytes() != clip.image.tobytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("prompt", ["church bells", "techno", "ambient", "piano melody, slow", "rain", "jazz"])
+def test_turbo_is_heard_as_what_it_was_asked_for(turbo, prompt):
+    clips = text_to_audio(turbo, prompt, seed=list(range(6)), batch_size=6)
+    heard = likeliest([class_scores(clip.image) for clip in clips])
+    assert sum(prompt.startswith(label) for label in heard) >= 4, heard
+
+
+@pytest.mark.slow
+def test_what_is_not_wanted_takes_turbo_a_second_pass(turbo):
+    with_drums = [class_scores(text_to_audio(turbo, "rock", seed=seed).image) for seed in range(4)]
+    without = [
+        class_scores(text_to_audio(turbo, "rock", seed=seed, negative_prompt="drums", guidance_scale=2).image)
+        for seed in range(4)
+    ]
+    assert mean_score(without, "drums") <= mean_score(with_drums, "drums")
+
+
+@pytest.mark.slow
+def test_every_strength_of_turbo_differs_from_the_next(turbo):
+    """Three steps alone would allow three strengths, and the lowest would change nothing."""
+    source = seed_clip("arpeggio")
+    changes = []
+    for strength in (0.1, 0.2, 0.3, 0.45, 0.6, 0.8):
+        clip = audio_to_audio(turbo, source, "church organ, 94 bpm", strength=strength, seed=0)
+        changes.append(np.abs(np.asarray(clip.image, float) - np.asarray(source.image, float)).mean())
+    assert changes[0] > 1
+    assert all(np.diff(changes) > 0.3), changes
+
+
+def seam(clip, column):
+    """Change from the column before to this one ÷ the median change from column to column."""
+    picture = np.asarray(clip.image.convert("L"), float)
+    changes = np.abs(picture - np.roll(picture, 1, axis=1)).mean(axis=0)
+    return changes[column] / np.median(changes)
+
+
+@pytest.mark.slow
+def test_turbo_joins_what_is_made_anew_to_what_was_there(turbo):
+    """Sustained sounds, in which a seam would stand out: 7 times the median step if clips are only put side by side."""
+    found = []
+    for seed in range(4):
+        prompt = "strings chords"
+        source = text_to_audio(turbo, prompt, seed=100 + seed)
+        halfway = list(interpolate(turbo, Prompt(prompt, seed=seed), Prompt("organ", seed=seed), num_clips=3))[1]
+        found += [seam(source, 0), seam(halfway, 0)]
+        found += [seam(text_to_audio(turbo, prompt, seed=seed, duration_s=10.24), column) for column in (0, 512)]
+        found += [seam(inpaint(turbo, source, (1.28, 3.84), prompt, seed=seed), column) for column in (128, 384)]
+        found += [seam(extend(turbo, source, prompt, seconds=2.56, seed=seed), 512)]
+    assert np.median(found) < 2, found

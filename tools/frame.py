@@ -1,7 +1,7 @@
 """The generated text in README.md, the model card and the notebooks: address, badges, links, the set-up cell, figures.
 
 Everything follows from five files: pyproject.toml (address), the package's __init__.py (version), course.toml,
-colab_setup.txt, and riffling's evaluation.json. ``python tools/frame.py`` writes all of it again, the version in
+colab_setup.txt, and the models' evaluation.json. ``python tools/frame.py`` writes all of it again, the version in
 CITATION.cff included, and runs no notebook.
 """
 
@@ -15,7 +15,7 @@ TOOLS = ROOT / "tools"
 README = ROOT / "README.md"
 CITATION = ROOT / "CITATION.cff"
 PACKAGE = ROOT / "riffusion_lab"
-RIFFLING = PACKAGE / "weights" / "riffling"
+MODELS = [PACKAGE / "weights" / name for name in ("riffling", "riffling-turbo")]
 BRANCH = "main"
 
 
@@ -139,9 +139,9 @@ def fill(text: str, blocks: dict[str, str]) -> str:
     return text
 
 
-def evaluation_table() -> str:
-    """Return what riffling's evaluation found, in markdown."""
-    report = json.loads((RIFFLING / "evaluation.json").read_text(encoding="utf-8"))
+def evaluation_table(model: Path) -> str:
+    """Return what a model's evaluation found, in markdown; of several runs, the means."""
+    report = json.loads((model / "evaluation.json").read_text(encoding="utf-8"))
     rows = ["| What is heard | Clips | Generated, right | Rendered, right | Adherence |", "|---|---|---|---|---|"]
     for name, found in report["groups"].items():
         rows.append(
@@ -151,7 +151,6 @@ def evaluation_table() -> str:
         f"Fréchet distance {report['frechet']:.1f}, of it between the means {report['frechet_means']:.1f}; "
         f"between rendered clips {report['frechet_real_real']:.1f}"
     )
-    alike, alone = report["memorization"], report["autoencoder"]
     sentences = [
         "Texture, mode and tempo count where the prompt tells them.",
         "Tempo: of clips with drums; right is within 3 % of the bpm that the prompt names, up to octaves.",
@@ -159,6 +158,18 @@ def evaluation_table() -> str:
         f"Clips of one class differ by {report['diversity']:.2f} of what rendered ones do.",
         f"The step of grey over a loop's seam is {report['seam']:.2f} times a rendered loop's, "
         f"the mean step between columns {report['steps']:.2f} times.",
+        *comparison_with_data(report),
+        f"Commonest mistakes: {', '.join(report['confusions'][:12])}.",
+    ]
+    return "\n".join([*rows, "", *sentences])
+
+
+def comparison_with_data(report: dict) -> list[str]:
+    """Return what an evaluation found that had a data set at hand."""
+    if "memorization" not in report:
+        return []
+    alike, alone = report["memorization"], report["autoencoder"]
+    return [
         "The rendered clips, by the autoencoder there and back:",
         f"{alone['psnr']:.1f} dB PSNR, spectral convergence of the mel amplitudes {alone['convergence']:.3f};",
         f"Fréchet distance {alone['frechet']:.1f}, of it between the means {alone['frechet_means']:.1f};",
@@ -166,14 +177,13 @@ def evaluation_table() -> str:
         "Correlation with the training clip that is most alike, however turned, in the middle:",
         f"{alike['generated']:.2f} for generated clips, {alike['held_out']:.2f} for held-out ones;",
         f"{alike['above']:.1%} of the generated ones lie above the 99th percentile of those.",
-        f"Commonest mistakes: {', '.join(report['confusions'][:12])}.",
     ]
-    return "\n".join([*rows, "", *sentences])
 
 
 def pages() -> dict[Path, dict[str, str]]:
     """Return the pages with generated parts, and these parts."""
-    return {README: readme_blocks(), RIFFLING / "README.md": {"evaluation": evaluation_table()}}
+    cards = {model / "README.md": {"evaluation": evaluation_table(model)} for model in MODELS}
+    return {README: readme_blocks()} | cards
 
 
 def citation() -> str:

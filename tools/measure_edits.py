@@ -1,5 +1,6 @@
-"""Measure walks, masks, joins and outpainting with riffling: ``python tools/measure_edits.py``."""
+"""Measure walks, masks, joins and outpainting: ``python tools/measure_edits.py [--model riffling-turbo]``."""
 
+import argparse
 import time
 from collections.abc import Callable
 from itertools import pairwise
@@ -22,8 +23,18 @@ from riffusion_lab import (
 from riffusion_lab.audio import rms_dbfs
 from riffusion_lab.params import COLUMNS_PER_S
 from riffusion_lab.seed_clips import SEED_CLIPS, seed_clip, seed_masks
+from riffusion_lab.training.evaluation import class_scores
 
 RATE = 44_100
+SEEDS = range(16)
+# Each with the class that it should be heard as
+SEAM_PROMPTS = {
+    "techno, 94 bpm": "techno",
+    "strings chords": "strings",
+    "rock, 94 bpm": "rock",
+    "piano melody, 94 bpm": "piano",
+}
+STRENGTHS = (0.2, 0.3, 0.45, 0.6, 0.8)
 
 
 def pixels(clip: Clip) -> np.ndarray:
@@ -47,7 +58,7 @@ def measure_masks(pipe) -> None:
     for name in SEED_CLIPS:
         clip, changed = seed_clip(name), 0
         for mask in seed_masks(name).values():
-            new = inpaint(pipe, clip, mask, "rock, 94 bpm", num_inference_steps=3)
+            new = inpaint(pipe, clip, mask, "rock, 94 bpm")
             changed += int((np.asarray(new.image) != np.asarray(clip.image)).any(axis=-1)[~mask].sum())
         print(f"inpaint {name}: {changed} pixels changed outside of {len(seed_masks(name))} masks")
 
@@ -103,6 +114,56 @@ def measure_a_minute(pipe) -> None:
         print(", ".join(f"{change:+.1%}" for change in tempi))
 
 
+def seam(clip: Clip, column: int) -> float:
+    """Change from the column before to this one ÷ the median change from column to column."""
+    picture = pixels(clip)
+    changes = np.abs(picture - np.roll(picture, 1, axis=1)).mean(axis=0)
+    return changes[column] / np.median(changes)
+
+
+def edits_with_seams(pipe, prompt: str, seed: int) -> dict[str, tuple[Clip, tuple[int, ...]]]:
+    """A clip of each kind of call, and the columns in which something made anew meets something else."""
+    source = text_to_audio(pipe, prompt, seed=100 + seed)
+    walk = interpolate(pipe, Prompt(prompt, seed=seed), Prompt(prompt, seed=seed + 1), num_clips=3)
+    return {
+        "text_to_audio": (text_to_audio(pipe, prompt, seed=seed), (0,)),
+        "text_to_audio, 10.24 s": (text_to_audio(pipe, prompt, seed=seed, duration_s=10.24), (0, 512)),
+        "interpolate, halfway": (list(walk)[1], (0,)),
+        "audio_to_audio": (audio_to_audio(pipe, source, prompt, seed=seed), (0,)),
+        "inpaint 1.28 to 3.84 s": (inpaint(pipe, source, (1.28, 3.84), prompt, seed=seed), (128, 384)),
+        "extend by 2.56 s": (extend(pipe, source, prompt, seconds=2.56, seed=seed), (512,)),
+    }
+
+
+def measure_seams(pipe) -> None:
+    """How abrupt pictures are where parts meet, over 16 seeds, and how often the prompt is heard."""
+    seams, heard = {}, {}
+    for seed in SEEDS:
+        prompt, label = list(SEAM_PROMPTS.items())[seed % len(SEAM_PROMPTS)]
+        for name, (clip, columns) in edits_with_seams(pipe, prompt, seed).items():
+            seams.setdefault(name, []).extend(seam(clip, column) for column in columns)
+            ends = clip[max(0.0, clip.duration_s - 5.12) :]  # of `extend`, half of it new
+            heard.setdefault(name, []).append(next(iter(class_scores(ends.image))) == label)
+    for name, found in seams.items():
+        low, middle, high = np.quantile(found, (0.25, 0.5, 0.75))
+        print(
+            f"{name}: step at the seam ÷ median step {middle:.2f} (quartiles {low:.2f}, {high:.2f}, "
+            f"largest {max(found):.2f}); prompt heard {sum(heard[name])} of {len(heard[name])}"
+        )
+
+
+def measure_strengths(pipe) -> None:
+    """How far a clip moves from its source, and towards the prompt."""
+    for strength in STRENGTHS:
+        changes, heard = [], 0
+        for seed in SEEDS:
+            source = seed_clip(SEED_CLIPS[seed % len(SEED_CLIPS)])
+            clip = audio_to_audio(pipe, source, "church organ, 94 bpm", strength=strength, seed=seed)
+            changes.append(np.abs(pixels(clip) - pixels(source)).mean())
+            heard += next(iter(class_scores(clip.image))) == "church organ"
+        print(f"strength {strength}: {np.mean(changes):.1f} grey levels from the source, organ heard {heard} of 16")
+
+
 def measure_times(pipe) -> None:
     """Time each operation, picture only, beside `text_to_audio`."""
     clip = text_to_audio(pipe, "piano", seed=1)
@@ -128,10 +189,24 @@ def measure_times(pipe) -> None:
 
 def main() -> None:
     """Print all of it."""
-    pipe = load_pipeline()
-    for measure in (measure_walks, measure_masks, measure_joins, measure_a_minute, measure_times):
-        measure(pipe)
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="riffling")
+    parser.add_argument("--only", nargs="*", default=list(MEASURES), choices=MEASURES, help="default: all")
+    arguments = parser.parse_args()
+    pipe = load_pipeline(arguments.model)
+    for name in arguments.only:
+        MEASURES[name](pipe)
 
+
+MEASURES = {
+    "walks": measure_walks,
+    "masks": measure_masks,
+    "joins": measure_joins,
+    "seams": measure_seams,
+    "strengths": measure_strengths,
+    "minute": measure_a_minute,
+    "times": measure_times,
+}
 
 if __name__ == "__main__":
     main()

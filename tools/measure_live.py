@@ -31,7 +31,7 @@ from riffusion_lab.widgets import Live
 
 generate_point = live_module.generate_point
 live_module.generate_point = lambda *arguments: time.sleep({delay}) or generate_point(*arguments)
-live = Live(load_pipeline(), "piano, 94 bpm")
+live = Live(load_pipeline({model!r}), "piano, 94 bpm")
 live
 """
 # Clips that take as long to make as those of a model of four steps; a clip can be given up after each of them
@@ -51,7 +51,7 @@ def generate_point(pipe, point, options):
     return Clip.from_audio(sound, RATE, loop=True)
 
 live_module.generate_point = generate_point
-live = Live(load_pipeline(), "piano, 94 bpm")
+live = Live(load_pipeline({model!r}), "piano, 94 bpm")
 live
 """
 # What is heard when Enter is pressed; the player's own function, which writes it, comes first.
@@ -129,15 +129,16 @@ def measure_latency(notebook: NotebookPage, n_prompts: int) -> None:
 def main() -> None:
     """Play, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="riffling-turbo")
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--latency", type=int, metavar="N", help="measure N prompts at random moments instead")
     parser.add_argument("--delay", type=float, default=0, help="seconds added to each clip")
     parser.add_argument("--made-up", type=float, metavar="S", help="no model: drum loops, each made in so many seconds")
     parser.add_argument("--screenshot", type=Path, help="of the player, at the end")
     arguments = parser.parse_args()
-    cell = CELL.format(delay=arguments.delay)
+    cell = CELL.format(model=arguments.model, delay=arguments.delay)
     if arguments.made_up is not None:
-        cell = MADE_UP_CELL.format(seconds=arguments.made_up)
+        cell = MADE_UP_CELL.format(model=arguments.model, seconds=arguments.made_up)
     with tempfile.TemporaryDirectory() as folder:
         lab = Lab(Path(folder))
         with lab.open([cell], name="live") as notebook:

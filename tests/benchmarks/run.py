@@ -26,9 +26,12 @@ from diffusers import DDIMScheduler
 from nbclient import NotebookClient
 
 from riffusion_lab import Clip, Prompt, interpolate, load_pipeline, text_to_audio
+from riffusion_lab.hashing import weights_hash
 from riffusion_lab.image import image_from_mel, mel_from_image
+from riffusion_lab.latents import decode, encode
 from riffusion_lab.params import PARAMS
 from riffusion_lab.phase import PhaseStream, spectral_convergence, waveform_from_mel
+from riffusion_lab.prompts import encode_prompt
 from riffusion_lab.seed_clips import SEED_CLIPS, seed_clip
 from riffusion_lab.spectrogram import mel_from_waveform
 from riffusion_lab.training import Dataset, TrainConfig, train
@@ -101,29 +104,51 @@ def benchmark_phase() -> None:
             print(f"| {name} | {method} | {seconds:.2f} | {ratio:.1f} | {error:.3f} | {psnr:.1f} |", flush=True)
 
 
-def benchmark_chain(pipe) -> None:
+def benchmark_chain(pipe, turbo) -> None:
     """Prompt → waveform: ours, and plain diffusers with 50 steps of DDIM and the original's way back to sound."""
-    ours_scheduler = pipe.scheduler
-    plain_scheduler = DDIMScheduler.from_config(ours_scheduler.config, timestep_spacing="trailing")
-
-    def ours(seed: int) -> np.ndarray:
-        return text_to_audio(pipe, "jazz", seed=seed).waveform
+    plain_scheduler = DDIMScheduler.from_config(pipe.scheduler.config, timestep_spacing="trailing")
 
     def plain(seed: int) -> torch.Tensor:
-        pipe.scheduler = plain_scheduler
+        ours_scheduler, pipe.scheduler = pipe.scheduler, plain_scheduler
         generator = torch.Generator().manual_seed(seed)
         picture = pipe("jazz", num_inference_steps=50, guidance_scale=2.5, generator=generator).images[0]
         pipe.scheduler = ours_scheduler
         return waveform_from_mel(mel_from_image(picture, PARAMS), PARAMS, method="riffusion")
 
-    ours(0), plain(0)
-    times = np.array([(timed(lambda s=seed: ours(s))[0], timed(lambda s=seed: plain(s))[0]) for seed in range(1, 4)])
-    fast, slow = np.median(times, axis=0)
+    ways = {
+        "plain diffusers, 50 steps of DDIM; original conversion": plain,
+        "riffling, defaults": lambda seed: text_to_audio(pipe, "jazz", seed=seed).waveform,
+        "riffling-turbo, defaults": lambda seed: text_to_audio(turbo, "jazz", seed=seed).waveform,
+    }
+    for way in ways.values():  # warm up
+        way(0)
+    times = np.array([[timed(lambda s=seed, w=way: w(s))[0] for way in ways.values()] for seed in range(1, 6)])
     print("\n| Prompt → waveform, 5.12 s | seconds | × real time | times faster |\n|---|---|---|---|")
-    print(f"| plain diffusers, 50 steps of DDIM; original conversion | {slow:.2f} | {CLIP_S / slow:.2f} | 1 |")
-    print(
-        f"| riffusion-lab, defaults | {fast:.2f} | {CLIP_S / fast:.2f} | {np.median(times[:, 1] / times[:, 0]):.1f} |"
-    )
+    for name, column in zip(ways, times.T, strict=True):
+        seconds, ratio = np.median(column), np.median(times[:, 0] / column)
+        print(f"| {name} | {seconds:.2f} | {CLIP_S / seconds:.2f} | {ratio:.1f} |", flush=True)
+    benchmark_parts(turbo)
+
+
+def benchmark_parts(turbo) -> None:
+    """What a clip of riffling-turbo's is made of, timed one after another."""
+    sample, timestep = torch.randn(1, 4, 64, 64), torch.tensor(500)
+    embeds = encode_prompt(turbo, "jazz")
+    clip = text_to_audio(turbo, "jazz")
+    latents = encode(turbo, clip.image, loop=True)
+    mel = mel_from_image(clip.image, PARAMS)
+    parts = {
+        "text": lambda: encode_prompt(turbo, "jazz"),
+        "a pass of the U-Net": lambda: turbo.unet(sample, timestep, embeds),
+        "decoder": lambda: decode(turbo, latents, loop=True),
+        "hash of the weights, for the recipe": lambda: weights_hash(turbo),
+        "waveform": lambda: waveform_from_mel(mel, PARAMS, loop=True),
+    }
+    print("\n| Parts of a clip of riffling-turbo | ms |\n|---|---|")
+    with torch.no_grad():
+        for name, work in parts.items():
+            work()
+            print(f"| {name} | {1000 * np.median([timed(work)[0] for _ in range(9)]):.0f} |", flush=True)
 
 
 def benchmark_growth(pipe) -> None:
@@ -163,7 +188,7 @@ def benchmark_start() -> None:
     print(f"| import riffusion_lab | {python('import riffusion_lab'):.2f} |")
     print(f"| load_pipeline() | {python(load, libraries):.2f} |")
     print(f"| the same, with the import of torch, diffusers and transformers | {python(load):.2f} |")
-    print(f"| notebook 00, from Run All to the first clip that riffling has made | {first_clip_s():.2f} |", flush=True)
+    print(f"| notebook 00, from Run All to the first clip that the model has made | {first_clip_s():.2f} |", flush=True)
 
 
 def first_clip_s() -> float:
@@ -250,7 +275,7 @@ def main() -> None:
     benchmark_phase()
     benchmark_training()
     pipe = load_pipeline()
-    benchmark_chain(pipe)
+    benchmark_chain(pipe, load_pipeline("riffling-turbo"))
     benchmark_growth(pipe)
     benchmark_memory(pipe)
 
