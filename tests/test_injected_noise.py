@@ -34,8 +34,6 @@ pytestmark = [
 @pytest.fixture(params=INJECTING)
 def injecting(request, pipe):
     """A pipeline with a scheduler that draws noise at its steps."""
-    if request.param == "DPMSolverSDEScheduler":
-        pytest.importorskip("torchsde")
     mine = copy.copy(pipe)
     config = {**pipe.scheduler.config, "rescale_betas_zero_snr": False}
     mine.scheduler = getattr(diffusers, request.param).from_config(config, **INJECTING[request.param])

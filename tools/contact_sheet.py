@@ -1,11 +1,13 @@
 """Draw what the weights sound like: 12 prompts × 3 seeds, none chosen: ``python tools/contact_sheet.py``.
 
-Writes docs/images/contact_sheet.png and the picture that README.md begins with.
+Writes docs/images/contact_sheet.png (riffling), contact_sheet_turbo.png (riffling-turbo, the same prompts and seeds),
+and the picture that README.md begins with.
 """
 
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+from diffusers import StableDiffusionPipeline
 
 from riffusion_lab import load_pipeline, plot, text_to_audio
 
@@ -27,17 +29,23 @@ PROMPTS = (
 SEEDS = (0, 1, 2)
 
 
-def main() -> None:
-    """Write both pictures."""
-    pipe = load_pipeline()
+def draw_sheet(pipe: StableDiffusionPipeline, file: Path) -> None:
+    """Write the picture of all prompts and seeds."""
     figure, axes = plt.subplots(len(SEEDS), len(PROMPTS), figsize=(24, 6), layout="constrained")
     for prompt, column in zip(PROMPTS, axes.T, strict=True):
         for clip, ax in zip(text_to_audio(pipe, prompt, seed=list(SEEDS)), column, strict=True):
             plot.spectrogram(clip, ax=ax, title=prompt if ax is column[0] else None)
             ax.set(xticks=[], yticks=[], xlabel="", ylabel="")
+    figure.savefig(file, dpi=72)
+
+
+def main() -> None:
+    """Write the three pictures."""
     IMAGES.mkdir(parents=True, exist_ok=True)
-    figure.savefig(IMAGES / "contact_sheet.png", dpi=72)
-    first = text_to_audio(pipe, "church bells")  # the first clip of notebook 00
+    turbo = load_pipeline("riffling-turbo")
+    draw_sheet(load_pipeline("riffling"), IMAGES / "contact_sheet.png")
+    draw_sheet(turbo, IMAGES / "contact_sheet_turbo.png")
+    first = text_to_audio(turbo, "church bells")  # the first clip of notebook 00
     plot.spectrogram(first).figure.savefig(IMAGES / "first_clip.png", dpi=150)
 
 
