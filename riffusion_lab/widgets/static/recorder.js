@@ -9,18 +9,24 @@ function mono(sound) {
 }
 
 function render({ model, el }) {
-  const button = make("button", { type: "button", class: "jupyter-button widget-button", onclick: press });
-  const status = make("span", { role: "status", style: "margin-left: 1em" });
-  el.append(button, status);
+  const button = make("button", { type: "button", onclick: press });
+  const status = make("span", { role: "status", class: "rl-dim", "aria-live": "polite" });
+  el.append(make("div", { class: "rl-tools" }, button, status));
+  el.classList.add("rl-widget", "rl-recorder");
+  setAll(el, { role: "group", "aria-label": "Recorder" });
   keepPlainKeys(el);
+  const giveUp = whenShown(el, () => {
+    restore = hideFigure(el);
+  });
+  let restore = null;
   let recorder = null;
 
   function show(state, text) {
     const isWaiting = state === "waiting";
     el.dataset.state = state;
-    button.textContent = state === "recording" ? "Stop" : "Record";
+    if (state === "recording") setFace(button, "stop", "Stop");
+    else setFace(button, "record", "Record");
     button.ariaDisabled = String(isWaiting); // a button that is really disabled loses the focus
-    button.style.opacity = isWaiting ? 0.5 : 1;
     status.textContent = text;
   }
 
@@ -49,7 +55,10 @@ function render({ model, el }) {
   }
 
   const isRecording = () => recorder?.state === "recording";
-  const stop = () => isRecording() && recorder.stop();
+
+  function stop() {
+    if (isRecording()) recorder.stop();
+  }
 
   function press() {
     if (el.dataset.state === "waiting") return;
@@ -60,7 +69,12 @@ function render({ model, el }) {
   const onMessage = ({ reason, duration_s }) => show("ready", reason ?? `${duration_s.toFixed(1)} s recorded`);
   model.on("msg:custom", onMessage);
   show("ready", "");
-  return () => (model.off("msg:custom", onMessage), stop());
+  return () => {
+    model.off("msg:custom", onMessage);
+    giveUp();
+    restore?.();
+    stop();
+  };
 }
 
 export default { render };
