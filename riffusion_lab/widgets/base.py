@@ -22,7 +22,7 @@ FIGURE_BYTES = 300_000  # of what a widget leaves in a notebook
 # element. It says nothing that the figure does not, so it is hidden; a widget that lives has elements.
 NO_ERROR = (
     "<style>.jp-OutputArea-child:has(.rl-static) + "
-    ".jp-OutputArea-child:has(> .jupyter-widgets:not(:has(*))) { display: none; }</style>"
+    ".jp-OutputArea-child > .jupyter-widgets:not(:has(*)) { display: none; }</style>"
 )
 
 

@@ -124,6 +124,6 @@ def _row(widget: widgets.Widget) -> tuple[str, str] | None:
     if isinstance(widget, widgets.Button | widgets.FileUpload | widgets.HTML | widgets.FloatProgress):
         return None
     value = getattr(widget, "value", None)
-    if not name or value is None:
+    if not name or value is None or value == "":
         return None
     return name, f"{value:g}" if isinstance(value, float) else str(value)

@@ -21,8 +21,8 @@ class PanelScript(AnsweringWidget):
 
     Parameters
     ----------
-    groups : mapping of str to sequence of str, optional
-        Words by their kind.
+    groups : mapping of str to two sequences of str, optional
+        Words by their kind: those that are shown, and those that only a search finds.
     on_word : function, optional
         Called with a word that was picked.
     on_enter : function, optional
@@ -31,17 +31,17 @@ class PanelScript(AnsweringWidget):
 
     _esm = script("panel.js")
     _css = style()
-    groups = traitlets.List(help="kind and words, in the order on the screen").tag(sync=True)
+    groups = traitlets.List(help="kind, words, further words; in the order on the screen").tag(sync=True)
 
     def __init__(
         self,
-        groups: Mapping[str, Sequence[str]] | None = None,
+        groups: Mapping[str, tuple[Sequence[str], Sequence[str]]] | None = None,
         *,
         on_word: Callable[[str], None] | None = None,
         on_enter: Callable[[list[str]], None] | None = None,
     ) -> None:
         self._on_word, self._on_enter = on_word, on_enter
-        super().__init__(groups=[[kind, list(words)] for kind, words in (groups or {}).items()])
+        super().__init__(groups=[[kind, list(usual), list(others)] for kind, (usual, others) in (groups or {}).items()])
 
     def _answer_ready(self, *_: Any) -> None:
         """Say that the kernel is there, and still has this panel."""

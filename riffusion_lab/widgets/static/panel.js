@@ -38,14 +38,27 @@ function makePanelScript(model) {
   return panel;
 }
 
-// Words by their kind: one tab stop, arrow keys lead from word to word, and a search field narrows them.
+function foundText(shown, all, wanted) {
+  if (!shown) return "No word fits: the model was not taught it";
+  if (wanted) return shown === 1 ? "1 word" : `${shown} words`;
+  return shown < all ? `${shown} words; a search finds ${all - shown} more` : `${shown} words`;
+}
+
+// Words by their kind: one tab stop, arrow keys lead from word to word. A search also finds other names for the same.
 function makeWords(groups, pick) {
   const search = make("input", { type: "search", "data-testid": "rl-search", "aria-label": "Search the words" });
   const found = make("span", { class: "rl-dim", role: "status", "aria-live": "polite", "data-testid": "rl-found" });
-  const rows = groups.map(([kind, words]) => {
-    const buttons = words.map((word) => makeButton("word", word, () => pick(word), word));
-    return { kind, buttons, node: make("div", { role: "group", "aria-label": kind }, make("span", { class: "rl-kind" }, kind), ...buttons) };
-  });
+  const makeWord = (word) => makeButton("word", word, () => pick(word), word);
+
+  function makeRow([kind, usual, others]) {
+    const buttons = [...usual, ...others].map(makeWord);
+    const row = { kind, buttons, others: new Set(buttons.slice(usual.length)) };
+    const words = make("div", { class: "rl-kind-words" }, ...buttons);
+    row.node = make("div", { role: "group", "aria-label": kind }, make("span", { class: "rl-kind" }, kind), words);
+    return row;
+  }
+
+  const rows = groups.map(makeRow);
   const list = make("div", { class: "rl-list", role: "toolbar", "aria-label": "Words" }, ...rows.map(({ node }) => node));
   const all = rows.flatMap(({ buttons }) => buttons);
   const shown = () => all.filter((button) => !button.hidden);
@@ -57,15 +70,15 @@ function makeWords(groups, pick) {
 
   function narrow() {
     const wanted = search.value.trim().toLowerCase();
-    for (const { kind, buttons, node } of rows) {
-      const fits = (button) => kind.includes(wanted) || button.textContent.toLowerCase().includes(wanted);
+    for (const { kind, buttons, others, node } of rows) {
+      const fits = (button) =>
+        wanted ? `${kind} ${button.textContent}`.toLowerCase().includes(wanted) : !others.has(button);
       for (const button of buttons) button.hidden = !fits(button);
       node.hidden = buttons.every((button) => button.hidden);
     }
     const buttons = shown();
     rove(buttons[0]);
-    const count = buttons.length === 1 ? "1 word" : `${buttons.length} words`;
-    setText(found, buttons.length ? count : "No word fits: the model was not taught it");
+    setText(found, foundText(buttons.length, all.length, wanted));
   }
 
   function move(event) {
