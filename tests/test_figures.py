@@ -124,8 +124,8 @@ def test_panel_is_a_table_of_its_parts(clip):
     panel = Panel([*parts, widgets.FileUpload(), Recorder(), Player(clip)], caption="A riddle.")
     figure = panel._figure_html()
     text = text_of(figure)
-    assert "It is ○ waves ○ drums" in text and "Alpha 0.5" in text and "Buttons Go · Upload" in text
-    assert "● Record" in text and figure.count("<audio") == 1
+    assert "It is ○ waves ○ drums" in text and "Alpha 0.5" in text and "Buttons Go · Upload · Record" in text
+    assert figure.count("<audio") == 1
     assert text.endswith("A riddle. It answers where a kernel runs: run this cell.")
     assert repr(Panel([choice, Recorder()])) == "Panel(RadioButtons, Recorder)"
     choice.value = "drums"

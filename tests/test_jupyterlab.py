@@ -349,6 +349,25 @@ def test_saved_parts_have_plain_players(lab, parts):
         assert notebook.errors == []
 
 
+def test_reopened_parts_show_figures_and_no_error(lab, parts):
+    """A user's own notebook, as JupyterLab has saved it: the models of its widgets ended with their kernel."""
+    with lab.open(parts.save(), name="reopened") as notebook:
+        for cell in (PLAYER_CELL, PAINTER_CELL, STUDIO_CELL):
+            expect(notebook.cell(cell).locator(".rl-static")).to_be_visible()
+            expect(notebook.cell(cell).locator(".jupyter-widgets")).to_have_text(
+                "Error displaying widget: model not found"
+            )
+            expect(notebook.cell(cell).locator(".jupyter-widgets")).to_be_hidden()
+
+
+def test_restart_is_said_where_the_panel_is(parts):
+    cell = parts.cell(STUDIO_CELL)
+    expect(cell.locator(".rl-static")).to_be_hidden()
+    parts.restart_kernel()
+    expect(cell).to_contain_text("The kernel was restarted or has ended: run this cell again")
+    expect(parts.cell(PLAYER_CELL)).to_contain_text("The kernel was restarted or has ended: run this cell again")
+
+
 # Live
 
 
@@ -636,9 +655,12 @@ def test_studio_by_keys(keyed):
     tab_to(keyed.page, "church-bells-seed-8")
     press("Space")
     assert leave(keyed, output)[-1].startswith("church-bells-seed-8")
+    type_into(output.get_by_label("Prompt"), "church bells, slow")
+    press("Enter")  # at once: ipywidgets may not have sent the last letters yet
+    expect(output).to_contain_text("church-bells-slow-seed-8")
 
 
 def test_what_was_done_by_keys_reached_the_kernel(keyed):
     keyed.run_from(6)
     assert keyed.cell_text(6) == "(True, False, True, 7.5)"  # a step above Stable Diffusion's default of 7
-    assert keyed.cell_text(7) == "('church bells', 'jazz', 8)"
+    assert keyed.cell_text(7) == "('church bells, slow', 'jazz', 8)"

@@ -43,6 +43,8 @@ class WithFigure:
     notebook of the course keeps the figure alone.
     """
 
+    button_name = ""  # what a widget without a clip is called among the buttons of a panel
+
     def _figure_html(self) -> str:
         """What readers without a kernel see; at most `FIGURE_BYTES`, and the same text at every call."""
         raise NotImplementedError

@@ -90,9 +90,9 @@ def panel_html(parts: Sequence[widgets.Widget], caption: str) -> str:
         What the panel is for, and what would make it answer.
     """
     leaves = list(_leaves(parts))
-    figures = [leaf._figure_html() for leaf in leaves if isinstance(leaf, WithFigure)]
+    figures = [leaf._figure_html() for leaf in leaves if isinstance(leaf, WithFigure) and not _button_name(leaf)]
     rows = [row for row in map(_row, leaves) if row]
-    buttons = [leaf.description for leaf in leaves if isinstance(leaf, widgets.Button | widgets.FileUpload)]
+    buttons = [name for name in map(_button_name, leaves) if name]
     if buttons:
         rows.append(("Buttons", " · ".join(buttons)))
     cells = "".join(
@@ -112,6 +112,13 @@ def _leaves(parts: Sequence[widgets.Widget]) -> Any:
             yield from _leaves(part.children)
         else:
             yield part
+
+
+def _button_name(widget: widgets.Widget) -> str:
+    """What is written on a button; an empty text if the widget is none."""
+    if isinstance(widget, WithFigure):
+        return "" if getattr(widget, "clip", None) else widget.button_name
+    return str(widget.description) if isinstance(widget, widgets.Button | widgets.FileUpload) else ""
 
 
 def _row(widget: widgets.Widget) -> tuple[str, str] | None:

@@ -28,6 +28,7 @@ class Recorder(WithFigure, AnsweringWidget):
 
     _esm = script("recorder.js")
     _css = style()
+    button_name = "Record"
     longest_s = traitlets.Float(60.0, help="when recording stops by itself").tag(sync=True)
     clip = traitlets.Instance(Clip, allow_none=True)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-# What riffling was taught: the usual name of a thing, then others. riffusion_lab/training/vocabulary.py has them, too, but
-# widgets must not import it; a test compares both.
+# What riffling was taught: the usual name of a thing, then others. riffusion_lab/training/vocabulary.py has the same;
+# widgets must not import it, so a test compares both.
 KINDS = {
     "instruments": [
         "piano, grand piano, acoustic piano, pianoforte", "electric piano, rhodes, e-piano, wurlitzer",
