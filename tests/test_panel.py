@@ -71,8 +71,14 @@ def test_search_narrows_the_words_and_finds_other_names(page):
     tab_to(page, "after")
 
 
-ADD_FIELDS = """() => document.getElementById("here").insertAdjacentHTML("afterbegin",
-    "<input type='text' aria-label='Prompt'><input type='text' aria-label='Negative'><button>Generate</button>")"""
+# Fields as those of ipywidgets, which let no key pass
+ADD_FIELDS = """() => {
+    document.getElementById("here").insertAdjacentHTML("afterbegin",
+        "<input type='text' aria-label='Prompt'><input type='text' aria-label='Negative'><button>Generate</button>");
+    for (const field of document.querySelectorAll("input[type=text]")) {
+        field.addEventListener("keydown", (event) => { event.stopPropagation(); });
+    }
+}"""
 
 
 def test_enter_in_a_field_sends_what_is_written_there(page):

@@ -154,9 +154,9 @@ def test_model_and_its_words_set_the_panel(pipe, tmp_path):
     with build(pipe, tmp_path, words=True) as panel:
         assert (panel.num_inference_steps.value, panel.guidance_scale.value) == (3, 4.0)
         assert panel._script.groups == [
-            ["instruments", ["piano", "church bells"], ["bells"]],
             ["styles", ["jazz", "techno"], []],
             ["tempo", ["slow", "94 bpm", "105 bpm", "141 bpm"], []],
+            ["instruments", ["piano", "church bells"], ["bells"]],
         ]
         panel._script._handle_custom_msg({"kind": "word", "word": "techno"}, [])
         assert panel.prompt.value == "slow piano techno"

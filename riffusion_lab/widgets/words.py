@@ -8,21 +8,6 @@ from collections.abc import Iterable
 # What riffling was taught: the usual name of a thing, then others. riffusion_lab/training/vocabulary.py has the same;
 # widgets must not import it, so a test compares both.
 KINDS = {
-    "instruments": [
-        "piano, grand piano, acoustic piano, pianoforte", "electric piano, rhodes, e-piano, wurlitzer",
-        "organ, hammond organ, drawbar organ", "church organ, pipe organ", "harpsichord, cembalo, clavecin",
-        "classical guitar, nylon guitar, spanish guitar", "acoustic guitar, steel string guitar",
-        "clean electric guitar, electric guitar, clean guitar",
-        "distorted guitar, distortion guitar, overdriven guitar, heavy guitar", "bass, electric bass, bass guitar",
-        "double bass, upright bass, acoustic bass", "strings, string ensemble, string section, string orchestra",
-        "violin, fiddle, solo violin", "cello, solo cello", "flute, solo flute", "clarinet, solo clarinet",
-        "saxophone, sax, alto sax", "trumpet, solo trumpet, horn", "choir, voices, choir aahs, singing voices",
-        "church bells, tubular bells, bells", "glockenspiel, orchestra bells", "music box, toy music box",
-        "vibraphone, vibes", "marimba, wooden marimba", "steel drums, steel pan", "sitar, indian sitar",
-        "banjo, bluegrass banjo", "synth lead, saw lead, synthesizer lead, synthesizer",
-        "synth pad, warm pad, synthesizer pad", "chiptune, 8-bit, video game music, arcade game",
-        "harp, concert harp", "accordion, squeezebox",
-    ],
     "styles": [
         "jazz, swing jazz, jazz trio, smooth jazz, bebop", "rock, rock band, guitar rock, hard rock, punk",
         "techno, driving techno, techno club music, electronic techno, rave",
@@ -49,6 +34,21 @@ KINDS = {
     "sounds": [
         "typing on a keyboard, keyboard typing, typing, computer keyboard", "rain, rainfall, falling rain",
         "clock, ticking clock, clock ticking", "waves, ocean waves, sea waves",
+    ],
+    "instruments": [
+        "piano, grand piano, acoustic piano, pianoforte", "electric piano, rhodes, e-piano, wurlitzer",
+        "organ, hammond organ, drawbar organ", "church organ, pipe organ", "harpsichord, cembalo, clavecin",
+        "classical guitar, nylon guitar, spanish guitar", "acoustic guitar, steel string guitar",
+        "clean electric guitar, electric guitar, clean guitar",
+        "distorted guitar, distortion guitar, overdriven guitar, heavy guitar", "bass, electric bass, bass guitar",
+        "double bass, upright bass, acoustic bass", "strings, string ensemble, string section, string orchestra",
+        "violin, fiddle, solo violin", "cello, solo cello", "flute, solo flute", "clarinet, solo clarinet",
+        "saxophone, sax, alto sax", "trumpet, solo trumpet, horn", "choir, voices, choir aahs, singing voices",
+        "church bells, tubular bells, bells", "glockenspiel, orchestra bells", "music box, toy music box",
+        "vibraphone, vibes", "marimba, wooden marimba", "steel drums, steel pan", "sitar, indian sitar",
+        "banjo, bluegrass banjo", "synth lead, saw lead, synthesizer lead, synthesizer",
+        "synth pad, warm pad, synthesizer pad", "chiptune, 8-bit, video game music, arcade game",
+        "harp, concert harp", "accordion, squeezebox",
     ],
 }  # fmt: skip
 # Words that only hold a sentence together

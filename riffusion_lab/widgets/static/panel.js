@@ -139,11 +139,11 @@ function viewPanelScript(panel, el, model) {
     const box = el.parentElement.closest(".widget-vbox, .widget-box") ?? el.parentElement;
     const restore = hideFigure(box);
     box.classList.add("rl-panel");
-    box.addEventListener("keydown", hearEnter);
+    box.addEventListener("keydown", hearEnter, true); // before ipywidgets, which let no key pass
     box.addEventListener("click", hearPress);
     leave = () => {
       restore?.();
-      box.removeEventListener("keydown", hearEnter);
+      box.removeEventListener("keydown", hearEnter, true);
       box.removeEventListener("click", hearPress);
     };
   }
