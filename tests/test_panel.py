@@ -63,6 +63,7 @@ def test_search_narrows_the_words_and_finds_other_names(page):
     assert picked == ["church bells", "tubular bells"]
     type_into(page.get_by_test_id("rl-search"), "style")  # a kind
     assert shown_words(page) == ["jazz", "bebop"]
+    assert page.locator(".rl-kind:visible").all_text_contents() == ["styles"]
     type_into(page.get_by_test_id("rl-search"), "gamelan")
     assert shown_words(page) == []
     assert page.get_by_test_id("rl-found").text_content() == "No word fits: the model was not taught it"

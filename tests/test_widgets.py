@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from playwright.sync_api import expect
 
-from browser import focused, mount, open_page, start_before, tab_through
+from browser import focused, mount, open_page, start_before, tab_through, wait_for_python
 from conftest import RATE, tone
 from riffusion_lab.widgets import Recorder
 
@@ -177,6 +177,21 @@ def test_recorder_records_in_a_browser(page):
     page.evaluate("fromPython([{content: {kind: 'refused', reason: '<b>no</b>'}, buffers: []}])")
     assert status.text_content() == "<b>no</b>"
     assert view.get_attribute("data-state") == "ready" and button.text_content() == "Record"
+
+
+@pytest.mark.filterwarnings("ignore:the sound peaks")  # so does the beep of Chromium's microphone
+def test_recorder_says_that_the_kernel_does_not_answer(page):
+    recorder = Recorder(longest_s=0.5)
+    mount(page, recorder)
+    status = page.locator("#view0").get_by_role("status")
+    wait_for_python(page)
+    page.evaluate("kernel.isBusy = true")
+    page.locator("#view0").get_by_role("button").click()
+    expect(status).to_contain_text("does not answer. It is busy, or it was restarted", timeout=15_000)
+    page.evaluate("kernel.isBusy = false")
+    expect(status).to_contain_text("s recorded")
+    page.evaluate("emit('comm_live_update')")
+    expect(status).to_have_text("The kernel was restarted or has ended: run this cell again.")
 
 
 def test_recorder_says_why_there_is_no_microphone(page):

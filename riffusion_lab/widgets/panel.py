@@ -31,7 +31,9 @@ class PanelScript(AnsweringWidget):
 
     _esm = script("panel.js")
     _css = style()
-    groups: traitlets.List[Any] = traitlets.List(help="kind, words, further words; in the order on the screen").tag(sync=True)
+    groups: traitlets.List[Any] = traitlets.List(help="kind, words, further words; in the order on the screen").tag(
+        sync=True
+    )
 
     def __init__(
         self,

@@ -32,6 +32,10 @@ class Recorder(WithFigure, AnsweringWidget):
     longest_s = traitlets.Float(60.0, help="when recording stops by itself").tag(sync=True)
     clip = traitlets.Instance(Clip, allow_none=True)
 
+    def _answer_ready(self, *_: Any) -> None:
+        """Say that the kernel is there."""
+        self.send({"kind": "ready"})
+
     def _answer_recorded(self, content: dict[str, Any], data: bytes) -> None:
         """Take a recording: {"kind": "recorded", "sample_rate": Hz} and mono float32 samples."""
         self.clip = Clip.from_audio(np.frombuffer(data, "<f4"), content.get("sample_rate"))

@@ -1,9 +1,5 @@
 // What the browser does for a panel of ipywidgets: hide its figure, pick words, hear Enter, notice that the kernel is gone.
 
-const SILENT_MS = 5_000; // a kernel that has not answered for this long is busy or gone
-const RESTARTED = "The kernel was restarted or has ended: run this cell again.";
-const SILENT = "The kernel does not answer. It is busy, or it was restarted: then run this cell again.";
-
 function makePanelScript(model) {
   const panel = { status: "", state: "loading", views: new Set() };
   let timer = null; // runs from a message to its answer

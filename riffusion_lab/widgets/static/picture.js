@@ -115,6 +115,11 @@ function addScale(clip) {
   return Object.assign(clip, { hzOfBand, hzAt, heightOf });
 }
 
+// What is said of a kernel that is gone, and of one that has not answered for a while
+const RESTARTED = "The kernel was restarted or has ended: run this cell again.";
+const SILENT = "The kernel does not answer. It is busy, or it was restarted: then run this cell again.";
+const SILENT_MS = 5_000;
+
 // Some front ends lose the bytes that come with a message. Python then sends a figure with a plain player as text.
 const LOST_BYTES = "This front end drops the bytes of sounds and pictures: here is a plain figure instead.";
 const LOST_FILE = "This front end drops the bytes of files: clip.save(…) in a cell writes the file where the kernel runs.";
@@ -128,7 +133,7 @@ function makeEngine(model, answers, changes = {}, halt = () => {}) {
   const all = {
     comm_live_update: () => {
       halt(); // JupyterLab's
-      if (engine.state !== "loading") engine.say("The kernel was restarted or has ended: run this cell again");
+      if (engine.state !== "loading") engine.say(RESTARTED);
     },
     "msg:custom": (message, views) => {
       const buffers = (views ?? []).map(bytesOf);

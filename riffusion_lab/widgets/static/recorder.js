@@ -20,6 +20,8 @@ function render({ model, el }) {
   });
   let restore = null;
   let recorder = null;
+  let lives = false; // the kernel has answered
+  let silent = null; // runs from a recording to the kernel's answer
 
   function show(state, text) {
     const isWaiting = state === "waiting";
@@ -51,6 +53,7 @@ function render({ model, el }) {
   async function send(recorded) {
     const [bytes, context] = [await recorded.arrayBuffer(), new AudioContext()];
     const sound = await context.decodeAudioData(bytes).finally(() => context.close());
+    silent = setTimeout(() => show("ready", SILENT), SILENT_MS);
     model.send({ kind: "recorded", sample_rate: sound.sampleRate }, undefined, [mono(sound).buffer]);
   }
 
@@ -66,11 +69,25 @@ function render({ model, el }) {
     else start().catch((error) => show("ready", `The microphone cannot be used: ${error.message}`));
   }
 
-  const onMessage = ({ reason, duration_s }) => show("ready", reason ?? `${duration_s.toFixed(1)} s recorded`);
+  function onMessage({ kind, reason, duration_s }) {
+    lives = true;
+    if (kind === "ready") return;
+    clearTimeout(silent);
+    show("ready", reason ?? `${duration_s.toFixed(1)} s recorded`);
+  }
+
+  function onLiveUpdate() {
+    if (lives) show("ready", RESTARTED); // before the first answer it only says that it lives
+  }
+
   model.on("msg:custom", onMessage);
+  model.on("comm_live_update", onLiveUpdate);
+  model.send({ kind: "ready" });
   show("ready", "");
   return () => {
     model.off("msg:custom", onMessage);
+    model.off("comm_live_update", onLiveUpdate);
+    clearTimeout(silent);
     giveUp();
     restore?.();
     stop();
