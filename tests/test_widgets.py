@@ -119,11 +119,11 @@ OF_JUPYTERLAB = f"--jp-ui-font-color1: rgb(7, 8, 9); --jp-layout-color1: rgb(10,
     ],
     ids=["light", "dark", "VS Code", "JupyterLab"],
 )
-def test_colours_are_the_themes_else_ours_for_light_or_dark(browser, system, variables, colours):
-    with open_page(browser, color_scheme=system) as page:
-        page.evaluate("(style) => document.documentElement.setAttribute('style', style)", variables)
-        mount(page, Recorder())
-        assert page.locator("#view0").evaluate(GROUND) == colours
+def test_colours_are_the_themes_else_ours_for_light_or_dark(page, system, variables, colours):
+    page.emulate_media(color_scheme=system)
+    page.evaluate("(style) => document.documentElement.setAttribute('style', style)", variables)
+    mount(page, Recorder())
+    assert page.locator("#view0").evaluate(GROUND) == colours
 
 
 # Recorder
