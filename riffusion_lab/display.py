@@ -10,28 +10,50 @@ from . import audio
 from .plot import ClipLike, description, spectrogram_png
 
 PLAYED_S = 60  # the player has this much of a long clip: half a megabyte
+TEXT_BYTES = 2_000  # of a figure: caption, description and tags, without a very long prompt
 LIMITED_DB = 1  # the caption mentions the limiter if it lowered the peaks by more than this
 
 
-def clip_html(clip: ClipLike) -> str:
+def clip_html(clip: ClipLike, *, max_bytes: int | None = None) -> str:
     """Spectrogram, player and caption in one self-contained `<figure>`; the same text at every call.
+
+    Parameters
+    ----------
+    clip : Clip
+    max_bytes : int, optional
+        Size of the text. A sound that does not fit is played in part; the caption says how much of it.
 
     Taught in: 00
     """
-    samples = clip.waveform[:, : PLAYED_S * clip.sample_rate]
     png = base64.b64encode(spectrogram_png(clip)).decode()
-    mp3 = base64.b64encode(audio.encode_mp3(samples, clip.sample_rate)).decode()
+    played_s = min(clip.duration_s, PLAYED_S)
+    mp3 = _mp3_text(clip, played_s)
+    room = None if max_bytes is None else max_bytes - len(png) - TEXT_BYTES
+    while room is not None and len(mp3) > room and played_s > 1:
+        played_s = max(1, math.floor(played_s * 0.98 * room / len(mp3)))
+        mp3 = _mp3_text(clip, played_s)
     # <audio src>, not <source>: JupyterLab's sanitizer drops the latter's src in saved outputs.
     return (
         '<figure style="margin:0">'
         f'<img alt="{html.escape(description(clip))}" src="data:image/png;base64,{png}"><br>'
         f'<audio controls preload="none" src="data:audio/mpeg;base64,{mp3}"></audio>'
-        f"<figcaption>{html.escape(caption(clip))}</figcaption></figure>"
+        f"<figcaption>{html.escape(caption(clip, played_s=played_s))}</figcaption></figure>"
     )
 
 
-def caption(clip: ClipLike) -> str:
+def _mp3_text(clip: ClipLike, played_s: float) -> str:
+    samples = clip.waveform[:, : round(played_s * clip.sample_rate)]
+    return base64.b64encode(audio.encode_mp3(samples, clip.sample_rate)).decode()
+
+
+def caption(clip: ClipLike, *, played_s: float = PLAYED_S) -> str:
     """Prompt, duration, sample rate, channels and levels in one line, for readers who see no player.
+
+    Parameters
+    ----------
+    clip : Clip
+    played_s : float
+        How much of it is played, in seconds; mentioned if that is not all.
 
     Taught in: 00
     """
@@ -48,8 +70,8 @@ def caption(clip: ClipLike) -> str:
         facts.insert(0, f"“{clip.title}”")
     if clip.loop:
         facts.append("loop")
-    if clip.duration_s > PLAYED_S:
-        facts.append(f"the first {PLAYED_S} s are played")
+    if clip.duration_s > played_s:
+        facts.append(f"the first {played_s:g} s are played")
     return " · ".join(facts)
 
 

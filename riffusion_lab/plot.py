@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 import matplotlib.style
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 STYLE = Path(__file__).with_name("style.mplstyle")
 FLOOR_DB = -80.0  # below the loudest point of the picture
 COLOURS = 32  # of the figure in a notebook: half the bytes, no visible difference
+OPACITIES = 8  # of its letters, from none to full
+INK = np.rint(255 * np.array(to_rgb(matplotlib.rc_params_from_file(STYLE)["text.color"]))).astype(int)
 HZ_TICKS = (0, 250, 500, 1_000, 2_000, 4_000, 8_000, 16_000)
 
 
@@ -144,7 +147,33 @@ def spectrogram_png(clip: ClipLike) -> bytes:
     figure = spectrogram(clip).get_figure(root=True)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
-    picture = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+    picture, opacities = _indexed(np.asarray(canvas.buffer_rgba()))
     file = io.BytesIO()
-    picture.quantize(COLOURS, dither=Image.Dither.NONE).save(file, format="PNG", optimize=True)
+    picture.save(file, format="PNG", optimize=True, transparency=opacities)
     return file.getvalue()
+
+
+def _indexed(pixels: np.ndarray) -> tuple[Image.Image, bytes]:
+    """Reduce a figure to a few colours, and its axes and letters, which let the page show through, to a few opacities.
+
+    Parameters
+    ----------
+    pixels : np.ndarray [shape=(height, width, 4), uint8]
+        Red, green, blue and alpha.
+
+    Returns
+    -------
+    PIL.Image.Image, bytes
+        With a palette; opacity of each of its colours, in [0, 255].
+    """
+    colour, alpha = pixels[..., :3], pixels[..., 3]
+    is_ink = (alpha < 255) | (colour == INK).all(axis=-1)
+    opaque = np.where(is_ink[..., None], 0, colour).astype(np.uint8)
+    picture = Image.fromarray(opaque).quantize(COLOURS, dither=Image.Dither.NONE)
+    palette = np.array(picture.getpalette()).reshape(-1, 3)[:COLOURS]
+    n_colours = len(palette)
+    level = np.rint(alpha / 255 * (OPACITIES - 1)).astype(np.uint8)
+    indexed = Image.fromarray(np.where(is_ink, n_colours + level, np.asarray(picture)).astype(np.uint8))
+    indexed.putpalette(np.concatenate([palette, [INK] * OPACITIES]).astype(np.uint8).tobytes())
+    opacities = np.rint(np.linspace(0, 255, OPACITIES)).astype(int)
+    return indexed, bytes([255] * n_colours + list(opacities))

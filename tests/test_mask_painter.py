@@ -179,14 +179,26 @@ def test_numbers_mark_what_box_mask_marks(page, clip, box):
     np.testing.assert_array_equal(painter.mask, as_mask(box, clip))
 
 
-@pytest.mark.parametrize("box", [(2, 1, 0, 9_000), (1, 1.001, 0, 9_000), (1, 2, 400, 400.5), (1, 2, "", 900)])
-def test_numbers_of_an_empty_box_are_refused_in_words(page, clip, box):
+@pytest.mark.parametrize(
+    ("box", "words"),
+    [
+        ((2, 1, 0, 9_000), "The box begins at 2 s, behind its end at 1 s: exchange Start and Stop"),
+        ((1, 2, 900, 300), "The box reaches from 900 Hz down to 300 Hz: exchange Low and High"),
+        ((1, 2, "", 900), "Low (Hz) must be a number"),
+        (("", "", 0, 900), "Start (s) and Stop (s) must be a number"),
+        ((1, 1.001, 0, 9_000), "The box holds no pixel: make it larger"),
+        ((1, 2, 400, 400.5), "The box holds no pixel: make it larger"),
+        ((6, 7, 0, 9_000), "The box is outside of the clip, which ends at 5.12 s"),
+        ((1, 2, 20_000, 30_000), "The box is outside of the picture: 0 Hz to 10,000 Hz"),
+    ],
+)
+def test_numbers_of_an_empty_box_are_refused_in_words(page, clip, box, words):
     painter = MaskPainter(clip)
     mount(page, painter)
     type_box(page, *box)
     press(page, "Enter")  # in the last of the fields
     assert painter.mask is None
-    assert page.get_by_test_id("rl-status").text_content() == "The box holds no pixel: make it larger"
+    assert page.get_by_test_id("rl-status").text_content() == words
 
 
 def test_keyboard_alone_marks(page, clip):
@@ -221,7 +233,7 @@ def test_keyboard_alone_marks(page, clip):
     assert page.evaluate("leaked") == ["Control", "Control"]
 
 
-TOOLS = ["box", "brush", "eraser", "size", "undo", "clear", "invert"]
+TOOLS = ["box", "brush", "eraser", "size", "undo", "redo", "clear", "invert"]
 CONTROLS = ["picture", *TOOLS, "start", "stop", "low", "high", "add-box"]
 
 
@@ -306,6 +318,31 @@ def test_undo_clear_and_invert(page, clip):
     np.testing.assert_array_equal(painter.mask, first)
     choose(page, "undo")
     assert painter.mask is None
+
+
+def test_redo_goes_forward_until_something_else_is_marked(page, clip):
+    painter = MaskPainter(clip)
+    mount(page, painter)
+    choose(page, "redo")
+    assert page.get_by_test_id("rl-status").text_content() == "There is nothing to redo"
+    drag(page, (0.1, 0.1), (0.2, 0.2))
+    first = painter.mask
+    drag(page, (0.5, 0.5), (0.6, 0.6))
+    second = painter.mask
+    choose(page, "undo")
+    choose(page, "undo")
+    assert painter.mask is None
+    choose(page, "redo")
+    np.testing.assert_array_equal(painter.mask, first)
+    press(page, "Control+Shift+z")
+    np.testing.assert_array_equal(painter.mask, second)
+    press(page, "Control+z")
+    press(page, "Control+y")
+    np.testing.assert_array_equal(painter.mask, second)
+    press(page, "Control+z")
+    drag(page, (0.7, 0.7), (0.8, 0.8))
+    choose(page, "redo")
+    assert page.get_by_test_id("rl-status").text_content() == "There is nothing to redo"
 
 
 def test_python_marks_and_exchanges_the_clip(page, clip):

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import io
 
+import matplotlib
 import numpy as np
 import pytest
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -79,6 +81,33 @@ def test_png_is_small_stable_and_free_of_dates(clip):
     assert not {"Software", "Creation Time", "date"} & set(picture.info)
 
 
+def contrast(one, other):
+    """As WCAG 2 defines it; colours in [0, 1]."""
+
+    def luminance(colour):
+        linear = [value / 12.92 if value <= 0.03928 else ((value + 0.055) / 1.055) ** 2.4 for value in colour]
+        return np.dot([0.2126, 0.7152, 0.0722], linear)
+
+    low, high = sorted([luminance(one), luminance(other)])
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("page", ["#ffffff", "#111111", "#0d1117"], ids=["white", "JupyterLab dark", "GitHub dark"])
+def test_figures_can_be_read_on_a_light_and_on_a_dark_page(clip, page):
+    """The ground is the page's. Text needs a contrast of 4.5 on white; what is drawn needs 3 (WCAG 2, 1.4.11)."""
+    style = matplotlib.rc_params_from_file(plot.STYLE)
+    page = to_rgb(page)
+    for name in ("text.color", "axes.labelcolor", "xtick.color", "ytick.color"):
+        assert contrast(to_rgb(style[name]), page) > (4.5 if page == (1, 1, 1) else 4)
+    for line in style["axes.prop_cycle"]:
+        assert contrast(to_rgb(line["color"]), page) > 3
+    picture = np.asarray(Image.open(io.BytesIO(plot.spectrogram_png(clip))).convert("RGBA"))
+    assert picture[0, 0, 3] == 0 and picture[60, 300, 3] == 255  # a corner, and the spectrogram
+    assert set(np.unique(picture[..., 3])) == set(np.rint(np.linspace(0, 255, plot.OPACITIES)))
+    ink = picture[picture[..., 3] < 255][:, :3]
+    assert (ink == plot.INK).all()
+
+
 @pytest.mark.parametrize(("suffix", "start"), [("svg", b"<?xml"), ("pdf", b"%PDF")])
 def test_figures_for_papers(clip, suffix, start):
     file = io.BytesIO()
@@ -87,8 +116,6 @@ def test_figures_for_papers(clip, suffix, start):
 
 
 def test_global_style_is_left_alone(clip):
-    import matplotlib
-
     before = dict(matplotlib.rcParams)
     plot.spectrogram(clip)
     assert dict(matplotlib.rcParams) == before

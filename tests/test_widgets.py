@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from playwright.sync_api import expect
 
-from browser import focused, mount, open_page, start_before, tab_through
+from browser import focused, mount, open_page, start_before, tab_through, wait_for_python
 from conftest import RATE, tone
 from riffusion_lab.widgets import Recorder
 
@@ -20,6 +20,7 @@ SCRIPTS = sorted((ROOT / "riffusion_lab/widgets/static").glob("*.js"))
 NO_USER = {"fill", "focus", "check", "uncheck", "set_checked", "select_option", "dispatch_event"}
 NO_USER_SCRIPT = r"\.(click|focus|submit)\(\)|dispatchEvent|\.value\s*=[^=]"
 # A property such as `onkeydown` cancels a key when its function happens to return false
+AND_STATEMENT = r"\s*[\w.?()]+ && .*\);$"
 HANDLER = r"\.on[a-z]+\s*=[^=]|\[[`'\"]on|\bon[a-z]+=[\"']|Object\.assign\([^)]*\bon[a-z]+:"
 
 
@@ -89,6 +90,42 @@ def test_handlers_that_are_properties_are_found(line, is_wrong):
     assert bool(re.search(HANDLER, line)) == is_wrong
 
 
+def test_no_statement_is_an_and():
+    """`if` says what `a && b();` hides."""
+    found = [
+        f"{script.name}: {line.strip()}"
+        for script in SCRIPTS
+        if script.name != "live.js"
+        for line in script.read_text(encoding="utf-8").splitlines()
+        if re.match(AND_STATEMENT, line)
+    ]
+    assert found == []
+
+
+# Design
+
+GROUND = """(el) => { const { color, backgroundColor } = getComputedStyle(el); return [color, backgroundColor]; }"""
+OF_VS_CODE = "--vscode-editor-foreground: rgb(1, 2, 3); --vscode-editor-background: rgb(4, 5, 6)"
+OF_JUPYTERLAB = f"--jp-ui-font-color1: rgb(7, 8, 9); --jp-layout-color1: rgb(10, 11, 12); {OF_VS_CODE}"
+
+
+@pytest.mark.parametrize(
+    ("system", "variables", "colours"),
+    [
+        ("light", "", ["rgb(33, 33, 33)", "rgb(255, 255, 255)"]),
+        ("dark", "", ["rgb(230, 230, 230)", "rgb(28, 28, 28)"]),
+        ("dark", OF_VS_CODE, ["rgb(1, 2, 3)", "rgb(4, 5, 6)"]),
+        ("dark", OF_JUPYTERLAB, ["rgb(7, 8, 9)", "rgb(10, 11, 12)"]),
+    ],
+    ids=["light", "dark", "VS Code", "JupyterLab"],
+)
+def test_colours_are_the_themes_else_ours_for_light_or_dark(page, system, variables, colours):
+    page.emulate_media(color_scheme=system)
+    page.evaluate("(style) => document.documentElement.setAttribute('style', style)", variables)
+    mount(page, Recorder())
+    assert page.locator("#view0").evaluate(GROUND) == colours
+
+
 # Recorder
 
 
@@ -140,6 +177,21 @@ def test_recorder_records_in_a_browser(page):
     page.evaluate("fromPython([{content: {kind: 'refused', reason: '<b>no</b>'}, buffers: []}])")
     assert status.text_content() == "<b>no</b>"
     assert view.get_attribute("data-state") == "ready" and button.text_content() == "Record"
+
+
+@pytest.mark.filterwarnings("ignore:the sound peaks")  # so does the beep of Chromium's microphone
+def test_recorder_says_that_the_kernel_does_not_answer(page):
+    recorder = Recorder(longest_s=0.5)
+    mount(page, recorder)
+    status = page.locator("#view0").get_by_role("status")
+    wait_for_python(page)
+    page.evaluate("kernel.isBusy = true")
+    page.locator("#view0").get_by_role("button").click()
+    expect(status).to_contain_text("does not answer. It is busy, or it was restarted", timeout=15_000)
+    page.evaluate("kernel.isBusy = false")
+    expect(status).to_contain_text("s recorded")
+    page.evaluate("emit('comm_live_update')")
+    expect(status).to_have_text("The kernel was restarted or has ended: run this cell again.")
 
 
 def test_recorder_says_why_there_is_no_microphone(page):

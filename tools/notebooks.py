@@ -52,6 +52,8 @@ def clean(notebook: nbformat.NotebookNode) -> None:
             output.get("data", {}).pop(WIDGET_VIEW, None)  # names a model that ends with the kernel
             if "metadata" in output:
                 output.metadata = nbformat.from_dict({})
+        if "outputs" in cell:  # a widget's figure stays, in the output before that of the widget
+            cell.outputs = [output for output in cell.outputs if output.get("data") != {}]
 
 
 def save(notebook: nbformat.NotebookNode, path: Path) -> None:

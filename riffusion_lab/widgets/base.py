@@ -1,4 +1,4 @@
-"""What the widgets that show one clip have in common."""
+"""What the widgets have in common: script and style sheet, messages, and a figure for readers without a kernel."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import anywidget
+import numpy as np
 import traitlets
 
 from ..clip import Clip
@@ -15,11 +16,47 @@ from ..plot import HZ_TICKS, description
 from .pictures import picture_png
 
 STATIC = Path(__file__).parent / "static"
+WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
+FIGURE_BYTES = 300_000  # of what a widget leaves in a notebook
+# A notebook that is opened again shows the figure, and below it JupyterLab's "model not found": a text without an
+# element. It says nothing that the figure does not, so it is hidden; a widget that lives has elements.
+NO_ERROR = (
+    "<style>.jp-OutputArea-child:has(.rl-static) + "
+    ".jp-OutputArea-child > .jupyter-widgets:not(:has(*)) { display: none; }</style>"
+)
 
 
 def script(name: str) -> str:
     """JavaScript of a widget: the shared part, then its own; one text, because a widget's script cannot import."""
     return "\n".join((STATIC / part).read_text(encoding="utf-8") for part in ("picture.js", name))
+
+
+def style(*names: str) -> str:
+    """Style sheet of a widget: the shared part, then those of its own."""
+    return "\n".join((STATIC / part).read_text(encoding="utf-8") for part in ("picture.css", *names))
+
+
+class WithFigure:
+    """A widget that leaves a figure in the notebook, for readers without a kernel.
+
+    The figure is an output of its own before the widget's; the widget's script hides it with `hideFigure`. A saved
+    notebook of the course keeps the figure alone.
+    """
+
+    button_name = ""  # what a widget without a clip is called among the buttons of a panel
+
+    def _figure_html(self) -> str:
+        """What readers without a kernel see; at most `FIGURE_BYTES`, and the same text at every call."""
+        raise NotImplementedError
+
+    def _ipython_display_(self, **_: Any) -> None:
+        """Show the figure, then the widget; ipywidgets 7 and 8 and all of IPython's versions ask for this first."""
+        from IPython.display import display
+
+        figure = f'<div class="rl-static">{NO_ERROR}{self._figure_html()}</div>'
+        display({"text/plain": repr(self), "text/html": figure}, raw=True)
+        view = {"version_major": 2, "version_minor": 0, "model_id": self.model_id}  # type: ignore[attr-defined]
+        display({WIDGET_VIEW: view}, raw=True)
 
 
 class ClipTrait(traitlets.TraitType):  # type: ignore[type-arg]  # generic in newer versions only
@@ -51,15 +88,14 @@ class AnsweringWidget(anywidget.AnyWidget):
             self.send({"kind": "refused", "reason": str(error)})
 
 
-class ClipWidget(AnsweringWidget):
+class ClipWidget(WithFigure, AnsweringWidget):
     """A widget with the picture of a clip, which may be exchanged.
 
     Sound and picture go to the browser as messages, once its script asks for them: traits would be saved with the
-    notebook. Displayed by itself, the widget comes behind a plain figure, for readers without a kernel; its script
-    hides that figure.
+    notebook.
     """
 
-    _css = STATIC / "picture.css"
+    _css = style()
     _asked_for = False  # by the browser; what is sent before it asks is lost
     clip = ClipTrait()
 
@@ -83,6 +119,8 @@ class ClipWidget(AnsweringWidget):
         message = {"kind": "clip", "title": clip.title, "description": description(clip), "columns": clip.image.width}
         message |= {"duration_s": clip.duration_s, "columns_per_s": params.sample_rate / params.hop_length}
         message |= {"bands": params.num_frequencies, "low_hz": params.min_frequency, "high_hz": params.max_frequency}
+        halves = np.arange(2 * params.num_frequencies + 1) / 2 - 0.5
+        message |= {"half_band_hz": [float(params.frequency_hz(band)) for band in halves]}
         facts, buffers = self._more()
         self.send(message | {"ticks_hz": HZ_TICKS} | facts, buffers=[picture_png(clip), *buffers])
 
@@ -90,16 +128,7 @@ class ClipWidget(AnsweringWidget):
         return {}, []
 
     def _figure_html(self) -> str:
-        """What readers without a kernel see."""
-        return clip_html(self.clip)
-
-    def _ipython_display_(self, **_: Any) -> None:
-        """Show the figure, then the widget; ipywidgets 7 and 8 and all of IPython's versions ask for this first."""
-        from IPython.display import display
-
-        display({"text/html": f'<div class="rl-static">{self._figure_html()}</div>'}, raw=True)
-        view = {"version_major": 2, "version_minor": 0, "model_id": self.model_id}
-        display({"text/plain": repr(self), "application/vnd.jupyter.widget-view+json": view}, raw=True)
+        return clip_html(self.clip, max_bytes=FIGURE_BYTES)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.clip!r})"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import html
 import reprlib
 from typing import Any
 
@@ -15,7 +13,8 @@ from ..clip import Clip
 from ..masks import as_mask
 from ..plot import description
 from .base import ClipWidget, script
-from .pictures import picture_image, png_bytes
+from .figures import picture_html
+from .pictures import picture_image
 
 TINT = (64, 224, 208)  # what is marked, in the figure and in the widget
 
@@ -37,7 +36,8 @@ class MaskPainter(ClipWidget):
     """Mark in a clip's picture what `inpaint` shall make anew.
 
     With boxes, a brush and an eraser; by numbers; or by keyboard, while the picture has the focus: arrows move a box,
-    Shift and arrows resize it, Enter adds it (with the eraser: takes it away), Delete clears, Ctrl + Z undoes.
+    Shift and arrows resize it, Enter adds it (with the eraser: takes it away), Delete clears, Ctrl + Z undoes,
+    Ctrl + Shift + Z redoes.
 
     Parameters
     ----------
@@ -101,9 +101,6 @@ class MaskPainter(ClipWidget):
         if self.mask is not None:
             tinted = Image.blend(image, Image.new("RGB", image.size, TINT), 0.5)
             image.paste(tinted, mask=Image.fromarray(self.mask).resize(image.size))
-            marked = f"marked to be made anew: {self.mask.mean():.1%} of the picture"
-        png = png_bytes(image.resize((600, 220)).quantize(64, dither=Image.Dither.NONE))
-        source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
-        image_html = f'<img alt="{html.escape(description(self.clip))}; {marked}" src="{source}">'
-        caption = f"<figcaption>{html.escape(self.clip.title)} {marked}</figcaption>"
-        return f'<figure style="margin:0">{image_html}{caption}</figure>'
+            marked = f"marked to be inpainted: {self.mask.mean():.1%} of the picture"
+        caption = f"{self.clip.title} · {marked}" if self.clip.title else marked.capitalize()
+        return picture_html(image.resize((600, 220)), f"{description(self.clip)}; {marked}", caption)

@@ -8,10 +8,11 @@ import numpy as np
 import traitlets
 
 from ..clip import Clip
-from .base import AnsweringWidget, script
+from ..display import clip_html
+from .base import FIGURE_BYTES, AnsweringWidget, WithFigure, script, style
 
 
-class Recorder(AnsweringWidget):
+class Recorder(WithFigure, AnsweringWidget):
     """Record from the microphone into a clip.
 
     Shown in a notebook, it is a button: press it, allow the browser to listen, press it again. The sound
@@ -26,13 +27,26 @@ class Recorder(AnsweringWidget):
     """
 
     _esm = script("recorder.js")
+    _css = style()
+    button_name = "Record"
     longest_s = traitlets.Float(60.0, help="when recording stops by itself").tag(sync=True)
     clip = traitlets.Instance(Clip, allow_none=True)
+
+    def _answer_ready(self, *_: Any) -> None:
+        """Say that the kernel is there."""
+        self.send({"kind": "ready"})
 
     def _answer_recorded(self, content: dict[str, Any], data: bytes) -> None:
         """Take a recording: {"kind": "recorded", "sample_rate": Hz} and mono float32 samples."""
         self.clip = Clip.from_audio(np.frombuffer(data, "<f4"), content.get("sample_rate"))
         self.send({"kind": "taken", "duration_s": self.clip.duration_s})
+
+    def _figure_html(self) -> str:
+        """The last recording, or what the button is for."""
+        if self.clip:
+            return clip_html(self.clip, max_bytes=FIGURE_BYTES)
+        words = "● Record: a button that records the microphone. It answers where a kernel runs: run this cell."
+        return f'<figure style="margin:0"><figcaption>{words}</figcaption></figure>'
 
     def __repr__(self) -> str:
         return f"Recorder(clip={self.clip!r})"

@@ -21,6 +21,7 @@ import traitlets
 from PIL import Image
 
 from ..clip import Clip
+from ..display import TEXT_BYTES, clip_html
 from ..edit import audio_to_audio, inpaint
 from ..generate import text_to_audio
 from ..image import open_image
@@ -30,9 +31,13 @@ from ..params import COLUMNS_PER_S
 from ..prompts import Prompt, check_prompt
 from ..requests import Point, as_model_clip, check_point, clip_width, find_hints
 from ..values import N_SEEDS, silence_thread
+from .base import FIGURE_BYTES, WithFigure
+from .figures import panel_html
 from .mask_painter import MaskPainter
+from .panel import RUN_IT, PanelScript
 from .pictures import picture_image, png_bytes
 from .player import Player, file_stem
+from .words import word_groups
 
 N_SHOWN = 12  # clips in the history
 PREVIEW_STEPS = 3  # from one preview to the next
@@ -43,9 +48,10 @@ class _Cancelled(Exception):
     """The clip in the making is not wanted any more."""
 
 
-class Studio(widgets.VBox):
+class Studio(WithFigure, widgets.VBox):
     """Make clips at the press of a button: from words, from another clip, or inside a mask.
 
+    Enter in the prompt presses *Generate*, too.
     One thread makes them, so that the kernel stays idle and *Cancel* works, which ends the work after the step it is
     at. Each clip is saved as a PNG that can be played again, named after its prompt and seed; no file is overwritten.
     Those in `folder` are listed, the newest first, also when the panel is built again. Errors and hints are shown in
@@ -67,7 +73,7 @@ class Studio(widgets.VBox):
     folder : path
         Where clips are kept; made when there is something to keep.
     words : bool
-        Show the words that the model was taught, as buttons that add them to the prompt.
+        Show the words that the model was taught, by their kind, as buttons that add them to the prompt.
 
     Attributes
     ----------
@@ -117,7 +123,9 @@ class Studio(widgets.VBox):
         strength = (1.0 if painter else 0.75) if strength is None else strength
         point = check_point(pipe, Point((Prompt(prompt, seed, negative_prompt, strength=strength),)))
         self._make_parts(prompt, negative_prompt, point.start.seed, point.strength)
-        super().__init__(self._rows(vocabulary(pipe) if words else []))
+        known = word_groups(vocabulary(pipe), model_settings(pipe).tempi_bpm) if words else {}
+        self._script = PanelScript(known, on_word=self._add_word, on_enter=self._enter)
+        super().__init__(self._rows())
         for name, clip in reversed(list(islice(_clips_in(self.folder), N_SHOWN))):
             self._list_clip(name, clip)
 
@@ -139,20 +147,25 @@ class Studio(widgets.VBox):
         self.progress, self.preview, self.status = widgets.FloatProgress(max=1.0), widgets.HTML(), widgets.HTML()
         self._player, self._list = widgets.VBox(), widgets.VBox(layout={"max_height": "300px", "overflow": "auto"})
 
-    def _rows(self, words: list[str]) -> list[widgets.Widget]:
+    def _rows(self) -> list[widgets.Widget]:
         numbers = [self.seed, self.next_seed, self.num_inference_steps, self.guidance_scale]
         numbers += [self.strength if self.painter or self._sources else self.duration_s]
         buttons = [self.generate, self.cancel, *[self.go_on] * bool(self.painter), self.progress]
-        known = _wrapped([_button(word, self._add_word) for word in words], max_height="140px", overflow="auto")
-        rows = [self.source, self.prompt, known, self.negative_prompt, _wrapped(numbers), _wrapped(buttons)]
-        rows += [self.status, self.preview, self._player, self._list]
-        return rows if self._sources else rows[1:]
+        self._asked = [self.source] * bool(self._sources)
+        self._asked += [self.prompt, self._script, self.negative_prompt, _wrapped(numbers), _wrapped(buttons)]
+        return [*self._asked, self.status, self.preview, self._player, self._list]
 
     def _take_next_seed(self, _: object) -> None:
         self.seed.value = (self.seed.value + 1) % N_SEEDS
 
-    def _add_word(self, button: widgets.Button) -> None:
-        self.prompt.value = f"{self.prompt.value} {button.description}".strip()
+    def _add_word(self, word: str) -> None:
+        self.prompt.value = f"{self.prompt.value} {word}".strip()
+
+    def _enter(self, texts: list[str]) -> None:
+        """Begin with what the text fields hold in the browser: ipywidgets may not have sent all of it yet."""
+        for field, text in zip((self.prompt, self.negative_prompt), texts, strict=False):
+            field.value = text
+        self._start(None)
 
     def _start(self, _: object) -> None:
         """Begin what is asked for, as it stands there now."""
@@ -251,6 +264,11 @@ class Studio(widgets.VBox):
             self.go_on.disabled = False
             self._player.children = self._player.children or (Player(self.clip),)
             self._player.children[0].clip = self.clip
+
+    def _figure_html(self) -> str:
+        """The panel as a table, and the clip in the player."""
+        panel = panel_html(self._asked, f"A panel to make clips. {RUN_IT}")
+        return panel + clip_html(self.clip, max_bytes=FIGURE_BYTES - len(panel) - TEXT_BYTES) if self.clip else panel
 
     def close(self) -> None:
         """End what is being made, and take the panel away."""

@@ -5,11 +5,22 @@ const UNDO_STEPS = 30;
 const [INSIDE, EDGE] = [0x78d0e040, 0xffffffff];
 const contextOf = (canvas) => canvas.getContext("2d", { willReadFrequently: true }); // pixels are set one by one
 const HELP =
-  "Keys in the picture: arrows move a box, Shift + arrows resize it, Enter adds it, Delete clears, Ctrl + Z undoes.";
+  "Keys in the picture: arrows move a box, Shift + arrows resize it, Enter adds it, Delete clears, Ctrl + Z undoes, " +
+  "Ctrl + Shift + Z redoes.";
 
 function makeMask(model) {
-  let past = [];
-  const remember = () => (past = [...past, engine.mask].slice(-UNDO_STEPS));
+  let past = []; // masks to go back to, the newest last
+  let future = []; // masks that were undone, the newest last
+
+  function remember() {
+    past = [...past, engine.mask].slice(-UNDO_STEPS);
+    future = [];
+  }
+
+  function forget() {
+    past = [];
+    future = [];
+  }
 
   function show(mask) {
     const marked = mask.reduce((sum, pixel) => sum + pixel, 0);
@@ -17,20 +28,57 @@ function makeMask(model) {
     engine.show("ready", marked ? `${((100 * marked) / mask.length).toFixed(1)} % is marked` : "Nothing is marked");
   }
 
-  const put = (mask) => (model.send({ kind: "mask" }, undefined, [mask.slice().buffer]), show(mask));
+  function put(mask) {
+    model.send({ kind: "mask" }, undefined, [mask.slice().buffer]);
+    show(mask);
+  }
+
   const take = (bytes) => show(new Uint8Array(bytes ?? engine.clip.bands * engine.clip.columns)); // none: all zeros
   const engine = makeEngine(model, {
-    clip: (_, bytes) => ((past = []), take(bytes)),
-    mask: (_, bytes) => (remember(), take(bytes)),
+    clip: (_, bytes) => {
+      forget();
+      take(bytes);
+    },
+    mask: (_, bytes) => {
+      remember();
+      take(bytes);
+    },
   });
-  const undo = () => (past.length ? put(past.pop()) : engine.say("There is nothing to undo"));
-  return Object.assign(engine, { edit: (mask) => (remember(), put(mask)), undo });
+
+  // Take the newest mask of one list, and keep the one that is shown in the other.
+  function step(from, to, word) {
+    if (!from.length) {
+      engine.say(`There is nothing to ${word}`);
+      return;
+    }
+    to.push(engine.mask);
+    put(from.pop());
+  }
+
+  function edit(mask) {
+    remember();
+    put(mask);
+  }
+
+  const undo = () => step(past, future, "undo");
+  const redo = () => step(future, past, "redo");
+  return Object.assign(engine, { edit, undo, redo });
+}
+
+// Why a box of numbers marks nothing, however large the picture; "" if it may mark something.
+function faultOf([start, stop, low, high]) {
+  const fields = { "Start (s)": start, "Stop (s)": stop, "Low (Hz)": low, "High (Hz)": high };
+  const empty = Object.keys(fields).filter((name) => Number.isNaN(fields[name]));
+  if (empty.length) return `${empty.join(" and ")} must be a number`;
+  if (start > stop) return `The box begins at ${start} s, behind its end at ${stop} s: exchange Start and Stop`;
+  if (low > high) return `The box reaches from ${low} Hz down to ${high} Hz: exchange Low and High`;
+  return "";
 }
 
 // The mask with a box set to `value`; the pixels are those of Python's `box_mask`. null: the box holds none.
 function withBox({ clip, mask }, [start, stop, low, high], value) {
   const half = 0.5 / clip.columns_per_s;
-  const isAt = (s) => s > start - half && s < stop - half; // so that an empty field, which is NaN, marks nothing
+  const isAt = (s) => s > start - half && s < stop - half;
   const isOf = (hz) => hz >= low && hz <= high;
   const columns = Array.from({ length: clip.columns }, (_, column) => isAt(column / clip.columns_per_s));
   const rows = Array.from({ length: clip.bands }, (_, row) => isOf(clip.hzOfBand(clip.bands - 1 - row)));
@@ -91,23 +139,37 @@ function drawPainter(engine, el) {
   let hover = null; // where the brush would mark
 
   const tools = [["box", "Box"], ["brush", "Brush"], ["eraser", "Eraser"]].map(([name, text]) =>
-    makeButton(name, text, () => draw((tool = name))));
+    makeButton(name, text, () => draw((tool = name)), text, name));
   const size = make("input", { type: "range", min: 4, max: 120, value: 28, "data-testid": "rl-size" });
   const clear = () => engine.edit(new Uint8Array(engine.mask.length));
   const invert = () => engine.edit(engine.mask.map((pixel) => 1 - pixel));
-  const actions = [["undo", "↶ Undo", engine.undo, "Undo"], ["clear", "Clear", clear], ["invert", "Invert", invert]];
+  const acts = { Undo: engine.undo, Redo: engine.redo, Clear: clear, Invert: invert };
+  const actions = Object.entries(acts).map(([text, act]) => {
+    const name = text.toLowerCase();
+    return makeButton(name, text, act, text, name);
+  });
   const take = (i) => draw((box[i] = fields[i].valueAsNumber));
   const fields = ["start", "stop", "low", "high"].map((name, i) =>
     make("input", { type: "number", step: "any", name, "data-testid": `rl-${name}`, oninput: () => take(i) }));
   const named = ["Start (s)", "Stop (s)", "Low (Hz)", "High (Hz)"].map((text, i) => make("label", {}, text, fields[i]));
   view.bar([view.status], [view.where]);
-  view.bar([...tools, make("label", {}, "Size", size)], actions.map((action) => makeButton(...action)));
-  view.bar([...named, makeButton("add-box", "Add box", () => mark(box, 1))]);
+  view.bar([...tools, make("label", {}, "Size", size)], actions);
+  view.bar([...named, makeButton("add-box", "Add box", () => mark(box, 1), "Add box", "add")]);
   view.bar([make("div", { class: "rl-dim" }, HELP)]);
 
   function mark(area, value) {
-    const mask = withBox(engine, area, value);
-    if (mask) engine.edit(mask); else engine.say("The box holds no pixel: make it larger");
+    const fault = faultOf(area);
+    const mask = fault ? null : withBox(engine, area, value);
+    if (mask) engine.edit(mask);
+    else engine.say(fault || emptyOf(area));
+  }
+
+  // What to say of a box without a pixel: it lies outside of the picture, or between the middles of two pixels.
+  function emptyOf([start, stop, low, high]) {
+    const { duration_s, low_hz, high_hz } = engine.clip;
+    if (start >= duration_s || stop <= 0) return `The box is outside of the clip, which ends at ${duration_s.toFixed(2)} s`;
+    if (low > high_hz || high < low_hz) return `The box is outside of the picture: ${inWords(low_hz)} to ${inWords(high_hz)}`;
+    return "The box holds no pixel: make it larger";
   }
 
   // A box between two places of the pointer
@@ -186,7 +248,10 @@ function drawPainter(engine, el) {
   const others = { Delete: clear, Backspace: clear, Escape: drop };
   function actOf({ key, target, altKey, ctrlKey, metaKey, shiftKey }, input) {
     if (altKey || (input && (key !== "Enter" || target.matches("button")))) return null;
-    if (ctrlKey || metaKey) return key === "z" ? engine.undo : null;
+    if (ctrlKey || metaKey) {
+      const wanted = shiftKey ? `Shift+${key.toLowerCase()}` : key.toLowerCase();
+      return { z: engine.undo, y: engine.redo, "Shift+z": engine.redo }[wanted];
+    }
     if (key === "Enter" && !shiftKey) return () => mark(box, input || tool !== "eraser" ? 1 : 0);
     if (target !== canvas) return null;
     return moves[key] ? () => moveBox(moves[key], shiftKey) : others[key];

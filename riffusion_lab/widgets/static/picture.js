@@ -21,8 +21,63 @@ function make(tag, attributes = {}, ...children) {
   return node;
 }
 
-const makeButton = (name, text, onclick, label = text) =>
-  make("button", { type: "button", "data-testid": `rl-${name}`, "aria-label": label, title: label, onclick }, text);
+// Icons of 16 × 16, drawn in the colour of the text beside them
+const ICONS = {
+  play: "M4 2.5v11l9-5.5z",
+  pause: "M3.5 2.5h3v11h-3zM9.5 2.5h3v11h-3z",
+  stop: "M3.5 3.5h9v9h-9z",
+  record: "M8 3a5 5 0 1 0 0 10A5 5 0 1 0 8 3z",
+  loop: "M8 3V.5L12 4 8 7.5V5a3.5 3.5 0 1 0 3.5 3.5h2A5.5 5.5 0 1 1 8 3z",
+  undo: "M6 3V.5L1.5 4.5 6 8.5V6h3a2.75 2.75 0 0 1 0 5.5H5v2h4A4.75 4.75 0 0 0 9 3z",
+  redo: "M10 3V.5l4.5 4-4.5 4V6H7a2.75 2.75 0 0 0 0 5.5h4v2H7A4.75 4.75 0 0 1 7 3z",
+  download: "M7 1.5h2v6h3L8 11.5 4 7.5h3zM2.5 12.5h11v2h-11z",
+  add: "M7 2.5h2V7h4.5v2H9v4.5H7V9H2.5V7H7z",
+  close: "M3.8 2.4 8 6.6l4.2-4.2 1.4 1.4L9.4 8l4.2 4.2-1.4 1.4L8 9.4l-4.2 4.2-1.4-1.4L6.6 8 2.4 3.8z",
+  skip: "M2.5 2.5v11l7.5-5.5zM11 2.5h2.5v11H11z",
+  box: "M1.5 2.5h13v11h-13zM3.5 4.5v7h9v-7z",
+  brush: "M13.8 1 6 8.2l1.9 1.9L15 2.2zM5.2 9.2C3 9.2 3 12 1 13.2c2 1.2 6 .8 6-2.2z",
+  eraser: "M9.5 2 14 6.500 8.500 13H5L1.500 9.500zM5 8.500 3.900 9.600 5.800 11.500H7z",
+  clear: "M6 1.500h4v1.500h3.500v2h-11V3H6zM3.500 6h9l-.7 8.500H4.200z",
+  invert: "M8 1.500a6.500 6.500 0 1 0 0 13zM8 1.500a6.500 6.500 0 0 1 0 13v-2a4.500 4.500 0 0 0 0-9z",
+  dice: "M2 2h12v12H2zM4 4v8h8V4zM5 5h2v2H5zM9 9h2v2H9z",
+};
+
+function makeIcon(name) {
+  const icon = document.createElementNS("http://www.w3.org/2000/svg", "svg");
+  const path = document.createElementNS("http://www.w3.org/2000/svg", "path");
+  setAll(icon, { class: "rl-icon", viewBox: "0 0 16 16", width: 14, height: 14, "aria-hidden": "true" });
+  setAll(path, { d: ICONS[name], fill: "currentColor", "fill-rule": "evenodd" });
+  icon.append(path);
+  return icon;
+}
+
+// Give a button an icon and a text; nothing happens where it has both already.
+function setFace(button, icon, text) {
+  if (button.dataset.icon === icon && button.textContent === text) return;
+  button.dataset.icon = icon;
+  button.replaceChildren(makeIcon(icon), text);
+}
+
+function makeButton(name, text, onclick, label = text, icon = "") {
+  const named = { type: "button", "data-testid": `rl-${name}`, "aria-label": label, title: label };
+  const button = make("button", { ...named, onclick }, text);
+  if (icon) setFace(button, icon, text);
+  return button;
+}
+
+// Whether the user wants little to move
+const isStill = () => matchMedia("(prefers-reduced-motion: reduce)").matches;
+const STILL_MS = 500; // from one picture to the next then
+
+// Call a function once the next picture is due; returns how to give up.
+function whenDue(call) {
+  if (isStill()) {
+    const timer = setTimeout(call, STILL_MS);
+    return () => clearTimeout(timer);
+  }
+  const frame = requestAnimationFrame(call);
+  return () => cancelAnimationFrame(frame);
+}
 
 // Set a text only where it is another: a screen reader reads aloud what is set.
 function setText(node, text) {
@@ -37,16 +92,33 @@ function keepPlainKeys(el) {
   });
 }
 
-// Frequencies as in params.py, on HTK's mel scale. Band 0 is the lowest; a height is 0 at the bottom, 1 at the top.
+// Frequencies are Python's: `half_band_hz` has them for every half band, from the lower edge of the lowest band to the
+// upper edge of the highest. A height is 0 at the bottom, 1 at the top.
 function addScale(clip) {
-  const melOf = (hz) => 2595 * Math.log10(1 + hz / 700);
-  const low = melOf(clip.low_hz);
-  const step = (melOf(clip.high_hz) - low) / (clip.bands + 1);
-  const hzOfBand = (band) => 700 * (10 ** ((low + step * (band + 1)) / 2595) - 1);
-  const hzAt = (height) => hzOfBand(height * clip.bands - 0.5);
-  const heightOf = (hz) => within(((melOf(hz) - low) / step - 0.5) / clip.bands, 0, 1);
+  const hz = clip.half_band_hz;
+  const hzOfBand = (band) => hz[2 * band + 1];
+  const last = hz.length - 1;
+
+  function hzAt(height) {
+    const place = within(height, 0, 1) * last;
+    const below = Math.min(Math.floor(place), last - 1);
+    return hz[below] + (place - below) * (hz[below + 1] - hz[below]);
+  }
+
+  function heightOf(wanted) {
+    const above = hz.findIndex((each) => each >= wanted);
+    if (above <= 0) return above < 0 ? 1 : 0;
+    const [low, high] = [hz[above - 1], hz[above]];
+    return (above - 1 + (wanted - low) / (high - low)) / last;
+  }
+
   return Object.assign(clip, { hzOfBand, hzAt, heightOf });
 }
+
+// What is said of a kernel that is gone, and of one that has not answered for a while
+const RESTARTED = "The kernel was restarted or has ended: run this cell again.";
+const SILENT = "The kernel does not answer. It is busy, or it was restarted: then run this cell again.";
+const SILENT_MS = 5_000;
 
 // Some front ends lose the bytes that come with a message. Python then sends a figure with a plain player as text.
 const LOST_BYTES = "This front end drops the bytes of sounds and pictures: here is a plain figure instead.";
@@ -59,7 +131,10 @@ function makeEngine(model, answers, changes = {}, halt = () => {}) {
   engine.show = (state, status) => Object.assign(engine, { state, status }).views.forEach((draw) => draw());
   engine.say = (status) => engine.show(engine.state, status);
   const all = {
-    comm_live_update: () => (halt(), engine.say("The kernel is another one: run the cell again")), // JupyterLab's
+    comm_live_update: () => {
+      halt(); // JupyterLab's
+      if (engine.state !== "loading") engine.say(RESTARTED);
+    },
     "msg:custom": (message, views) => {
       const buffers = (views ?? []).map(bytesOf);
       if (message.kind === "refused") engine.say(message.reason);
@@ -85,12 +160,29 @@ function makeEngine(model, answers, changes = {}, halt = () => {}) {
     },
   };
   for (const [name, call] of Object.entries(changes)) {
-    all[`change:${name}`] = () => (call(model.get(name)), engine.say(engine.status));
+    all[`change:${name}`] = () => {
+      call(model.get(name));
+      engine.say(engine.status);
+    };
   }
   const listen = (onOrOff) => Object.entries(all).forEach(([event, call]) => model[onOrOff](event, call));
   listen("on");
-  engine.close = () => (halt(), listen("off"), URL.revokeObjectURL(engine.url));
+  engine.close = () => {
+    halt();
+    listen("off");
+    URL.revokeObjectURL(engine.url);
+  };
   return engine;
+}
+
+// Call a function once the node is in the page; returns how to give up.
+function whenShown(node, call) {
+  const waiting = setInterval(() => {
+    if (!node.isConnected) return;
+    clearInterval(waiting);
+    call();
+  }, 50);
+  return () => clearInterval(waiting);
 }
 
 // The figure for readers without a kernel is the output before the widget's: hide it. Returns how to undo that.
@@ -197,7 +289,12 @@ function makeView(engine, el, name, over) {
     });
     engine.views.add(draw);
     draw();
-    return () => (engine.views.delete(draw), observer.disconnect(), restore?.(), stop());
+    return () => {
+      engine.views.delete(draw);
+      observer.disconnect();
+      restore?.();
+      stop();
+    };
   }
 
   return { plot, bar, drawCommon, status, where, start };

@@ -40,7 +40,11 @@ function makeSound(model) {
     engine.show("playing", "");
   }
 
-  const pause = (at, status = "") => playing && (halt(at), engine.show("paused", status));
+  function pause(at, status = "") {
+    if (!playing) return;
+    halt(at);
+    engine.show("paused", status);
+  }
 
   function seek(to) {
     const goOn = playing ? play : () => engine.say("");
@@ -72,8 +76,17 @@ function makeSound(model) {
 
   const setVolume = (value) => volume?.gain.setTargetAtTime(value, context().currentTime, 0.01);
   const engine = makeEngine(model, { clip: take, file: download }, { loop: setLoop, volume: setVolume }, pause);
-  const set = (name, value) => (model.set(name, value), model.save_changes());
-  const save = (format, name) => (engine.say(`Making the ${name} file …`), model.send({ kind: "save", format }));
+
+  function set(name, value) {
+    model.set(name, value);
+    model.save_changes();
+  }
+
+  function save(format, name) {
+    engine.say(`Making the ${name} file …`);
+    model.send({ kind: "save", format });
+  }
+
   return Object.assign(engine, { position, pause, seek, set, save, toggle: () => (playing ? pause() : play()) });
 }
 
@@ -83,14 +96,14 @@ function drawPlayer(engine, el, model) {
   const view = makeView(engine, el, "Player", over);
   const switchLoop = () => engine.set("loop", !model.get("loop"));
   const play = makeButton("play", "", engine.toggle);
-  const loop = makeButton("loop", "⟲ Loop", switchLoop, "Loop");
+  const loop = makeButton("loop", "Loop", switchLoop, "Loop", "loop");
   const setVolume = () => engine.set("volume", volume.valueAsNumber);
   const volume = make("input", { type: "range", max: 1, step: 0.01, "data-testid": "rl-volume", oninput: setVolume });
   const time = make("span", { class: "rl-time", "data-testid": "rl-time" });
   const downloads = [["wav", "WAV"], ["mp3", "MP3"], ["png", "PNG"]].map(([format, name]) =>
-    makeButton(`download-${format}`, `⤓ ${name}`, () => engine.save(format, name), `Download ${name}`));
+    makeButton(`download-${format}`, name, () => engine.save(format, name), `Download ${name}`, "download"));
   let dragged = null; // where the playhead is held
-  let waiting = 0;
+  let giveUp = () => {}; // drawing the next picture
   view.bar([play, loop, make("label", {}, "Volume", volume), time], downloads);
   view.bar([view.status], [view.where]);
 
@@ -99,15 +112,15 @@ function drawPlayer(engine, el, model) {
     const at = dragged ?? engine.position();
     const plays = engine.state === "playing";
     setAll(el, { "data-position": at.toFixed(4), "data-ctx-time": globalThis.riffusionLabAudio?.currentTime ?? 0 });
-    play.textContent = plays ? "❚❚ Pause" : "▶\ufe0e Play";
+    setFace(play, plays ? "pause" : "play", plays ? "Pause" : "Play");
     setAll(play, { "aria-label": plays ? "Pause" : "Play", title: "Space" });
     setAll(loop, { "aria-pressed": model.get("loop") });
     volume.value = model.get("volume");
     if (!clip) return;
     playhead.style.left = `${(100 * at) / clip.duration_s}%`;
     time.textContent = `${at.toFixed(2)} of ${clip.duration_s.toFixed(2)} s`;
-    cancelAnimationFrame(waiting);
-    if (plays) waiting = requestAnimationFrame(draw);
+    giveUp();
+    if (plays) giveUp = whenDue(draw);
     if (plays && dragged === null) return; // a screen reader would read every step aloud
     setAll(over, { "aria-valuemin": 0, "aria-valuemax": clip.duration_s });
     setAll(over, { "aria-valuenow": at.toFixed(2), "aria-valuetext": time.textContent });
@@ -116,8 +129,14 @@ function drawPlayer(engine, el, model) {
   const drag = (to) => draw((dragged = to));
   const pointer = {
     down: ({ s }) => drag(s),
-    move: ({ s }) => dragged !== null && drag(s),
-    up: ({ s }) => dragged !== null && ((dragged = null), engine.seek(s)),
+    move: ({ s }) => {
+      if (dragged !== null) drag(s);
+    },
+    up: ({ s }) => {
+      if (dragged === null) return;
+      dragged = null;
+      engine.seek(s);
+    },
     cancel: () => drag(null),
   };
 
@@ -134,7 +153,7 @@ function drawPlayer(engine, el, model) {
   }
 
   return view.start(draw, pointer, actOf, () => {
-    cancelAnimationFrame(waiting);
+    giveUp();
     if (!engine.views.size) engine.pause(); // what nobody can stop must not go on
   });
 }

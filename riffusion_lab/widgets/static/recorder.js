@@ -9,18 +9,26 @@ function mono(sound) {
 }
 
 function render({ model, el }) {
-  const button = make("button", { type: "button", class: "jupyter-button widget-button", onclick: press });
-  const status = make("span", { role: "status", style: "margin-left: 1em" });
-  el.append(button, status);
+  const button = make("button", { type: "button", onclick: press });
+  const status = make("span", { role: "status", class: "rl-dim", "aria-live": "polite" });
+  el.append(make("div", { class: "rl-tools" }, button, status));
+  el.classList.add("rl-widget", "rl-recorder");
+  setAll(el, { role: "group", "aria-label": "Recorder" });
   keepPlainKeys(el);
+  const giveUp = whenShown(el, () => {
+    restore = hideFigure(el);
+  });
+  let restore = null;
   let recorder = null;
+  let lives = false; // the kernel has answered
+  let silent = null; // runs from a recording to the kernel's answer
 
   function show(state, text) {
     const isWaiting = state === "waiting";
     el.dataset.state = state;
-    button.textContent = state === "recording" ? "Stop" : "Record";
+    if (state === "recording") setFace(button, "stop", "Stop");
+    else setFace(button, "record", "Record");
     button.ariaDisabled = String(isWaiting); // a button that is really disabled loses the focus
-    button.style.opacity = isWaiting ? 0.5 : 1;
     status.textContent = text;
   }
 
@@ -45,11 +53,15 @@ function render({ model, el }) {
   async function send(recorded) {
     const [bytes, context] = [await recorded.arrayBuffer(), new AudioContext()];
     const sound = await context.decodeAudioData(bytes).finally(() => context.close());
+    silent = setTimeout(() => show("ready", SILENT), SILENT_MS);
     model.send({ kind: "recorded", sample_rate: sound.sampleRate }, undefined, [mono(sound).buffer]);
   }
 
   const isRecording = () => recorder?.state === "recording";
-  const stop = () => isRecording() && recorder.stop();
+
+  function stop() {
+    if (isRecording()) recorder.stop();
+  }
 
   function press() {
     if (el.dataset.state === "waiting") return;
@@ -57,10 +69,29 @@ function render({ model, el }) {
     else start().catch((error) => show("ready", `The microphone cannot be used: ${error.message}`));
   }
 
-  const onMessage = ({ reason, duration_s }) => show("ready", reason ?? `${duration_s.toFixed(1)} s recorded`);
+  function onMessage({ kind, reason, duration_s }) {
+    lives = true;
+    if (kind === "ready") return;
+    clearTimeout(silent);
+    show("ready", reason ?? `${duration_s.toFixed(1)} s recorded`);
+  }
+
+  function onLiveUpdate() {
+    if (lives) show("ready", RESTARTED); // before the first answer it only says that it lives
+  }
+
   model.on("msg:custom", onMessage);
+  model.on("comm_live_update", onLiveUpdate);
+  model.send({ kind: "ready" });
   show("ready", "");
-  return () => (model.off("msg:custom", onMessage), stop());
+  return () => {
+    model.off("msg:custom", onMessage);
+    model.off("comm_live_update", onLiveUpdate);
+    clearTimeout(silent);
+    giveUp();
+    restore?.();
+    stop();
+  };
 }
 
 export default { render };
