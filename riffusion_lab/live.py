@@ -549,15 +549,16 @@ class Session:
             for point, _ in self.heard:
                 if point.end != prompts[-1] and not point.changes_only_seed:
                     prompts.append(point.end)
-            first, *others = prompts + [goal.prompt for goal in self._all_waiting()]
+            prompts += [goal.prompt for goal in self._all_waiting()]
+            first, *others = [_prompt_code(self._without_defaults(prompt)) for prompt in prompts]
             options = {"clips_per_prompt": self.clips_per_prompt, "clips_per_seed": self.clips_per_seed}
             options |= {"ahead": self.ahead, "num_inference_steps": self.options.num_inference_steps}
             arguments = [f"{name}={value!r}" for name, value in options.items()]
         if self.seed_clip is not None:
             arguments.append("seed_clip=seed_clip")  # the reader has it
         lines = ["from riffusion_lab import Prompt", "from riffusion_lab.live import Session", ""]
-        lines.append(f"session = Session(pipe, {_prompt_code(first)}, {', '.join(arguments)})")
-        lines += [f"session.add({_prompt_code(prompt)})" for prompt in others]
+        lines.append(f"session = Session(pipe, {first}, {', '.join(arguments)})")
+        lines += [f"session.add({prompt})" for prompt in others]
         return "\n".join([*lines, "clip = session.next()"]) + "\n"
 
     @property
@@ -822,6 +823,17 @@ class Session:
     def _here(self) -> Prompt:
         """The prompt that is heard now."""
         return self._begun.asked.nearest if self._begun else self.last.start
+
+    def _without_defaults(self, prompt: Prompt) -> Prompt:
+        """A prompt without the settings that it has anyway."""
+        plain = check_walk_prompt(self.pipe, replace(prompt, guidance_scale=None, strength=None))
+        is_usual = prompt.guidance_scale == plain.guidance_scale
+        has_effect = self.seed_clip is not None and prompt.strength != plain.strength
+        return replace(
+            prompt,
+            guidance_scale=None if is_usual else prompt.guidance_scale,
+            strength=prompt.strength if has_effect else None,
+        )
 
     def _filled(self, prompt: Prompt) -> Prompt:
         """A prompt with the session's guidance scale and strength if it has none of its own."""

@@ -446,7 +446,9 @@ def test_when_its_last_view_goes_the_music_pauses(page, live):
 
 # By keys alone
 
-CONTROLS = ["rl-prompt", "rl-add", "rl-play", "rl-record", "rl-keep", "rl-guidance", "rl-strength", "rl-volume"]
+ASK = ["rl-chip", "rl-prompt", "rl-add", "rl-dice", "rl-tempo", *(f"rl-example-{i}" for i in range(4))]
+TOOLS = ["rl-play", "rl-record", "rl-keep", "rl-load", "rl-code", "rl-seed", "rl-next-seed"]
+CONTROLS = ["rl-start", *ASK, *TOOLS, "rl-guidance", "rl-strength", "rl-volume"]
 
 
 @pytest.fixture
@@ -570,7 +572,7 @@ def test_a_pause_is_said_and_what_is_done_in_it_answered(page, live):
     for prompt in ("jazz", "slow"):
         type_into(page.get_by_test_id("rl-prompt"), prompt)
         page.keyboard.press("Enter")
-    expect(page.get_by_test_id("rl-next")).to_contain_text("slow")  # the queue too, though nobody polls
+    expect(page.get_by_test_id("rl-prompts")).to_contain_text("slow")  # the queue too, though nobody polls
     expect(status).to_contain_text("Paused")
     set_slider(page.get_by_test_id("rl-guidance"), 7)
     expect(said).to_have_text("From the next clip on: guidance scale 7.")
@@ -606,7 +608,7 @@ def places(page, view=0):
         """(view) => {
             const {left, top} = view.getBoundingClientRect();
             const nodes = view.querySelectorAll("button, input, canvas, .rl-plot, .rl-bar, .rl-title");
-            return [...nodes].map((node) => {
+            return [...nodes].filter((node) => !node.closest(".rl-chip")).map((node) => {
                 const box = node.getBoundingClientRect();
                 return [node.dataset.testid ?? node.className, box.left - left, box.top - top, box.width, box.height];
             });

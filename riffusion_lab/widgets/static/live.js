@@ -193,9 +193,14 @@ function makeTools(live) {
   const keep = makeButton("keep", "Keep recipe", keepRecipe, "Save what plays the session again");
   const file = make("input", { type: "file", accept: ".json", style: "display: none", "data-testid": "rl-file" });
   const load = makeButton("load", "Load recipe", () => file.click(), "Play a recipe that was kept once more");
-  const askForCode = () => live.act({ kind: "code" }, "Writing the code.");
   const code = makeButton("code", "Copy as code", askForCode, "Python code of a session with the same prompts");
   const retry = makeButton("retry", "Try again", () => live.act({ kind: "retry" }, "Trying again."));
+
+  function askForCode() {
+    if (live.code) live.code = ""; // put it away
+    else live.act({ kind: "code" }, "Writing the code.");
+    live.show();
+  }
 
   function switchRecording() {
     if (live.isPending("record")) return; // a double click
@@ -271,6 +276,7 @@ function makeSaid(live) {
     if (live.code === shownCode) return;
     shownCode = live.code;
     code.value = live.code;
+    if (!live.code) return;
     navigator.clipboard?.writeText(live.code).catch(() => code.select()); // where it may not be written, it is marked
   }
 

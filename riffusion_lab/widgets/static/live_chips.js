@@ -8,7 +8,7 @@ function makeChip() {
   const state = make("span", { class: "rl-chip-state rl-dim" });
   const bar = make("div", { class: "rl-chip-bar" });
   const drop = make("button", { type: "button", tabindex: -1, class: "rl-chip-drop" }, "×");
-  const node = make("li", { class: "rl-chip", tabindex: -1 }, text, state, drop, make("div", { class: "rl-chip-rail" }, bar));
+  const node = make("li", { class: "rl-chip", "data-testid": "rl-chip", tabindex: -1 }, text, state, drop, make("div", { class: "rl-chip-rail" }, bar));
   return { node, text, state, bar, drop, chip: null };
 }
 
