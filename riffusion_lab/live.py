@@ -699,7 +699,8 @@ class Session:
     def _may_generate(self) -> bool:
         is_asked = not self._is_paused and not self._is_unheard()
         is_room = len(self.ready) < self.ahead
-        return self.error is None and is_asked and is_room and not self._is_holding()
+        is_anything_planned = not self.is_held or bool(self.path or self.queue)
+        return self.error is None and is_asked and is_room and is_anything_planned
 
     def _add_ready(self, clip: Clip, asked: Point, point: Point, beats: tuple[int, ...]) -> None:
         self.n_made += 1
