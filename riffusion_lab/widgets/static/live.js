@@ -238,17 +238,18 @@ function makeTools(live) {
     showRetry(Boolean(live.status.error));
   }
 
-  return { play, nodes: [play, record, timer, keep, load, file, code, retry], show };
+  return { play, retry, nodes: [play, record, timer, keep, load, file, code], show };
 }
 
 // What was said, with what belongs to it: a button that dismisses an error, a file, code.
-function makeSaid(live) {
+function makeSaid(live, retry) {
   const spoken = { class: "rl-dim", role: "status", "aria-live": "polite" };
   const [status, said] = ["status", "said"].map((name) => make("div", { "data-testid": `rl-${name}`, ...spoken }));
   const dismiss = makeButton("dismiss", "×", live.dismiss, "Dismiss the error");
   const link = make("a", { "data-testid": "rl-download", href: "#", class: "rl-link" });
   const code = make("textarea", { readonly: "", rows: 6, class: "rl-code", "aria-label": "Code", "data-testid": "rl-codetext" });
-  const nodes = [status, make("div", { class: "rl-saidline" }, dismiss, said, link), code];
+  const lines = [[status, retry], [dismiss, said, link]].map((line) => make("div", { class: "rl-saidline" }, ...line));
+  const nodes = [...lines, code];
   let shownCode = "";
 
   link.addEventListener("click", (event) => {
@@ -328,7 +329,8 @@ function viewLive(live, el, model) {
   const start = makeButton("start", "▶", begin, "Play");
   const now = make("div", { "data-testid": "rl-now", class: "rl-now" });
   const strip = makeStrip(live, start);
-  const [ask, tools, said] = [makeAsk(live), makeTools(live), makeSaid(live)];
+  const [ask, tools] = [makeAsk(live), makeTools(live)];
+  const said = makeSaid(live, tools.retry);
   const chips = makeChips(live, () => ask.prompt.focus());
   const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
   let frame = 0; // the request for the next one

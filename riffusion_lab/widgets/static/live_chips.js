@@ -23,7 +23,7 @@ function fillChip(part, chip, place, n_chips) {
   const facts = { "data-state": chip.state, "data-number": chip.number ?? "", title: `${short}${seed}` };
   const keys = chip.isFixed ? "" : " Alt and arrow keys move it, Delete takes it out";
   setAll(part.node, { ...facts, "aria-label": `${short}: ${words}, ${place + 1} of ${n_chips}.${keys}` });
-  part.drop.style.visibility = chip.isFixed ? "hidden" : "visible";
+  part.drop.style.display = chip.isFixed ? "none" : "";
   setText(part.drop, drops === "Skip" ? "Skip" : "×");
   if (part.drop.title !== drops) setAll(part.drop, { title: drops, "aria-label": `${drops}: ${short.slice(0, 40)}` });
   part.bar.style.width = `${100 * chip.progress}%`;
