@@ -58,7 +58,7 @@ function nowText(live, entry) {
 
 // Seconds until a prompt that waits is heard, about: until its first clip is made, and what sounds before it is over.
 function secondsTo(live, { make_s, clips_before }) {
-  if (make_s === null || live.state !== "playing") return null;
+  if (make_s === null || live.state !== "playing" || live.isBusy()) return null; // what a busy kernel said last is old
   const { clip_s } = live.facts;
   const entry = live.sounding();
   const left = entry && !live.status.cuts ? entry.stop - live.now() : 0;
