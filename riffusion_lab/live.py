@@ -6,7 +6,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from threading import Condition, Thread
 from typing import Any
@@ -33,11 +33,12 @@ from .requests import (
     find_hints,
     source_facts,
 )
-from .values import N_SEEDS, check_number, check_whole, warn
+from .values import N_SEEDS, check_bool, check_number, check_whole, warn
 
 LONGEST_QUEUE = 8  # prompts
 RECENT = 8  # clips kept for listeners that are late
 JOIN_S = 5  # a step of denoising takes less, as a rule
+UNHEARD_S = 30  # without a listener for this long, a session pauses
 
 
 class _NotWanted(Exception):
@@ -58,6 +59,8 @@ class LiveClip:
         that clip's end.
     beats : tuple of int
         Where this clip may end early, in samples from its beginning; see `find_beats`.
+    times : float, optional
+        In a replay: how many times in a row it was heard; 1.5 if it was cut in the middle of the second time.
     """
 
     number: int
@@ -66,6 +69,37 @@ class LiveClip:
     point: Point
     at_beat: bool = False
     beats: tuple[int, ...] = ()
+    times: float | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Goal:
+    """A prompt that was added, and its number."""
+
+    number: int
+    prompt: Prompt
+
+
+@dataclass(frozen=True)
+class WaitingPrompt:
+    """A prompt that waits to be heard.
+
+    number : int
+        For `Session.remove` and `Session.move`.
+    prompt : Prompt
+    state : {"made", "making", "next", "later"}
+        "made": its first clip is ready, and joins next. "making": the session is on the way to it.
+    clips_before : int
+        How many clips are heard before it, behind the one that sounds.
+    make_s : float or None
+        Seconds until its first clip is made, if each takes as long as the last one did; None before any was made.
+    """
+
+    number: int
+    prompt: Prompt
+    state: str
+    clips_before: int
+    make_s: float | None
 
 
 class Session:
@@ -78,7 +112,10 @@ class Session:
     A prompt that is added while no other waits is heard next: it replaces what was generated ahead. Its first clip is
     marked `at_beat`, as is the first one after `change`: a browser begins such a clip at the next beat of the clip that
     sounds. A prompt waits from `add` until the music is at least halfway to it; those added meanwhile are heard after
-    it.
+    it. `waiting` lists them, `remove` and `move` change their order.
+
+    The session pauses when nobody has asked for a clip (`take`, `begin`, `next`) for 30 s: a clip that is being made
+    then is made again later. The next call goes on.
 
     Parameters
     ----------
@@ -133,7 +170,9 @@ class Session:
         self.guidance_scale = checked.guidance_scale
         self.strength = checked.strength
         self.hints = find_hints(pipe, [Point((checked,))])
-        self.queue: deque[Prompt] = deque()
+        self.queue: deque[Goal] = deque()
+        self.n_added = 0
+        self.is_held = False  # whether the seed stays as it is while no prompt waits
         self.path: deque[Point] = deque([Point.between(first, first, 0.0)])  # planned, not generated yet
         self.last = self.path[0]  # the last point that was planned
         self.ready: list[LiveClip] = []  # generated, not begun yet
@@ -152,14 +191,24 @@ class Session:
         self._is_awaited = False  # whether the next clip is to begin at a beat
         self._begun: LiveClip | None = None
         self._recording: Recording | None = None
+        self._replayed: list[tuple[Point, float]] = []  # points of a recipe that are not made yet, and their times
+        self._goals: list[Goal] = []  # taken from the queue, not heard yet
+        self._is_paused = False
+        self._n_blocked = 0  # threads that wait in `next`
+        self._asked_at = time.monotonic()  # when somebody last asked for a clip
 
-    def add(self, prompt: str | Prompt) -> None:
+    def add(self, prompt: str | Prompt) -> int:
         """Go to another prompt: next, or after those that wait.
 
         Parameters
         ----------
         prompt : str or Prompt
-            A str takes the seed that is heard now.
+            A str takes the seed that is heard now. The prompt that is heard already goes on with the next seed.
+
+        Returns
+        -------
+        int
+            The prompt's number, for `remove` and `move`.
 
         Raises
         ------
@@ -176,8 +225,114 @@ class Session:
             self.hints = find_hints(self.pipe, [Point((checked,))])
             self.error = None
             if not self.queue:
-                self._drop_dispensable()
-            self.queue.append(goal)
+                self._drop_dispensable(self._planned())
+            self.n_added += 1
+            # A copy: the way to this prompt is known by the identity of its end
+            self.queue.append(Goal(self.n_added, replace(goal)))
+            self.changed.notify_all()
+            return self.n_added
+
+    def remove(self, number: int) -> None:
+        """Take a prompt that waits out of the queue; one that is being made is skipped.
+
+        Parameters
+        ----------
+        number : int
+            As `add` returned it.
+
+        Raises
+        ------
+        ValueError
+            If it does not wait any more; nothing is changed.
+        """
+        with self.changed:
+            goal = self._find_waiting(number)
+            self._rearrange([other for other in self._all_waiting() if other is not goal])
+
+    def move(self, number: int, place: int) -> None:
+        """Give a prompt that waits another place: 0 is heard next.
+
+        Parameters
+        ----------
+        number : int
+            As `add` returned it.
+        place : int
+            Among all prompts that wait. A prompt that was being made and is not the first any more waits again.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If it does not wait any more, or there is no such place; nothing is changed.
+        """
+        with self.changed:
+            goal = self._find_waiting(number)
+            order = self._all_waiting()
+            place = check_whole("place", place, 0, len(order) - 1)
+            order.remove(goal)
+            order.insert(place, goal)
+            self._rearrange(order)
+
+    def hold(self, on: bool = True) -> None:
+        """Keep the seed that is heard: the clip goes round until a prompt is added. With False, seeds wander again.
+
+        Raises
+        ------
+        TypeError
+            If it is neither True nor False.
+        """
+        with self.changed:
+            self.is_held = check_bool("on", on)
+            if self.is_held and not self.queue:
+                self._drop_dispensable(self._planned())
+                self._is_awaited = self._is_awaited and bool(self.path or self._making)
+            self.changed.notify_all()
+
+    def next_seed(self) -> int:
+        """Go to the next seed of the last prompt that waits, or of the one that is heard; returns as `add` does."""
+        with self.changed:
+            waiting = self._all_waiting()
+            prompt = waiting[-1].prompt if waiting else self._here()
+            return self.add(replace(prompt, seed=(prompt.seed + 1) % N_SEEDS))
+
+    def replay(self, recipe: Mapping[str, Any]) -> None:
+        """Play what was heard in another session again; after that the music goes on from there.
+
+        It begins at the next beat and takes the place of all that waits; prompts that are added meanwhile are heard
+        after it. `LiveClip.times` says how often a browser plays each clip; `next` gives each one once.
+
+        Parameters
+        ----------
+        recipe : mapping
+            As `Session.recipe` returns it.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If it is no recipe of a session, or one with another seed clip or number of steps; nothing is changed.
+        """
+        heard = _points_heard(recipe, self.pipe, self.seed_clip)
+        n_steps = recipe["num_inference_steps"]
+        if n_steps != self.options.num_inference_steps:
+            raise ValueError(f"the recipe has {n_steps} steps: begin a session with num_inference_steps={n_steps}")
+        if not heard:
+            raise ValueError("nothing was heard in this recipe's session: there is nothing to play")
+        with self.changed:
+            self.queue.clear()
+            self._goals = []
+            self.ready = []
+            self._making = None
+            self._replayed = heard
+            self.path = deque(point for point, _ in heard)
+            self.last = self.path[-1]
+            self.error = None
+            self._is_awaited = self._begun is not None
+            self.changed.notify_all()
+
+    def pause(self) -> None:
+        """Make no more clips until somebody asks for one; the clip that is being made is made again then."""
+        with self.changed:
+            self._is_paused = True
+            self._put_back()
             self.changed.notify_all()
 
     def change(self, *, guidance_scale: float | None = None, strength: float | None = None) -> None:
@@ -214,6 +369,7 @@ class Session:
         """
         with self.changed:
             self._start()
+            self._listen()
             return [made for made in self.ready if made.number > have]
 
     def begin(self, number: int, *, cut_s: float | None = None) -> LiveClip:
@@ -245,6 +401,8 @@ class Session:
             self._note_heard(made, n_heard)
             self.ready = [other for other in self.ready if other.number > number]
             self._begun = made
+            self._forget_heard(made.asked.nearest)
+            self._listen()
             self._record_clip(made.clip, n_heard)
             self.changed.notify_all()
             return made
@@ -264,16 +422,18 @@ class Session:
         """
         with self.changed:
             self._start()
-            if not self.changed.wait_for(lambda: self.ready or self.error or self._stopped, timeout_s):
+            if not self._wait_for_clip(timeout_s):
                 raise TimeoutError(f"no clip after {timeout_s:g} s")
             if self._stopped:
                 raise RuntimeError("the session was stopped: start a new one")
-            if not self.ready:
+            is_holding = self._is_holding()
+            if not self.ready and not is_holding:
                 error = self.error
                 self.retry()
                 raise RuntimeError(f"the next clip could not be generated: {error}") from error
             was_recording = self._recording is not None
-            clip = self.begin(self.ready[0].number).clip
+            upcoming = self._begun if is_holding and self._begun else self.ready[0]
+            clip = self.begin(upcoming.number).clip
             if was_recording and self._recording is None:
                 warn(self.recording_error)
             return clip
@@ -342,20 +502,64 @@ class Session:
             return recording.close(n_heard) if recording else None
 
     @property
+    def waiting(self) -> list[WaitingPrompt]:
+        """Prompts that wait to be heard, in their order."""
+        with self.changed:
+            planned = self._planned()
+            places = [_first_place(planned, goal) for goal in self._on_way()]
+            n_to_goal = (self.clips_per_prompt + 1) // 2  # the first clip that is at least halfway
+            places += [len(planned) + i * self.clips_per_prompt + n_to_goal - 1 for i in range(len(self.queue))]
+            n_on_way = len(places) - len(self.queue)
+            n_made = sum(place < len(self.ready) for place in places)
+            states = ["made"] * n_made + ["making"] * (n_made < n_on_way) + ["next"] + ["later"] * len(places)
+            found = []
+            for goal, place, state in zip(self._all_waiting(), places, states, strict=False):
+                found.append(WaitingPrompt(goal.number, goal.prompt, state, place, self._seconds_to_make(place)))
+            return found
+
+    @property
     def status(self) -> dict[str, Any]:
         """State of the session, for a display; fits into JSON."""
         with self.changed:
             return {
                 "ready": [made.number for made in self.ready],
-                "awaited": self._is_awaited and self.error is None and not self._stopped,
+                "awaited": self._is_awaited and self.error is None and not self._stopped and not self._is_holding(),
                 "progress": self.progress,
-                "queue": [prompt.text for prompt in self.queue],
+                "queue": [goal.prompt.text for goal in self.queue],
+                "waiting": [_described_waiting(each) for each in self.waiting],
+                "cuts": self.ready[0].at_beat if self.ready else self._is_awaited,
+                "held": self.is_held,
+                "holding": self._is_holding(),
+                "paused": self._is_paused or self._is_unheard(),
                 "error": f"{type(self.error).__name__}: {self.error}" if self.error else "",
                 "hints": list(self.hints),
                 "recording": str(self._recording.path) if self._recording else "",
                 "recording_error": self.recording_error,
                 "stopped": self._stopped,
             }
+
+    @property
+    def code(self) -> str:
+        """Python code of a session with the same prompts and settings, for a cell where `pipe` is the model.
+
+        What was heard exactly, with its repetitions and cuts, is in `recipe`.
+        """
+        with self.changed:
+            prompts = [self.heard[0][0].start] if self.heard else [self.path[0].start if self.path else self.last.start]
+            for point, _ in self.heard:
+                if point.end != prompts[-1] and not point.changes_only_seed:
+                    prompts.append(point.end)
+            prompts += [goal.prompt for goal in self._all_waiting()]
+            first, *others = [_prompt_code(self._without_defaults(prompt)) for prompt in prompts]
+            options = {"clips_per_prompt": self.clips_per_prompt, "clips_per_seed": self.clips_per_seed}
+            options |= {"ahead": self.ahead, "num_inference_steps": self.options.num_inference_steps}
+            arguments = [f"{name}={value!r}" for name, value in options.items()]
+        if self.seed_clip is not None:
+            arguments.append("seed_clip=seed_clip")  # the reader has it
+        lines = ["from riffusion_lab import Prompt", "from riffusion_lab.live import Session", ""]
+        lines.append(f"session = Session(pipe, {first}, {', '.join(arguments)})")
+        lines += [f"session.add({prompt})" for prompt in others]
+        return "\n".join([*lines, "clip = session.next()"]) + "\n"
 
     @property
     def recipe(self) -> dict[str, Any]:
@@ -408,6 +612,49 @@ class Session:
             self._recording = None
             self.recording_error = str(error)
 
+    def _seconds_to_make(self, place: int) -> float | None:
+        """Seconds until the clip at a place among those that are planned is made."""
+        n_clips = place + 1 - len(self.ready)
+        if n_clips <= 0:
+            return 0.0
+        return (n_clips - self.progress) * self.seconds_per_clip if self.seconds_per_clip else None
+
+    def _listen(self) -> None:
+        """Note that somebody listens; a session that was paused goes on."""
+        is_idle = self._is_paused or self._is_unheard()
+        self._is_paused = False
+        self._asked_at = time.monotonic()
+        if is_idle:
+            self.changed.notify_all()
+
+    def _is_unheard(self) -> bool:
+        return self._n_blocked == 0 and time.monotonic() - self._asked_at > UNHEARD_S
+
+    def _is_holding(self) -> bool:
+        """Whether the clip that sounds goes round on purpose."""
+        is_planned = bool(self.ready or self.queue or self.path or self._making)
+        return self.is_held and self._begun is not None and not is_planned
+
+    def _wait_for_clip(self, timeout_s: float | None) -> bool:
+        """Wait for something that `next` can tell of; False if nothing came."""
+        self._listen()
+        self._n_blocked += 1
+        try:
+            return bool(
+                self.changed.wait_for(
+                    lambda: self.ready or self.error or self._stopped or self._is_holding(), timeout_s
+                )
+            )
+        finally:
+            self._n_blocked -= 1
+            self._asked_at = time.monotonic()
+
+    def _put_back(self) -> None:
+        """Give up the clip that is being made: it is planned again."""
+        if self._making is not None:
+            self.path.appendleft(self._making)
+            self._making = None
+
     def _start(self) -> None:
         if self._thread.ident is None and not self._stopped:
             self._thread.start()
@@ -431,11 +678,14 @@ class Session:
                 _ = clip.waveform  # computed here, where nobody waits for it
                 beats = find_beats(self.pipe, point, clip)
             except _NotWanted:
+                with self.changed:
+                    self.progress = 0.0
                 continue
             except Exception as problem:  # the thread survives it, listeners are told, and `next` raises it
                 error = problem
             with self.changed:
-                self.seconds_per_clip = time.perf_counter() - started
+                if error is None:
+                    self.seconds_per_clip = time.perf_counter() - started
                 self.progress = 0.0
                 is_wanted = self._making is asked
                 self._making = None
@@ -447,21 +697,39 @@ class Session:
                 self.changed.notify_all()
 
     def _may_generate(self) -> bool:
-        return self.error is None and len(self.ready) < self.ahead
+        is_asked = not self._is_paused and not self._is_unheard()
+        is_room = len(self.ready) < self.ahead
+        is_anything_planned = not self.is_held or bool(self.path or self.queue)
+        return self.error is None and is_asked and is_room and is_anything_planned
 
     def _add_ready(self, clip: Clip, asked: Point, point: Point, beats: tuple[int, ...]) -> None:
         self.n_made += 1
-        made = LiveClip(number=self.n_made, clip=clip, asked=asked, point=point, at_beat=self._is_awaited, beats=beats)
+        made = LiveClip(
+            number=self.n_made,
+            clip=clip,
+            asked=asked,
+            point=point,
+            at_beat=self._is_awaited,
+            beats=beats,
+            times=self._times_of(asked),
+        )
         self._is_awaited = False
         self.ready.append(made)
         self.recent.append(made)
+
+    def _times_of(self, asked: Point) -> float | None:
+        """How many times a clip is to be heard, if it is one of a replay."""
+        times = next((times for point, times in self._replayed if point is asked), None)
+        if times is not None and asked is self._replayed[-1][0]:
+            self._replayed = []  # it was the last one
+        return times
 
     def _next_point(self) -> Point:
         """Take the next point; at the end of the path, plan the way to the next prompt or to the next seed."""
         if not self.path:
             start = self.last.end
             if self.queue:
-                goal = self.queue.popleft()
+                goal = self._take_goal(start)
                 n_clips = self.clips_per_prompt
             else:
                 goal = replace(start, seed=(start.seed + 1) % N_SEEDS)
@@ -470,15 +738,64 @@ class Session:
             self.last = self.path[-1]
         return self.path.popleft()
 
-    def _drop_dispensable(self) -> None:
-        """Drop what is not needed once another prompt is added; the way to that begins where the rest ends.
+    def _take_goal(self, start: Prompt) -> Prompt:
+        """Take the first prompt from the queue; if the music is there already, its next seed."""
+        goal = self.queue.popleft()
+        if goal.prompt == start:
+            goal = replace(goal, prompt=replace(start, seed=(start.seed + 1) % N_SEEDS))
+        self._goals.append(goal)
+        return goal.prompt
 
-        If nothing is left, the next clip is awaited: it begins at a beat of the one that sounds.
-        """
+    def _planned(self) -> list[Point]:
+        """All points that are not heard yet: of clips that are ready or being made, and behind them."""
         planned = [made.asked for made in self.ready]
         if self._making:
             planned.append(self._making)
-        planned.extend(self.path)
+        return planned + list(self.path)
+
+    def _on_way(self) -> list[Goal]:
+        """Prompts that the session is on the way to."""
+        planned = self._planned()
+        self._goals = [goal for goal in self._goals if _first_place(planned, goal) < len(planned)]
+        return list(self._goals)
+
+    def _all_waiting(self) -> list[Goal]:
+        return self._on_way() + list(self.queue)
+
+    def _find_waiting(self, number: int) -> Goal:
+        goal = next((goal for goal in self._all_waiting() if goal.number == number), None)
+        if goal is None:
+            raise ValueError(f"prompt {number!r} does not wait any more: it was heard, or taken out")
+        return goal
+
+    def _forget_heard(self, prompt: Prompt) -> None:
+        """Take a prompt that is heard now, and those before it, off the list of those that the session goes to."""
+        for i, goal in enumerate(self._goals):
+            if goal.prompt is prompt:
+                self._goals = self._goals[i + 1 :]
+                return
+
+    def _rearrange(self, wanted: list[Goal]) -> None:
+        """Let these prompts wait, in this order; the way to the first one that has another place is dropped."""
+        on_way = self._on_way()
+        n_kept = 0
+        while n_kept < min(len(on_way), len(wanted)) and on_way[n_kept] is wanted[n_kept]:
+            n_kept += 1
+        self._goals = on_way[:n_kept]
+        self.queue = deque(wanted[n_kept:])
+        if n_kept < len(on_way):
+            end = on_way[n_kept].prompt
+            planned = self._planned()
+            first = next(i for i, point in enumerate(planned) if point.end is end)
+            self._drop_dispensable(planned[:first])
+        self.error = None
+        self.changed.notify_all()
+
+    def _drop_dispensable(self, planned: list[Point]) -> None:
+        """Keep what is planned up to the last point that is needed; the way to the next prompt begins there.
+
+        If nothing is left, the next clip is awaited: it begins at a beat of the one that sounds.
+        """
         while planned and self._is_dispensable(planned[-1]):
             planned.pop()
         here = self._here()
@@ -497,12 +814,27 @@ class Session:
         """Whether a point that is planned only leads to another seed, or on to a prompt that is heard already."""
         if point.alpha == 0:  # the very first clip
             return False
+        if any(point is replayed for replayed, _ in self._replayed):
+            return False
+        if any(point.end is goal.prompt for goal in self._goals):
+            return False
         is_heard = self._begun is not None and replace(point.end, seed=0) == replace(self._here(), seed=0)
         return is_heard or point.changes_only_seed
 
     def _here(self) -> Prompt:
         """The prompt that is heard now."""
         return self._begun.asked.nearest if self._begun else self.last.start
+
+    def _without_defaults(self, prompt: Prompt) -> Prompt:
+        """A prompt without the settings that it has anyway."""
+        plain = check_walk_prompt(self.pipe, replace(prompt, guidance_scale=None, strength=None))
+        is_usual = prompt.guidance_scale == plain.guidance_scale
+        has_effect = self.seed_clip is not None and prompt.strength != plain.strength
+        return replace(
+            prompt,
+            guidance_scale=None if is_usual else prompt.guidance_scale,
+            strength=prompt.strength if has_effect else None,
+        )
 
     def _filled(self, prompt: Prompt) -> Prompt:
         """A prompt with the session's guidance scale and strength if it has none of its own."""
@@ -515,8 +847,26 @@ class Session:
     def _on_step_end(self, _pipe: Pipeline, step: int, _timestep: object, _tensors: dict[str, Any]) -> None:
         with self.changed:
             self.progress = (step + 1) / self.options.num_inference_steps
+            if self._is_unheard():
+                self._put_back()
             if self._making is None:
                 raise _NotWanted
+
+
+def _first_place(planned: list[Point], goal: Goal) -> int:
+    """Place of the first point that is at least halfway to a prompt; how many there are if none is."""
+    return next((i for i, point in enumerate(planned) if point.nearest is goal.prompt), len(planned))
+
+
+def _prompt_code(prompt: Prompt) -> str:
+    """Python code of a prompt, without what it leaves to the session."""
+    facts = {name: value for name, value in asdict(prompt).items() if name != "text" and value is not None}
+    return f"Prompt({', '.join([repr(prompt.text), *(f'{name}={value!r}' for name, value in facts.items())])})"
+
+
+def _described_waiting(waiting: WaitingPrompt) -> dict[str, Any]:
+    facts = {"number": waiting.number, "text": waiting.prompt.text, "seed": waiting.prompt.seed}
+    return facts | {"state": waiting.state, "clips_before": waiting.clips_before, "make_s": waiting.make_s}
 
 
 def generate_point(pipe: Pipeline, point: Point, options: Options) -> Clip:
@@ -550,15 +900,23 @@ def replay_session(recipe: Mapping[str, Any], pipe: Pipeline, *, seed_clip: Clip
     -----
     Taught in: 08
     """
+    source = None if seed_clip is None else as_model_clip(seed_clip)
+    heard = _points_heard(recipe, pipe, source)
+    options = check_options(pipe, num_inference_steps=recipe["num_inference_steps"], loop=True, source=source)
+    return _repeated_clips(pipe, heard, options)
+
+
+def _points_heard(recipe: Mapping[str, Any], pipe: Pipeline, source: Clip | None) -> list[tuple[Point, float]]:
+    """Points of a session's recipe, and how many times in a row each was heard; all checked."""
     if not isinstance(recipe, Mapping) or recipe.get("kind") != "live":
         raise ValueError(f"this is not a session's recipe: {recipe!r:.60}; use Session.recipe")
-    source = None if seed_clip is None else as_model_clip(seed_clip)
     if source_facts(source).get("source_sha256") != recipe.get("source_sha256"):
         raise ValueError("the session's seed clip and seed_clip are not the same: give the one that the session had")
     warn_of_other_weights(recipe, pipe, "the session was played")
-    options = check_options(pipe, num_inference_steps=recipe["num_inference_steps"], loop=True, source=source)
-    heard = [(_point_from_recipe(facts), check_number("times", facts["times"], 0)) for facts in recipe["heard"]]
-    return _repeated_clips(pipe, heard, options)
+    try:
+        return [(_point_from_recipe(facts), check_number("times", facts["times"], 0)) for facts in recipe["heard"]]
+    except KeyError as error:
+        raise ValueError(f"the recipe lacks {error}: take one that Session.recipe has returned") from error
 
 
 def _repeated_clips(pipe: Pipeline, heard: list[tuple[Point, float]], options: Options) -> Iterator[Clip]:

@@ -3,7 +3,8 @@ import assert from "node:assert/strict";
 import { mock, test } from "node:test";
 import { pathToFileURL } from "node:url";
 
-const { crossfade, loopFrom, makeLive, makeTimeline, pickNext } = await import(pathToFileURL(process.env.LIVE_MODULE));
+const module = await import(pathToFileURL(process.env.LIVE_MODULE));
+const { chipText, crossfade, loopFrom, makeLive, makeTimeline, pickNext, saidText, stateText } = module;
 const RATE = 44100;
 const FADE = 1323;
 
@@ -185,32 +186,58 @@ test("the next clip is the first wanted one, else one of before, else the last a
 
 // A kernel that answers polls with the clips asked for, at once or, while it is busy, later; and a clock that is put
 // forward by hand.
-function fakeKernel() {
-  const kernel = { isBusy: false, sent: [], made: 0, queue: [], sentClips: [], nAwaited: 0, atBeat: 0 };
+function fakeKernel({ intro = false, loses = false } = {}) {
+  const kernel = { isBusy: false, sent: [], made: 0, queue: [], sentClips: [], nAwaited: 0, atBeat: 0, times: {} };
+  Object.assign(kernel, { nAdded: 0, waiting: [], recording: "", fixed: null, begun: 0 });
   const handlers = {};
   const emit = (content, ...buffers) => handlers["msg:custom"](content, buffers.map((buffer) => new DataView(buffer)));
   const answer = {
-    ready: () => emit({ kind: "facts", sample_rate: RATE, fade: FADE, guidance_scale: 4, strength: null }),
+    ready: () => {
+      const facts = { kind: "facts", sample_rate: RATE, fade: FADE, guidance_scale: 4, strength: null, prompt: "piano" };
+      if (!intro) return emit(facts);
+      const beats = Array.from({ length: 7 }, (_, i) => (5512 * (i + 1)) | 0);
+      const sound = new Int16Array(44100).map((_, i) => 9000 * Math.sin((2 * Math.PI * 440 * i) / RATE));
+      const buffers = loses ? [] : [sound.buffer, new ArrayBuffer(1)];
+      emit({ ...facts, intro: { label: "the seed clip", beats } }, ...buffers);
+    },
     poll: ({ poll, have, begun }) => {
+      kernel.begun = Math.max(kernel.begun, ...begun.map(({ number }) => number));
       if (kernel.nAwaited && !--kernel.nAwaited) kernel.atBeat = kernel.made + 1; // it is made now
       if (!kernel.nAwaited) kernel.made = Math.max(kernel.made, ...begun.map(({ number }) => number), 0) + 2;
-      const ready = kernel.nAwaited ? [] : [kernel.made - 1, kernel.made];
+      const made = kernel.fixed ?? [kernel.made - 1, kernel.made];
+      const ready = kernel.nAwaited ? [] : made.filter((number) => !kernel.fixed || number > kernel.begun);
       sayStatus(ready);
       for (const number of ready.filter((each) => each > have)) {
         kernel.sentClips.push(number);
         const clip = { kind: "clip", number, label: "piano", at_beat: number === kernel.atBeat, beats: [22050] };
+        if (kernel.times[number]) clip.times = kernel.times[number];
         emit(clip, new Int16Array(RATE).fill(100).buffer, new ArrayBuffer(1));
       }
       emit({ kind: "answered", poll });
     },
-    prompt: ({ text }) => {
-      emit({ kind: "said", text: `Added: ${text}` });
+    prompt: ({ text, action }) => {
+      if (text === "bad") return emit({ kind: "refused", text: "bad: give another", action });
+      const number = ++kernel.nAdded;
+      kernel.waiting.push({ number, text, seed: 0, state: "next", clips_before: 1, make_s: 2 });
+      emit({ kind: "said", text: `Added: ${text}`, number, action });
       sayStatus([]);
     },
+    remove: ({ number, action }) => {
+      kernel.waiting = kernel.waiting.filter((each) => each.number !== number);
+      emit({ kind: "said", text: "Taken out.", action });
+      sayStatus([]);
+    },
+    move: ({ action }) => emit({ kind: "said", text: "Moved.", action }),
+    record: ({ on, action }) => {
+      kernel.recording = on ? "take.wav" : "";
+      emit({ kind: "said", text: "Recording", action, ...(on ? {} : { file: { name: "take.wav", bytes: 5 } }) });
+      sayStatus([]);
+    },
+    download: ({ name, start }) => emit({ kind: "part", name, start }, new ArrayBuffer(Math.min(3, 5 - start))),
   };
   const sayStatus = (ready) => {
-    const facts = { queue: [], error: "", remarks: [], recording: "", recording_error: "" };
-    emit({ kind: "status", ready, awaited: kernel.nAwaited > 0, ...facts });
+    const facts = { queue: [], error: "", hints: [], recording: kernel.recording, recording_error: "", progress: 0.5 };
+    emit({ kind: "status", ready, awaited: kernel.nAwaited > 0, waiting: kernel.waiting, cuts: false, ...facts });
   };
   kernel.emit = emit;
   kernel.model = {
@@ -257,9 +284,10 @@ function beginLive(t) {
     return { connect() {}, gain: { setTargetAtTime() {} } };
   };
   globalThis.createImageBitmap = async () => null;
-  const begin = () => {
-    const kernel = fakeKernel();
+  const begin = (options) => {
+    const kernel = fakeKernel(options);
     const live = makeLive(kernel.model);
+    if (options?.isGone) kernel.isBusy = true;
     kernel.model.send({ kind: "ready" });
     return { kernel, live };
   };
@@ -392,15 +420,178 @@ test("a player that begins pauses the other, says why, and gives way again", asy
   assert.ok(second.live.isPlaying());
 });
 
-test("an action without an answer is said to be on its way, and then answered", async (t) => {
+test("an action is acknowledged at once, said to be on its way after a second, and then answered", async (t) => {
   const { begin, pass } = beginLive(t);
   const { kernel, live } = begin();
   kernel.isBusy = true;
-  live.act({ kind: "prompt", text: "techno" });
+  live.addPrompt("techno");
+  assert.equal(saidText(live), "Prompt sent.");
+  assert.deepEqual(live.chips().map(({ text, state }) => [text, state])[0], ["techno", "sent"]);
+  live.act({ kind: "change", guidance_scale: 2 }, "Guidance 2: sent.");
+  assert.equal(saidText(live), "Guidance 2: sent.");
   assert.ok(!live.isUnanswered());
   await pass(1);
   assert.ok(live.isUnanswered());
+  assert.match(saidText(live), /not answered yet/);
+  live.pending.delete(2); // the fake kernel knows no settings
   kernel.wake();
   assert.ok(!live.isUnanswered());
-  assert.equal(live.said, "Added: techno");
+  assert.equal(saidText(live), "Added: techno");
+  assert.deepEqual(live.chips().map(({ text, state }) => [text, state]), [["techno", "next"]]);
+});
+
+test("an error stays until another action succeeds, or it is dismissed", async (t) => {
+  const { begin } = beginLive(t);
+  const { kernel, live } = begin();
+  live.addPrompt("bad");
+  assert.equal(saidText(live), "bad: give another");
+  assert.deepEqual(live.sent, []);
+  kernel.isBusy = true;
+  live.addPrompt("techno");
+  assert.equal(saidText(live), "Prompt sent. Before that: bad: give another");
+  kernel.wake();
+  assert.equal(saidText(live), "Added: techno");
+  live.addPrompt("  ");
+  assert.match(saidText(live), /is empty/);
+  live.dismiss();
+  assert.equal(saidText(live), "");
+});
+
+test("a double click adds a prompt once, and a prompt may be taken out before the kernel knows it", async (t) => {
+  const { begin, pass } = beginLive(t);
+  const { kernel, live } = begin();
+  kernel.isBusy = true;
+  live.addPrompt("techno");
+  live.addPrompt("techno");
+  await pass(0.2);
+  live.addPrompt("jazz");
+  live.removePrompt(live.chips()[0]);
+  assert.deepEqual(live.chips().slice(0, 2).map(({ text, state }) => [text, state]), [["techno", "leaving"], ["jazz", "sent"]]);
+  kernel.wake();
+  assert.deepEqual(kernel.waiting.map(({ text }) => text), ["jazz"]);
+  assert.deepEqual(live.chips().map(({ text }) => text), ["jazz"]);
+});
+
+test("a prompt that is moved changes its place at once, and one that is taken out is marked", async (t) => {
+  const { begin } = beginLive(t);
+  const { kernel, live } = begin();
+  for (const text of ["techno", "jazz", "slow"]) live.addPrompt(text);
+  kernel.isBusy = true;
+  live.movePrompt(3, 0);
+  live.removePrompt(live.chips()[1]);
+  assert.deepEqual(live.chips().map(({ text, state }) => [text, state]), [["slow", "next"], ["techno", "leaving"], ["jazz", "next"]]);
+});
+
+test("the seed clip sounds at once, goes round, counts as nothing, and gives way at a beat", async (t) => {
+  const { begin, pass } = beginLive(t);
+  const { kernel, live } = begin({ intro: true });
+  kernel.fixed = [];
+  live.play();
+  assert.equal(live.line.entries[0].start, 0.05); // on the clock that begins with the click
+  assert.match(stateText(live), /you hear the seed clip/);
+  await pass(3.3);
+  assert.equal(live.state, "waiting");
+  assert.ok(live.line.entries.every(({ clip }) => clip.isIntro));
+  assert.deepEqual(live.heardSoFar(), { begun: [], heard_s: null });
+  kernel.fixed = [1, 2, 3, 4];
+  await pass(2);
+  assert.equal(live.state, "playing");
+  const first = live.line.entries.findIndex(({ clip }) => clip.number === 1);
+  const before = live.line.entries[first - 1];
+  assert.ok(before.clip.isIntro && (before.end - before.begin) % 5512 === 0 && before.end - before.begin < RATE);
+  const told = kernel.polls().flatMap((poll) => poll.begun);
+  assert.deepEqual(told[0], { number: 1, cut_s: null });
+  const heard = live.line.entries.filter((entry) => !entry.clip.isIntro);
+  assert.equal(live.line.joins + live.line.repeats + 1, heard.length);
+  assert.ok(live.line.repeats <= 1); // of the first: clips of a second are shorter than what is decided ahead
+  assert.equal(live.line.underruns, 0);
+  assert.ok(live.line.jump < 0.05);
+});
+
+test("a front end that loses the seed clip's bytes says so before and after Play", async (t) => {
+  const { begin } = beginLive(t);
+  const { live } = begin({ intro: true, loses: true });
+  assert.match(stateText(live), /plays in JupyterLab/);
+  live.play();
+  assert.equal(live.state, "ended");
+});
+
+test("a kernel that never answers is said to be gone within seconds, also before Play", async (t) => {
+  const { begin, pass } = beginLive(t);
+  const { kernel, live } = begin({ isGone: true });
+  assert.equal(live.state, "loading");
+  live.play();
+  assert.match(stateText(live), /as soon as the kernel answers/);
+  await pass(5);
+  assert.match(stateText(live), /busy, or gone/);
+  await pass(8);
+  assert.match(stateText(live), /does not answer.*run this cell again/);
+  kernel.wake();
+  assert.ok(live.isPlaying()); // Play was pressed
+});
+
+test("a window in which another one begins to play pauses, and hears nothing of the other's answers", async (t) => {
+  const { begin, pass } = beginLive(t);
+  const { kernel, live } = begin();
+  live.play();
+  await pass(1);
+  const told = kernel.polls();
+  assert.ok(told[0].starts && !told.at(-1).starts && told.every(({ listener }) => listener === live.id));
+  kernel.emit({ kind: "halted", text: "not this one", listener: "another" });
+  assert.equal(live.state, "playing");
+  kernel.emit({ kind: "halted", text: "it plays elsewhere", listener: live.id });
+  assert.match(stateText(live), /Paused: it plays elsewhere/);
+});
+
+test("in a replay each clip is heard as often as it was, and cut where it was", async (t) => {
+  const { begin, pass } = beginLive(t);
+  const { kernel, live } = begin();
+  kernel.fixed = [1, 2, 3, 4, 5, 6];
+  kernel.times = { 2: 2.25, 3: 0.5 };
+  live.play();
+  await pass(8);
+  const heard = live.line.entries.filter(({ clip }) => [2, 3].includes(clip.number));
+  assert.deepEqual(heard.map(({ clip, begin: from, end }) => [clip.number, end - from]), [[2, RATE], [2, RATE], [2, RATE / 4], [3, RATE / 2]]);
+  const told = kernel.polls().flatMap((poll) => poll.begun);
+  const second = told.findIndex(({ number }) => number === 2);
+  assert.deepEqual(told.slice(second, second + 5), [
+    { number: 2, cut_s: null },
+    { number: 2, cut_s: null },
+    { number: 2, cut_s: null },
+    { number: 3, cut_s: 0.25 },
+    { number: 4, cut_s: 0.5 },
+  ]);
+  assert.equal(live.line.underruns, 0);
+});
+
+test("a recording's timer begins with its first clip, and its file comes in parts", async (t) => {
+  const { begin, pass } = beginLive(t);
+  const { kernel, live } = begin();
+  live.play();
+  await pass(0.5);
+  live.act({ kind: "record", on: true });
+  assert.equal(live.recordsFrom, null);
+  await pass(1.2);
+  assert.ok(live.recordsFrom > 0.5 && live.recordsFrom <= 1.7);
+  live.act({ kind: "record", on: false, ...live.heardSoFar() });
+  assert.equal(live.recordsFrom, null);
+  assert.deepEqual(live.file, { name: "take.wav", bytes: 5 });
+  live.download();
+  assert.ok(live.file.url.startsWith("blob:"));
+  assert.deepEqual(kernel.sent.filter(({ kind }) => kind === "download").map(({ start }) => start), [0, 3]);
+});
+
+test("what is expected of a prompt is when its clip is made, or what sounds before it is over", async (t) => {
+  const { begin, pass } = beginLive(t);
+  const { kernel, live } = begin();
+  live.play();
+  await pass(1);
+  live.addPrompt("techno");
+  const [chip] = live.chips();
+  assert.ok(chip.seconds === 2 && /^next · 2 s$/.test(chipText(chip)));
+  kernel.waiting[0].clips_before = 4;
+  kernel.waiting[0].state = "making";
+  await pass(0.6);
+  const [later] = live.chips();
+  assert.ok(later.seconds > 4 && later.seconds <= 5 && later.progress === 0.5);
 });

@@ -609,7 +609,8 @@ def test_live_by_keys(keyed):
     press = keyed.page.keyboard.press
     output = enter(keyed, 4)
     root, said = output.locator(".rl-live"), output.get_by_test_id("rl-said")
-    assert focused(keyed.page) == "rl-prompt"
+    assert focused(keyed.page) == "rl-start"
+    tab_to(keyed.page, "rl-prompt")
     keyed.page.keyboard.type("church bells")
     expect(output.get_by_test_id("rl-prompt")).to_have_value("church bells")
     press("Enter")
@@ -623,11 +624,13 @@ def test_live_by_keys(keyed):
     tab_to(keyed.page, "rl-play", back=True)
     press("Enter")
     expect(root).to_have_attribute("data-state", "paused")
-    names = ["rl-play", "rl-record", "rl-keep", "rl-guidance", "rl-volume"]
+    tools = ["rl-play", "rl-record", "rl-keep", "rl-load", "rl-code", "rl-seed", "rl-next-seed"]
+    names = [*tools, "rl-guidance", "rl-volume"]
     assert leave(keyed, output) == names
     enter(keyed, 4)
     tab_to(keyed.page, "rl-volume")
-    assert leave(keyed, output, back=True) == [*names[::-1], "rl-add", "rl-prompt"]
+    ask = ["rl-chip", "rl-prompt", "rl-add", "rl-dice", *(f"rl-example-{i}" for i in range(4))]
+    assert leave(keyed, output, back=True) == [*ask, *names][::-1]
 
 
 def test_studio_by_keys(keyed):

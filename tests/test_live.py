@@ -4,6 +4,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import subprocess
 import time
 from pathlib import Path
@@ -19,7 +20,9 @@ from conftest import N_SAMPLES, RATE, tone
 from riffusion_lab import Clip
 from riffusion_lab import live as live_module
 from riffusion_lab.join import crossfade
+from riffusion_lab.seed_clips import seed_clip
 from riffusion_lab.widgets import Live, MaskPainter, Player, Recorder
+from riffusion_lab.widgets import live as live_widget
 
 CLIP_S = 2.56
 EVIL = "<img src=x onerror='window.ran = true'>"
@@ -167,6 +170,84 @@ def test_bad_settings_are_refused(live):
         kind, _ = act(live, kind="change", **bad)
         assert kind == "refused"
     assert live.session.guidance_scale == before
+
+
+def test_prompts_are_moved_and_taken_out_and_seeds_held_in_words(live):
+    numbers = [ask(live, kind="prompt", text=text, action=7)[0][0]["number"] for text in ("techno", "jazz")]
+    assert act(live, kind="move", number=numbers[1], place=0) == ("said", "Moved.")
+    assert [each.number for each in live.session.waiting] == numbers[::-1]
+    assert act(live, kind="remove", number=numbers[0]) == ("said", "Taken out.")
+    kind, words = act(live, kind="remove", number=numbers[0])
+    assert (kind, words) == ("refused", f"prompt {numbers[0]} does not wait any more: it was heard, or taken out")
+    assert act(live, kind="seed", seed="hold")[1].startswith("The seed is held")
+    assert act(live, kind="seed", seed="wander")[1].startswith("Seeds wander")
+    assert act(live, kind="seed", seed="next") == ("said", "Going to the next seed.")
+    assert act(live, kind="move", number=1)[0] == act(live, kind="load")[0] == "refused"
+
+
+def test_answers_name_the_action_and_the_window_that_asked(live):
+    (answer, _), (status, _) = ask(live, kind="prompt", text="techno", action=3, listener="a")
+    assert (answer["action"], answer["listener"], answer["number"]) == (3, "a", 1)
+    assert "listener" not in status
+    (answer, _), _ = ask(live, kind="prompt", text="", action=4, listener="a")
+    assert (answer["kind"], answer["action"]) == ("refused", 4)
+
+
+def test_the_tempo_that_was_chosen_goes_to_prompts_that_name_none(live):
+    assert act(live, kind="prompt", text="techno", tempo_bpm=94)[1] == "Added: “techno, 94 bpm”."
+    assert act(live, kind="prompt", text="jazz, 105 bpm", tempo_bpm=94)[1].startswith("Added: “jazz, 105 bpm”")
+
+
+def test_the_greeting_brings_the_seed_clip_and_prompts_that_the_model_knows(live):
+    ((facts, (pcm, png)),) = ask(live, kind="ready")
+    assert facts["intro"] == {"label": "the seed clip “groove”", "beats": [N_SAMPLES // 8 * i for i in range(1, 8)]}
+    np.testing.assert_allclose(np.frombuffer(pcm, "<i2") / 32_767, seed_clip("groove").waveform[0], atol=1 / 32_767)
+    assert png[:4] == b"\x89PNG"
+    assert facts["tempi_bpm"] == [94, 105, 141]
+    assert len(facts["ideas"]) > 4
+    for idea in facts["ideas"]:
+        words, tempo = idea.rsplit(", ", 1)
+        assert words in ("piano", "church bells", "techno", "jazz") and tempo in ("94 bpm", "105 bpm", "141 bpm")
+    json.dumps(facts)
+
+
+@pytest.mark.parametrize("intro", ["nothing", 3, Clip.from_audio(tone(441), RATE)])
+def test_a_wrong_intro_is_refused(pipe, intro):
+    with pytest.raises((TypeError, ValueError), match="intro"):
+        Live(pipe, "piano", intro=intro)
+
+
+def test_of_a_kernels_players_one_window_of_one_plays(live, pipe, tmp_path):
+    def poll(widget, listener, **more):
+        return [content["kind"] for content, _ in ask(widget, kind="poll", have=0, begun=[], listener=listener, **more)]
+
+    assert poll(live, "a", starts=True)[0] == "status"
+    assert poll(live, "b") == ["halted", "answered"]  # another window that has not begun
+    assert poll(live, "b", starts=True)[0] == "status"
+    assert poll(live, "a") == ["halted", "answered"]
+    with contextlib.closing(Live(pipe, "jazz", folder=tmp_path)) as other:
+        other.sent = []
+        other.send = lambda content, buffers=None: other.sent.append((content, buffers or []))
+        assert poll(other, "c", starts=True)[0] == "status"
+        assert live.session.status["paused"]
+        assert poll(live, "b") == ["halted", "answered"]
+        assert poll(live, "b", starts=True)[0] == "status"
+        assert other.session.status["paused"] and not live.session.status["paused"]
+
+
+def test_kept_files_come_in_parts_and_no_others(live, monkeypatch):
+    monkeypatch.setattr(live_widget, "PART_BYTES", 100)
+    act(live, kind="keep")
+    (path,) = live.folder.glob("*.json")
+    got = b""
+    while len(got) < path.stat().st_size:
+        ((part, (data,)),) = ask(live, kind="download", name=path.name, start=len(got))
+        assert part == {"kind": "part", "name": path.name, "start": len(got)}
+        got += bytes(data)
+    assert got == path.read_bytes()
+    for name in ("../secret", str(path), None):
+        ((refusal, _),) = ask(live, kind="download", name=name)
+        assert refusal["kind"] == "refused"
 
 
 def test_unknown_messages_are_passed_over(live):
@@ -446,7 +527,9 @@ def test_when_its_last_view_goes_the_music_pauses(page, live):
 
 # By keys alone
 
-CONTROLS = ["rl-prompt", "rl-add", "rl-play", "rl-record", "rl-keep", "rl-guidance", "rl-strength", "rl-volume"]
+ASK = ["rl-chip", "rl-prompt", "rl-add", "rl-dice", "rl-tempo", *(f"rl-example-{i}" for i in range(4))]
+TOOLS = ["rl-play", "rl-record", "rl-keep", "rl-load", "rl-code", "rl-seed", "rl-next-seed"]
+CONTROLS = ["rl-start", *ASK, *TOOLS, "rl-guidance", "rl-strength", "rl-volume"]
 
 
 @pytest.fixture
@@ -535,6 +618,142 @@ def test_enter_that_picks_a_character_adds_no_prompt(page, live):
     assert [message["kind"] for message in page.evaluate("kernel.sent")] == ["ready"]
 
 
+# Prompts that wait
+
+
+def prompts(page):
+    """Texts and states of the chips."""
+    read = """() => [...document.querySelectorAll(".rl-chip")].map(
+        (chip) => [chip.querySelector(".rl-chip-text").textContent, chip.dataset.state])"""
+    return [tuple(chip) for chip in page.evaluate(read)]
+
+
+def texts(page):
+    return [text for text, _ in prompts(page)]
+
+
+def test_prompts_wait_as_chips_which_keys_and_the_pointer_move_and_take_out(page, live):
+    mounted(page, live)
+    assert texts(page) == ["piano"]  # the first one, before Play
+    page.evaluate("kernel.isBusy = true")
+    for text in ("techno", "jazz", "slow"):
+        type_into(page.get_by_test_id("rl-prompt"), text)
+        page.keyboard.press("Enter")
+        assert (text, "sent") in prompts(page)  # at once, though the kernel does not answer
+    page.evaluate("kernel.isBusy = false")
+    wait_until(page, lambda: prompts(page) == [("techno", "next"), ("jazz", "later"), ("slow", "later")])
+    page.locator(".rl-chip").first.focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Alt+ArrowRight")
+    wait_until(page, lambda: texts(page) == ["techno", "slow", "jazz"])
+    assert page.evaluate("document.activeElement.querySelector('.rl-chip-text').textContent") == "jazz"
+    page.keyboard.press("Alt+ArrowLeft")
+    page.keyboard.press("Alt+ArrowLeft")
+    wait_until(page, lambda: [each.prompt.text for each in live.session.waiting] == ["jazz", "techno", "slow"])
+    page.keyboard.press("Delete")
+    wait_until(page, lambda: texts(page) == ["techno", "slow"])
+    assert focused(page) == "rl-chip"  # the next one
+    boxes = [chip.bounding_box() for chip in page.locator(".rl-chip-text").all()]
+    page.mouse.move(boxes[1]["x"] + 5, boxes[1]["y"] + 8)
+    page.mouse.down()
+    page.mouse.move(boxes[0]["x"] - 10, boxes[0]["y"] + 8, steps=5)
+    page.mouse.up()
+    wait_until(page, lambda: [each.prompt.text for each in live.session.waiting] == ["slow", "techno"])
+    page.locator(".rl-chip-drop").first.click()
+    wait_until(page, lambda: [each.prompt.text for each in live.session.waiting] == ["techno"])
+
+
+def test_eight_prompts_at_once_a_double_click_and_odd_texts(page, live):
+    mounted(page, live)
+    type_into(page.get_by_test_id("rl-prompt"), "techno")
+    page.get_by_test_id("rl-add").dblclick()
+    wait_until(page, lambda: texts(page) == ["techno"])
+    for number in range(8):
+        type_into(page.get_by_test_id("rl-prompt"), f"jazz {number}")
+        page.keyboard.press("Enter")
+    said = page.get_by_test_id("rl-said")
+    expect(said).to_contain_text("8 prompts are already waiting")
+    page.get_by_test_id("rl-dismiss").click()
+    expect(said).not_to_contain_text("already waiting")
+    assert len(texts(page)) == 8
+    type_into(page.get_by_test_id("rl-prompt"), " ")
+    page.keyboard.press("Enter")
+    expect(said).to_contain_text("The box is empty")
+    live.session.remove(live.session.waiting[0].number)
+    page.get_by_test_id("rl-prompt").fill("")
+    page.keyboard.insert_text("🎉🎶")  # no key types them
+    page.keyboard.press("Enter")
+    expect(said).to_contain_text("Added: “🎉🎶”")
+    assert page.evaluate("window.ran") is None
+
+
+# The seed clip before the first clip, and what is kept
+
+
+def test_play_sounds_within_a_second_and_the_first_clip_joins_on_the_beat(page, live, made):
+    """Until the first clip is made a seed clip goes round, which is in no recording and counts as nothing."""
+    made.delay_s = 3.0
+    view = mounted(page, live)
+    page.evaluate("window.pressed = 0; addEventListener('pointerdown', () => { pressed = performance.now(); }, true)")
+    page.get_by_test_id("rl-start").click()
+    page.wait_for_function("view0.dataset.began > 0 || view0.dataset.label")
+    waited_s = page.evaluate("(performance.now() - pressed) / 1000")
+    assert waited_s < 1, waited_s
+    assert focused(page) == "rl-play"
+    page.get_by_test_id("rl-record").click()
+    expect(page.get_by_test_id("rl-now")).to_contain_text("seed clip “groove” (not generated)")
+    expect(page.get_by_test_id("rl-status")).to_contain_text("Making the first clip")
+    assert live.session.heard == []
+    intro_began = number(view, "began")
+    page.wait_for_function("view0.dataset.clip == 1", timeout=20_000)
+    beat_s = 0.64
+    n_beats = (number(view, "began") - intro_began) / beat_s
+    assert n_beats == pytest.approx(round(n_beats), abs=0.01) and n_beats >= 1
+    assert number(view, "repeats") == number(view, "joins") == number(view, "underruns") == 0
+    wait_until(page, lambda: len(live.session.heard) == 1)
+    made.delay_s = 0
+    page.wait_for_function("view0.dataset.clip >= 2", timeout=20_000)
+    expect(page.get_by_test_id("rl-timer")).to_have_text(re.compile(r"^0:\d\d$"))
+    page.get_by_test_id("rl-record").click()
+    link = page.get_by_test_id("rl-download")
+    expect(link).to_contain_text(".wav")
+    with page.expect_download() as download:
+        link.click()
+    (path,) = live.folder.glob("*.wav")
+    assert Path(download.value.path()).read_bytes() == path.read_bytes()
+    sound, _ = soundfile.read(path)
+    first = live.session.recent[0].clip.waveform[0]
+    np.testing.assert_allclose(sound[2000 : N_SAMPLES // 2], first[2000:], atol=1 / 32_767)  # nothing of the seed clip
+
+
+def test_a_recipe_is_kept_loaded_and_played_the_same_and_copied_as_code(page, live, tmp_path):
+    mounted(page, live)
+    page.get_by_test_id("rl-play").click()
+    page.wait_for_function("view0.dataset.clip >= 2", timeout=20_000)
+    type_into(page.get_by_test_id("rl-prompt"), "techno")
+    page.keyboard.press("Enter")
+    page.wait_for_function("view0.dataset.label === 'techno'", timeout=20_000)
+    page.get_by_test_id("rl-keep").click()
+    expect(page.get_by_test_id("rl-said")).to_contain_text("Kept: ")
+    (path,) = live.folder.glob("*.json")
+    kept = json.loads(path.read_text())["heard"]
+    n_heard = len(live.session.heard)
+    page.get_by_test_id("rl-file").set_input_files(path)
+    expect(page.get_by_test_id("rl-said")).to_contain_text(f"Playing the recipe again: {len(kept)} clips")
+
+    def is_heard_again():
+        heard = live.session.recipe["heard"]
+        return any(heard[i : i + len(kept)] == kept for i in range(n_heard, len(heard)))
+
+    wait_until(page, is_heard_again, timeout_s=60)
+    (tmp_path / "bad.json").write_text("[1, 2")
+    page.get_by_test_id("rl-file").set_input_files(tmp_path / "bad.json")
+    expect(page.get_by_test_id("rl-said")).to_contain_text("no recipe")
+    page.get_by_test_id("rl-code").click()
+    expect(page.get_by_test_id("rl-codetext")).to_have_value(live.session.code)
+    expect(page.get_by_test_id("rl-said")).not_to_contain_text("no recipe")  # this action succeeded
+
+
 # What is said
 
 
@@ -570,7 +789,7 @@ def test_a_pause_is_said_and_what_is_done_in_it_answered(page, live):
     for prompt in ("jazz", "slow"):
         type_into(page.get_by_test_id("rl-prompt"), prompt)
         page.keyboard.press("Enter")
-    expect(page.get_by_test_id("rl-next")).to_contain_text("slow")  # the queue too, though nobody polls
+    expect(page.get_by_test_id("rl-prompts")).to_contain_text("slow")  # the queue too, though nobody polls
     expect(status).to_contain_text("Paused")
     set_slider(page.get_by_test_id("rl-guidance"), 7)
     expect(said).to_have_text("From the next clip on: guidance scale 7.")
@@ -606,7 +825,7 @@ def places(page, view=0):
         """(view) => {
             const {left, top} = view.getBoundingClientRect();
             const nodes = view.querySelectorAll("button, input, canvas, .rl-plot, .rl-bar, .rl-title");
-            return [...nodes].map((node) => {
+            return [...nodes].filter((node) => !node.closest(".rl-chip")).map((node) => {
                 const box = node.getBoundingClientRect();
                 return [node.dataset.testid ?? node.className, box.left - left, box.top - top, box.width, box.height];
             });

@@ -707,3 +707,314 @@ def test_cells_may_make_clips_while_it_plays(begin, pipe):
     for clip in beside:
         np.testing.assert_array_equal(np.asarray(clip.image), np.asarray(alone.image))
     live.next(WAIT_S)
+
+
+# Prompts that wait: taken out, moved, listed
+
+
+def wait_polling(condition, timeout_s=10):
+    """Wait for what no listener is told, such as that a clip is begun."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def queued(live):
+    return [(each.prompt.text, each.state) for each in live.waiting]
+
+
+@pytest.fixture
+def slow(monkeypatch):
+    """Tones that are made when the test lets them: `slow.release()` for each, `slow.points` that were begun."""
+
+    class Slow:
+        points = []
+
+        def release(self, n=1):
+            for _ in range(n):
+                self.gate.release()
+
+    slow = Slow()
+    slow.points, slow.gate = [], threading.Semaphore(0)
+
+    def generate_point(pipe, point, options):
+        slow.points.append(point)
+        while not slow.gate.acquire(timeout=0.005):
+            options.callback(pipe, 0, None, {})
+        return fake_clip(point)
+
+    monkeypatch.setattr(live_module, "generate_point", generate_point)
+    return slow
+
+
+@pytest.mark.usefixtures("made")
+def test_prompts_that_wait_have_numbers_states_and_expectations(begin):
+    live = begin()
+    assert live.waiting == []
+    hear(live, 1)
+    wait_until(live, lambda: len(live.ready) == 2)
+    numbers = [live.add(text) for text in ("techno", "jazz", "slow", "funk")]
+    assert numbers == [1, 2, 3, 4]
+    wait_until(live, lambda: len(live.ready) == 2)  # both on the way to techno
+    assert queued(live) == [("techno", "made"), ("jazz", "next"), ("slow", "later"), ("funk", "later")]
+    assert [each.clips_before for each in live.waiting] == [0, 2, 4, 6]
+    assert [each["number"] for each in live.status["waiting"]] == numbers
+    json.dumps(live.status)
+    seconds = [each.make_s for each in live.waiting]
+    assert seconds[0] == 0 and seconds == sorted(seconds)
+    assert seconds[2] - seconds[1] == pytest.approx(2 * live.seconds_per_clip)
+    live.begin(live.ready[0].number)  # halfway to techno
+    assert [text for text, _ in queued(live)] == ["jazz", "slow", "funk"]
+
+
+def test_the_prompt_that_is_made_says_so_and_can_be_skipped(begin, slow):
+    live = begin()
+    slow.release()
+    hear(live, 1)
+    techno, jazz = live.add("techno"), live.add("jazz")
+    wait_polling(lambda: live._making and live._making.end.text == "techno")
+    assert queued(live) == [("techno", "making"), ("jazz", "next")]
+    assert live.waiting[0].clips_before == 0
+    live.remove(techno)
+    wait_polling(lambda: live._making and live._making.end.text == "jazz")
+    assert [(each.number, each.state) for each in live.waiting] == [(jazz, "making")]
+    assert live.status["awaited"]
+    slow.release(2)
+    assert [label for label, *_ in hear(live, 2)] == ["piano → jazz (50%)", "jazz"]
+    assert "techno" not in json.dumps(live.recipe)
+
+
+@pytest.mark.usefixtures("made")
+def test_a_prompt_that_is_taken_out_is_not_heard(begin):
+    live = begin()
+    hear(live, 1)
+    numbers = [live.add(text) for text in ("techno", "jazz", "slow")]
+    live.remove(numbers[1])
+    labels = ["piano → techno (50%)", "techno", "techno → slow (50%)", "slow"]
+    assert [label for label, *_ in hear(live, 4)] == labels
+    assert live.waiting == []
+
+
+@pytest.mark.usefixtures("made")
+@pytest.mark.parametrize("clips_per_prompt", [1, 2, 3])
+def test_prompts_change_places_also_with_the_one_that_is_made(begin, clips_per_prompt):
+    live = begin(clips_per_prompt=clips_per_prompt)
+    hear(live, 1)
+    techno, jazz, slow = (live.add(text) for text in ("techno", "jazz", "slow"))
+    live.move(slow, 1)
+    assert [each.number for each in live.waiting] == [techno, slow, jazz]
+    live.move(jazz, 0)
+    assert [each.number for each in live.waiting] == [jazz, techno, slow]
+    labels = [label for label, *_ in hear(live, 3 * clips_per_prompt)]
+    assert [label for label in labels if "→" not in label] == ["jazz", "techno", "slow"]
+    assert live.waiting == []
+
+
+@pytest.mark.usefixtures("made")
+def test_prompts_that_do_not_wait_are_neither_moved_nor_taken_out(begin):
+    live = begin()
+    hear(live, 1)
+    number = live.add("techno")
+    live.add("jazz")
+    before = queued(live)
+    for bad in (0, 99, None, "techno"):
+        with pytest.raises(ValueError, match="does not wait any more"):
+            live.remove(bad)
+        with pytest.raises(ValueError, match="does not wait any more"):
+            live.move(bad, 0)
+    for place in (-1, 2, 0.5, "first"):
+        with pytest.raises((TypeError, ValueError), match="place"):
+            live.move(number, place)
+    assert [text for text, _ in before] == [text for text, _ in queued(live)]
+    hear(live, 1)
+    with pytest.raises(ValueError, match="does not wait any more"):
+        live.remove(number)  # it is heard
+
+
+@pytest.mark.usefixtures("made")
+def test_threads_may_add_move_and_remove_at_once(begin):
+    live = begin(clips_per_prompt=1)
+    hear(live, 1)
+    failed = []
+
+    def work(seed):
+        random = np.random.default_rng(seed)
+        for _ in range(40):
+            try:
+                number = live.add(f"techno {random.integers(100)}")
+                live.move(number, int(random.integers(3)))
+                live.remove(number)
+            except ValueError as error:
+                if not any(words in str(error) for words in ("already waiting", "does not wait", "place must be")):
+                    failed.append(error)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for _ in range(10):
+        live.next(WAIT_S)
+    for thread in threads:
+        thread.join()
+    assert failed == []
+    hear(live, LONGEST_QUEUE + 4)
+    assert live.waiting == [] and live.error is None
+
+
+@pytest.mark.usefixtures("made")
+def test_the_prompt_that_is_heard_goes_on_with_the_next_seed(begin):
+    """Else the same clip would be heard twice in a row."""
+    live = begin()
+    hear(live, 1)
+    live.add("piano")
+    assert [(start, end) for _, start, end in hear(live, 2)] == [(0, 1), (0, 1)]
+
+
+# Seeds: hold, wander, next
+
+
+@pytest.mark.usefixtures("made")
+def test_a_seed_that_is_held_goes_round_until_a_prompt_or_the_end_of_holding(begin):
+    live = begin()
+    hear(live, 1)
+    live.hold()
+    assert live.status["held"] and live.status["holding"] and not live.status["awaited"]
+    first = live.next(WAIT_S)
+    assert live.next(WAIT_S) is first
+    assert [times for _, times in live.heard] == [3]
+    live.add("techno")
+    assert [label for label, *_ in hear(live, 2)] == ["piano → techno (50%)", "techno"]
+    wait_until(live, lambda: live.status["holding"])
+    live.hold(False)
+    assert hear(live, 1) == [("techno", 0, 1)]
+    with pytest.raises(TypeError, match="on must be"):
+        live.hold("yes")
+
+
+@pytest.mark.usefixtures("made")
+def test_the_next_seed_is_a_prompt_that_waits(begin):
+    live = begin()
+    hear(live, 1)
+    live.hold()
+    live.next_seed()
+    live.next_seed()
+    assert [each.prompt.seed for each in live.waiting] == [1, 2]
+    assert [(start, end) for _, start, end in hear(live, 4)] == [(0, 1), (0, 1), (1, 2), (1, 2)]
+    wait_until(live, lambda: live.status["holding"])
+
+
+# Nobody listens
+
+
+def test_a_session_that_nobody_hears_pauses_and_goes_on_when_somebody_asks(begin, slow, monkeypatch):
+    monkeypatch.setattr(live_module, "UNHEARD_S", 1.0)
+    live = begin(ahead=3)
+    live.take()
+    wait_polling(lambda: live._making)
+    slow.release()
+    wait_until(live, lambda: live.n_made == 1)
+    wait_polling(lambda: len(slow.points) == 2)
+    wait_polling(lambda: live._making is None)  # given up in the middle of the second clip
+    assert live.status["paused"]
+    slow.release()
+    time.sleep(0.2)
+    assert live.n_made == 1
+    assert [made.number for made in live.take()] == [1]
+    wait_until(live, lambda: live.n_made == 2)
+    assert not live.status["paused"] or live.status["paused"] is live._is_unheard()
+    assert [point.alpha for point in slow.points[:3]] == [0, 0.25, 0.25]  # the one that was given up comes again
+
+
+def test_next_is_a_listener_however_long_it_waits(begin, slow, monkeypatch):
+    monkeypatch.setattr(live_module, "UNHEARD_S", 0.1)
+    live = begin()
+    threading.Timer(0.6, slow.release).start()
+    live.next(WAIT_S)
+    assert len(slow.points) <= 2 and slow.points[0].alpha == 0
+
+
+def test_a_pause_ends_with_the_next_question(begin, slow):
+    live = begin()
+    slow.release()
+    hear(live, 1)
+    wait_polling(lambda: live._making)
+    live.pause()
+    assert live.status["paused"] and live._making is None
+    time.sleep(0.1)
+    assert live._making is None
+    live.take()
+    wait_polling(lambda: live._making)
+    assert not live.status["paused"]
+
+
+# A recipe again, and as code
+
+
+@pytest.mark.usefixtures("made")
+def test_a_recipe_is_played_again_in_a_session_and_makes_the_same_recipe(begin):
+    live = begin("piano, 94 bpm")
+    hear(live, 1)
+    live.add("techno, 94 bpm")
+    first_ready(live)
+    live.begin(1)
+    live.begin(live.ready[0].number, cut_s=3 * CLIP_S / 8)
+    hear(live, 2)
+    recipe = json.loads(json.dumps(live.recipe))
+    other = begin("jazz")
+    hear(other, 1)
+    other.add("slow")
+    other.replay(recipe)
+    assert other.waiting == []
+    other.add("funk")  # heard after it
+    n_before = len(other.heard)
+    cut_s = None
+    for times in [facts["times"] for facts in recipe["heard"]]:  # as a browser does
+        made = first_ready(other)
+        assert made.times == times
+        other.begin(made.number, cut_s=cut_s)
+        for _ in range(math.ceil(times) - 1):
+            other.begin(made.number)
+        cut_s = CLIP_S * (times % 1) or None
+    assert other.recipe["heard"][n_before:] == recipe["heard"]
+    assert first_ready(other).times is None
+    assert hear(other, 2)[-1][0] == "funk"
+
+
+@pytest.mark.usefixtures("made")
+def test_recipes_that_cannot_be_played_are_refused_and_change_nothing(begin):
+    live = begin()
+    hear(live, 1)
+    recipe = live.recipe
+    live.add("techno")
+    for bad, words in (
+        ({"kind": "text_to_audio"}, "not a session's recipe"),
+        (recipe | {"heard": []}, "nothing was heard"),
+        (recipe | {"num_inference_steps": 99}, "num_inference_steps=99"),
+        (recipe | {"source_sha256": "x"}, "seed clip"),
+        (recipe | {"heard": [{"start": {}}]}, "missing"),
+        (recipe | {"heard": [{}]}, "lacks 'start'"),
+        ([], "not a session's recipe"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=words):
+            live.replay(bad)
+    assert [text for text, _ in queued(live)] == ["techno"]
+
+
+@pytest.mark.usefixtures("made")
+def test_the_code_makes_a_session_with_the_same_prompts(begin, pipe):
+    live = begin(Prompt("piano's", seed=5), clips_per_prompt=1, clips_per_seed=2)
+    hear(live, 1)
+    live.add(Prompt("techno", seed=7, guidance_scale=2.0, negative_prompt="drums"))
+    hear(live, 4)  # on to other seeds
+    live.add("jazz")
+    scope = {"pipe": pipe}
+    exec(live.code, scope)
+    again = scope["session"]
+    try:
+        assert again.clips_per_prompt == 1 and again.clips_per_seed == 2
+        hear(again, 2)  # the code has heard one
+        ends = [(point.end.text, point.end.negative_prompt) for point, _ in again.heard]
+        assert ends == [("piano's", None), ("techno", "drums"), ("jazz", None)]
+        assert "guidance_scale=2.0" in live.code and "strength" not in live.code
+    finally:
+        again.stop()

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import random
+import weakref
+from collections.abc import Callable
 from datetime import datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -11,26 +15,56 @@ import anywidget
 import numpy as np
 import traitlets
 
+from ..beats import heard_beats
+from ..clip import Clip
 from ..files import write_whole
+from ..hints import named_tempi, vocabulary_hints
 from ..join import CROSSFADE_S
 from ..live import LiveClip, Session
-from ..models import Pipeline
+from ..models import Pipeline, model_settings
 from ..params import PARAMS
+from ..plot import HZ_TICKS
 from ..prompts import Prompt, check_prompt
-from .base import STATIC, script
+from ..seed_clips import BEAT_S, SEED_CLIPS, seed_clip
+from .base import STATIC
 from .pictures import picture_png
 
 LONGEST_NAME = 60  # characters of a prompt that an answer quotes
+LARGEST_RECIPE = 2_000_000  # characters
+PART_BYTES = 1 << 20  # of a file that the browser downloads, in one message
+N_IDEAS = 40  # random prompts that the browser is given
+PARTS = ("picture.js", "live_timeline.js", "live_engine.js", "live_words.js", "live_chips.js", "live.js")
+# For random prompts: each is taken if the model knows all of its words
+SOUNDS = (
+    "piano", "electric piano", "church organ", "harpsichord", "acoustic guitar", "distorted guitar", "double bass",
+    "strings", "violin", "cello", "flute", "clarinet", "saxophone", "trumpet", "choir", "church bells", "music box",
+    "vibraphone", "marimba", "steel drums", "sitar", "banjo", "synth lead", "synth pad", "chiptune", "harp",
+    "accordion", "drums",
+)  # fmt: skip
+STYLES = (
+    "jazz", "rock", "techno", "deep house", "tropical", "ambient", "funk", "hip hop", "lo-fi hip hop", "classical",
+    "folk", "bossa nova", "orchestral", "reggae beach", "samba",
+)  # fmt: skip
+MOODS = ("happy", "bright", "sad", "dark", "calm", "energetic", "")
+
+
+def _script() -> str:
+    """JavaScript of the player: one text, because a widget's script cannot import."""
+    return "\n".join((STATIC / part).read_text(encoding="utf-8") for part in PARTS)
 
 
 class Live(anywidget.AnyWidget):
     """Play music without an end, prompt after prompt, while its spectrogram scrolls by.
 
+    *Play* sounds at once: a seed clip goes round, and says that it is one, until the first clip is made and joins it on
+    the beat. It counts as no clip of the session, and is in no recording or recipe.
+
     The browser asks for clips twice a second (ten times while one is awaited), never again before the kernel has
     answered, and joins them on its own sample clock; the kernel never pushes, so this works too where only answers
     arrive. A new prompt begins at the next beat once its first clip is made. While the kernel is busy, or slower than
-    the music, the last clip goes round. At most one `Live` of a page plays: one that begins pauses the
-    other. Type a prompt and press Enter; Tab leads from control to control.
+    the music, the last clip goes round. At most one `Live` of a kernel plays, in one window: one that begins pauses the
+    other. Type a prompt and press Enter; prompts that wait are chips: Alt and the arrow keys, or dragging, give them
+    another place, Delete takes them out. Tab leads from control to control.
 
     Parameters
     ----------
@@ -39,6 +73,9 @@ class Live(anywidget.AnyWidget):
         To begin with.
     folder : path
         Where recordings and recipes are kept; made when there is something to keep.
+    intro : str, Clip or None
+        What sounds until the first clip is made: the name of a seed clip, or a loop. None: nothing. Default: the
+        session's `seed_clip` if it is a loop, else "groove".
     **options
         As in `Session`: `seed_clip`, `clips_per_prompt`, `clips_per_seed`, `ahead`, `num_inference_steps`.
 
@@ -59,62 +96,124 @@ class Live(anywidget.AnyWidget):
     Taught in: 08
     """
 
-    _esm = script("live.js")
+    _esm = _script()
     _css = "\n".join((STATIC / name).read_text(encoding="utf-8") for name in ("picture.css", "live.css"))
     volume = traitlets.Float(0.8, min=0, max=1).tag(sync=True)
 
-    def __init__(self, pipe: Pipeline, prompt: str | Prompt, *, folder: str | Path = "clips", **options: Any) -> None:
+    _playing: weakref.ref[Live] | None = None  # the one of this kernel that plays, or was the last to do so
+
+    def __init__(
+        self,
+        pipe: Pipeline,
+        prompt: str | Prompt,
+        *,
+        folder: str | Path = "clips",
+        intro: str | Clip | None = "groove",
+        **options: Any,
+    ) -> None:
         self.session, self.folder = Session(pipe, prompt, **options), Path(folder)
+        self.intro = _check_intro(intro, self.session)  # a name, a clip or None
+        self._asker: object = None  # the window that is answered
+        self._listener: object = None  # the window that plays
+        self._kept: dict[str, Path] = {}  # files that may be downloaded, by their names
         super().__init__()
         self.on_msg(self._receive)
 
     def _receive(self, _: Live, content: dict[str, Any], _buffers: list[memoryview]) -> None:
         """Answer the browser; nothing here takes long, for it may be asked while a cell waits."""
         kind = content.get("kind")
+        self._asker = content.get("listener")
         if kind == "ready":
             self._greet()
         elif kind == "poll":
             self._answer_poll(content)
+        elif kind == "download":
+            self._send_part(content)
         else:
             self._answer_action(kind, content)
 
+    def _reply(self, content: dict[str, Any], buffers: list[bytes] | None = None) -> None:
+        """Answer the window that has asked: all windows of a kernel hear this, and the others pass it over."""
+        asker = {} if self._asker is None else {"listener": self._asker}
+        self.send(content | asker, buffers=buffers)
+
     def _answer_action(self, kind: object, content: dict[str, Any]) -> None:
         """Do what the user wants; say what was done, or why not. Send the status too: nobody polls in a pause."""
-        actions = {
+        actions: dict[object, Callable[[dict[str, Any]], dict[str, Any]]] = {
             "prompt": self._add,
+            "remove": self._remove,
+            "move": self._move,
+            "seed": self._set_seed,
             "change": self._change,
             "retry": self._retry,
             "record": self._record,
             "keep": self._keep,
+            "load": self._load,
+            "code": self._code,
         }
         if kind not in actions:
             return
+        action = {"action": content["action"]} if "action" in content else {}
         try:
-            text = actions[kind](content)
+            answer = actions[kind](content)
+        except KeyError as error:
+            self._refuse(ValueError(f"the message {kind!r} lacks {error}"), action)
         except (TypeError, ValueError, OSError) as error:  # shown where the buttons are: a callback has no cell
-            self._refuse(error)
+            self._refuse(error, action)
         else:
-            self.send({"kind": "said", "text": text})
+            self._reply({"kind": "said", **answer, **action})
         self._send_status()
 
-    def _refuse(self, error: Exception) -> None:
-        self.send({"kind": "refused", "text": str(error)})
+    def _refuse(self, error: Exception, action: dict[str, Any] | None = None) -> None:
+        self._reply({"kind": "refused", "text": str(error), **(action or {})})
 
     def _send_status(self) -> None:
         self.send({"kind": "status", **self.session.status})
 
     def _greet(self) -> None:
+        """Send what does not change, and the clip that sounds until the first one is made."""
         sound = {"sample_rate": PARAMS.sample_rate, "fade": round(CROSSFADE_S * PARAMS.sample_rate)}
-        strength = None if self.session.seed_clip is None else self.session.strength
-        self.send({"kind": "facts", "guidance_scale": self.session.guidance_scale, "strength": strength, **sound})
+        scale = {"low_hz": PARAMS.min_frequency, "high_hz": PARAMS.max_frequency, "bands": PARAMS.num_frequencies}
+        pipe = self.session.pipe
+        facts: dict[str, Any] = {
+            "guidance_scale": self.session.guidance_scale,
+            "strength": None if self.session.seed_clip is None else self.session.strength,
+            "prompt": self.session.last.start.text,
+            "tempi_bpm": list(model_settings(pipe).tempi_bpm),
+            "ideas": _ideas(pipe),
+            "ticks_hz": HZ_TICKS,
+            "intro": None,
+        }
+        buffers: list[bytes] = []
+        if self.intro is not None:
+            facts["intro"], buffers = _intro_message(self.intro)
+        self._reply({"kind": "facts", **sound, **scale, **facts}, buffers)
 
     def _answer_poll(self, content: dict[str, Any]) -> None:
         """Take note of what has begun to sound; send the status and the clips, and last that this was all."""
         self._note_begun(content)
-        self._send_status()
-        for made in self.session.take(content["have"]):
-            self.send(_described(made), buffers=_packed(made))
-        self.send({"kind": "answered", "poll": content.get("poll")})
+        if not self._is_heard_by(content):
+            self._reply({"kind": "halted", "text": "another Live of this kernel began to play, or this one elsewhere"})
+        else:
+            ready = self.session.take(content["have"])
+            self._send_status()
+            for made in ready:
+                self._reply(_described(made), buffers=_packed(made))
+        self._reply({"kind": "answered", "poll": content.get("poll")})
+
+    def _is_heard_by(self, content: dict[str, Any]) -> bool:
+        """Whether the window that asks is the one that plays: the last one where *Play* was pressed."""
+        listener = content.get("listener")
+        if listener is None:
+            return True
+        other = Live._playing() if Live._playing else None
+        if content.get("starts"):
+            if other is not None and other is not self:
+                other._listener = None
+                other.session.pause()
+            self._listener = listener
+            Live._playing = weakref.ref(self)
+        return listener == self._listener
 
     def _note_begun(self, content: dict[str, Any]) -> None:
         """Tell the session which clips have begun to sound, and how much was heard of those that were cut."""
@@ -124,36 +223,87 @@ class Live(anywidget.AnyWidget):
             except ValueError as error:  # such as a clip of long ago: what comes after it counts all the same
                 self._refuse(error)
 
-    def _add(self, content: dict[str, Any]) -> str:
+    def _add(self, content: dict[str, Any]) -> dict[str, Any]:
         n_waiting = len(self.session.queue)
         text = check_prompt(content.get("text"), may_be_empty=False)  # an empty text box is likely an oversight
-        self.session.add(text)
-        name = text if len(text) <= LONGEST_NAME else f"{text[:LONGEST_NAME]}…"
+        tempo_bpm = content.get("tempo_bpm")
+        if tempo_bpm is not None and not named_tempi(self.session.pipe, text):
+            text = f"{text}, {tempo_bpm:g} bpm"
+        number = self.session.add(text)
         place = f" ({n_waiting} before it)" if n_waiting else ""
-        return " ".join([f"Added: “{name}”{place}.", *self.session.hints])
+        return {"text": " ".join([f"Added: {_quoted(text)}{place}.", *self.session.hints]), "number": number}
 
-    def _change(self, content: dict[str, Any]) -> str:
-        values = {name: value for name, value in content.items() if name != "kind"}
+    def _remove(self, content: dict[str, Any]) -> dict[str, Any]:
+        self.session.remove(content["number"])
+        return {"text": "Taken out."}
+
+    def _move(self, content: dict[str, Any]) -> dict[str, Any]:
+        self.session.move(content["number"], content["place"])
+        return {"text": "Moved."}
+
+    def _set_seed(self, content: dict[str, Any]) -> dict[str, Any]:
+        if content["seed"] == "next":
+            return {"text": "Going to the next seed.", "number": self.session.next_seed()}
+        self.session.hold(content["seed"] == "hold")
+        held = "The seed is held: the clip goes round until you add a prompt."
+        return {"text": held if self.session.is_held else "Seeds wander: every few clips to another one."}
+
+    def _change(self, content: dict[str, Any]) -> dict[str, Any]:
+        values = {name: value for name, value in content.items() if name not in ("kind", "action", "listener")}
         self.session.change(**values)
         settings = " and ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in values.items())
-        return f"From the next clip on: {settings}."
+        return {"text": f"From the next clip on: {settings}."}
 
-    def _retry(self, _: dict[str, Any]) -> str:
+    def _retry(self, _: dict[str, Any]) -> dict[str, Any]:
         self.session.retry()
-        return "Trying again."
+        return {"text": "Trying again."}
 
-    def _record(self, content: dict[str, Any]) -> str:
+    def _record(self, content: dict[str, Any]) -> dict[str, Any]:
         if content.get("on"):
             self.session.record(self._file(".wav"))
-            return "Recording begins with the next clip."
+            return {"text": "Recording begins with the next clip."}
         self._note_begun(content)
         path = self.session.stop_recording(heard_s=content["heard_s"])
-        return f"Recorded: {path}" if path else "Nothing is being recorded."
+        if path is None:
+            return {"text": "Nothing is being recorded."}
+        return {"text": f"Recorded: {path}", "file": self._offer(path)}
 
-    def _keep(self, _: dict[str, Any]) -> str:
+    def _keep(self, _: dict[str, Any]) -> dict[str, Any]:
         path = self._file(".json")
         write_whole(path, json.dumps(self.session.recipe, indent=1).encode())
-        return f"Kept: {path}; replay_session plays it again"
+        return {"text": f"Kept: {path}; replay_session plays it again", "file": self._offer(path)}
+
+    def _load(self, content: dict[str, Any]) -> dict[str, Any]:
+        text = content["recipe"]
+        if not isinstance(text, str) or len(text) > LARGEST_RECIPE:
+            raise ValueError(f"a recipe is a text of at most {LARGEST_RECIPE:,} characters: choose one that was kept")
+        try:
+            recipe = json.loads(text)
+        except ValueError as error:
+            raise ValueError(f"this file is no recipe ({error}): choose one that “Keep recipe” has made") from error
+        self.session.replay(recipe)
+        n_clips = len(recipe["heard"])
+        return {"text": f"Playing the recipe again: {n_clips} clip{'s' * (n_clips > 1)}, then it goes on from there."}
+
+    def _code(self, _: dict[str, Any]) -> dict[str, Any]:
+        return {"text": "The code is below; paste it into a cell.", "code": self.session.code}
+
+    def _offer(self, path: Path) -> dict[str, Any]:
+        """What the browser needs to ask for a file."""
+        self._kept[path.name] = path
+        return {"name": path.name, "bytes": path.stat().st_size}
+
+    def _send_part(self, content: dict[str, Any]) -> None:
+        """Send a part of a file that was offered, from a place in it."""
+        name, start = content.get("name"), content.get("start", 0)
+        try:
+            with self._kept[str(name)].open("rb") as file:
+                file.seek(start)
+                part = file.read(PART_BYTES)
+        except (KeyError, OSError, TypeError, ValueError) as error:
+            self._refuse(OSError(f"{name} cannot be read any more ({error}): see the folder {self.folder}"))
+            return
+        self._reply({"kind": "part", "name": name, "start": start}, buffers=[part])
 
     def _file(self, suffix: str) -> Path:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -171,12 +321,58 @@ class Live(anywidget.AnyWidget):
         return f"Live({self.session!r})"
 
 
+def _quoted(text: str) -> str:
+    return f"“{text if len(text) <= LONGEST_NAME else f'{text[:LONGEST_NAME]}…'}”"
+
+
+def _check_intro(intro: object, session: Session) -> str | Clip | None:
+    """Find out what sounds until the first clip is made; the session's own seed clip comes before the default."""
+    if isinstance(intro, str) and intro not in SEED_CLIPS:
+        raise ValueError(f"there is no seed clip {intro!r} for intro: take one of {', '.join(SEED_CLIPS)}")
+    if isinstance(intro, Clip) and not (intro.loop and intro.params == PARAMS):
+        raise ValueError("intro must be a loop with the models' params: see Clip.from_audio(..., loop=True)")
+    if intro is not None and not isinstance(intro, str | Clip):
+        raise TypeError(f"intro must be the name of a seed clip, a Clip or None, not {intro!r}")
+    source = session.seed_clip
+    return source if isinstance(intro, str) and source is not None and source.loop else intro
+
+
+@lru_cache
+def _intro_message(intro: str | Clip) -> tuple[dict[str, Any], list[bytes]]:
+    """What the browser is told of the clip that sounds first; it is none of the session's."""
+    clip = seed_clip(intro) if isinstance(intro, str) else intro
+    n_beats = round(clip.duration_s / BEAT_S) if isinstance(intro, str) else heard_beats(clip) or 2
+    step = clip.waveform.shape[1] / n_beats
+    label = f"the seed clip “{intro}”" if isinstance(intro, str) else "your seed clip"
+    return {"label": label, "beats": [round(step * beat) for beat in range(1, n_beats)]}, _packed_clip(clip)
+
+
+def _ideas(pipe: Pipeline) -> list[str]:
+    """Random prompts of words that the model knows, with a tempo that closes."""
+    known = [text for text in (*SOUNDS, *STYLES) if not vocabulary_hints(pipe, text)] or list(
+        model_settings(pipe).vocabulary
+    )
+    moods = [mood for mood in MOODS if not vocabulary_hints(pipe, mood)] or [""]
+    tempi_bpm = model_settings(pipe).tempi_bpm or (94, 105, 117, 129)
+    draw = random.Random()
+    ideas: dict[str, None] = {}
+    for _ in range(N_IDEAS):
+        words = [draw.choice(moods), draw.choice(known), f"{draw.choice(tempi_bpm)} bpm"]
+        ideas[", ".join(word for word in words if word)] = None
+    return list(ideas)
+
+
 def _described(made: LiveClip) -> dict[str, Any]:
     """What the browser is told of a clip, beside its samples and its picture."""
     joins = {"at_beat": made.at_beat, "beats": list(made.beats)}
-    return {"kind": "clip", "number": made.number, "label": made.point.label, **joins}
+    times = {} if made.times is None else {"times": made.times}
+    return {"kind": "clip", "number": made.number, "label": made.point.label, **joins, **times}
 
 
 def _packed(made: LiveClip) -> list[bytes]:
+    return _packed_clip(made.clip)
+
+
+def _packed_clip(clip: Clip) -> list[bytes]:
     """Samples as 16-bit integers, and the picture as PNG."""
-    return [np.rint(made.clip.waveform[0] * 32_767).astype("<i2").tobytes(), picture_png(made.clip)]
+    return [np.rint(clip.waveform[0] * 32_767).astype("<i2").tobytes(), picture_png(clip)]
