@@ -170,7 +170,8 @@ def load_recipe_model(recipe: Recipe) -> Pipeline:
     if isinstance(model, str) and is_downloaded(model):
         return load_pipeline(model, local_files_only=True)
     advice = f"if you trust it, load it yourself and hand it over: replay(clip, load_pipeline({model!r:.100}))"
-    raise OSError(f"the recipe's model {model!r:.100} is neither included here nor downloaded from the Hub yet; {advice}")
+    name = f"the recipe's model {model!r:.100}"
+    raise OSError(f"{name} is neither included here nor downloaded from the Hub yet; {advice}")
 
 
 def warn_of_other_weights(recipe: Mapping[str, Any], pipe: Pipeline, made: str) -> None:

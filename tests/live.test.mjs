@@ -194,6 +194,7 @@ function fakeKernel({ intro = false, loses = false } = {}) {
   const answer = {
     ready: () => {
       const facts = { kind: "facts", sample_rate: RATE, fade: FADE, guidance_scale: 4, strength: null, prompt: "piano" };
+      facts.half_band_hz = [0, 5_000, 10_000];
       if (!intro) return emit(facts);
       const beats = Array.from({ length: 7 }, (_, i) => (5512 * (i + 1)) | 0);
       const sound = new Int16Array(44100).map((_, i) => 9000 * Math.sin((2 * Math.PI * 440 * i) / RATE));

@@ -266,23 +266,41 @@ def test_every_strength_of_turbo_differs_from_the_next(turbo):
     assert all(np.diff(changes) > 0.3), changes
 
 
-def seam(clip, column):
+def grey(clip):
+    return np.asarray(clip.image.convert("L"), float)
+
+
+def seam(picture, column):
     """Change from the column before to this one ÷ the median change from column to column."""
-    picture = np.asarray(clip.image.convert("L"), float)
     changes = np.abs(picture - np.roll(picture, 1, axis=1)).mean(axis=0)
     return changes[column] / np.median(changes)
 
 
 @pytest.mark.slow
-def test_turbo_joins_what_is_made_anew_to_what_was_there(turbo):
-    """Sustained sounds, in which a seam would stand out: 7 times the median step if clips are only put side by side."""
-    found = []
+def test_turbo_closes_loops_long_clips_and_mixtures(turbo):
+    """Sustained sounds, in which a seam would stand out."""
+    prompt, found = "strings chords", []
     for seed in range(4):
-        prompt = "strings chords"
-        source = text_to_audio(turbo, prompt, seed=100 + seed)
-        halfway = list(interpolate(turbo, Prompt(prompt, seed=seed), Prompt("organ", seed=seed), num_clips=3))[1]
-        found += [seam(source, 0), seam(halfway, 0)]
-        found += [seam(text_to_audio(turbo, prompt, seed=seed, duration_s=10.24), column) for column in (0, 512)]
-        found += [seam(inpaint(turbo, source, (1.28, 3.84), prompt, seed=seed), column) for column in (128, 384)]
-        found += [seam(extend(turbo, source, prompt, seconds=2.56, seed=seed), 512)]
+        found.append(seam(grey(text_to_audio(turbo, prompt, seed=seed)), 0))
+        long = grey(text_to_audio(turbo, prompt, seed=seed, duration_s=10.24))
+        found += [seam(long, 0), seam(long, 512)]
+        ends = Prompt(prompt, seed=seed), Prompt("organ", seed=seed)
+        found.append(seam(grey(list(interpolate(turbo, *ends, num_clips=3))[1]), 0))
     assert np.median(found) < 2, found
+
+
+@pytest.mark.slow
+def test_turbo_joins_what_is_made_anew_to_what_was_there(turbo):
+    """Beside the same join with another clip of the same prompt, which is put there as it is."""
+    prompt, shares = "strings chords", {"inpaint": [], "extend": []}
+    for seed in range(4):
+        source, other = text_to_audio(turbo, prompt, seed=[100 + seed, seed])
+        pasted = grey(source)
+        pasted[:, 128:384] = grey(other)[:, 128:384]
+        filled = grey(inpaint(turbo, source, (1.28, 3.84), prompt, seed=seed))
+        shares["inpaint"] += [seam(filled, column) / seam(pasted, column) for column in (128, 384)]
+        longer = grey(extend(turbo, source, prompt, seconds=2.56, seed=seed))
+        beside = np.hstack([grey(source), grey(other)[:, :256]])
+        shares["extend"].append(seam(longer, 512) / seam(beside, 512))  # where a bar begins: a new chord is no seam
+    assert np.median(shares["inpaint"]) < 0.2, shares
+    assert np.median(shares["extend"]) < 0.8, shares

@@ -8,6 +8,7 @@ CITATION.cff included, and runs no notebook.
 import json
 import re
 import tomllib
+from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -145,7 +146,7 @@ def evaluation_table(model: Path) -> str:
     rows = ["| What is heard | Clips | Generated, right | Rendered, right | Adherence |", "|---|---|---|---|---|"]
     for name, found in report["groups"].items():
         rows.append(
-            f"| {name} | {found['n']} | {found['generated']:.2f} | {found['real']:.2f} | {found['adherence']:.2f} |"
+            f"| {name} | {found['n']:g} | {found['generated']:.2f} | {found['real']:.2f} | {found['adherence']:.2f} |"
         )
     distances = (
         f"Fréchet distance {report['frechet']:.1f}, of it between the means {report['frechet_means']:.1f}; "
@@ -155,13 +156,24 @@ def evaluation_table(model: Path) -> str:
         "Texture, mode and tempo count where the prompt tells them.",
         "Tempo: of clips with drums; right is within 3 % of the bpm that the prompt names, up to octaves.",
         f"{distances} (N = {report['n_clips']}).",
+        *([f"All are means over {len(report['runs'])} runs."] if "runs" in report else []),
         f"Clips of one class differ by {report['diversity']:.2f} of what rendered ones do.",
         f"The step of grey over a loop's seam is {report['seam']:.2f} times a rendered loop's, "
         f"the mean step between columns {report['steps']:.2f} times.",
         *comparison_with_data(report),
-        f"Commonest mistakes: {', '.join(report['confusions'][:12])}.",
+        f"Commonest mistakes: {', '.join(common_mistakes(report))}.",
     ]
     return "\n".join([*rows, "", *sentences])
+
+
+def common_mistakes(report: dict) -> list[str]:
+    """Return the twelve commonest mistakes of all runs, with how often they were made."""
+    counts = Counter()
+    for run in report.get("runs", [report]):
+        for mistake in run["confusions"]:
+            name, count = mistake.rsplit(": ", 1)
+            counts[name] += int(count)
+    return [f"{name}: {count}" for name, count in counts.most_common(12)]
 
 
 def comparison_with_data(report: dict) -> list[str]:

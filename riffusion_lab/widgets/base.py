@@ -12,6 +12,7 @@ import traitlets
 
 from ..clip import Clip
 from ..display import clip_html
+from ..params import SpectrogramParams
 from ..plot import HZ_TICKS, description
 from .pictures import picture_png
 
@@ -34,6 +35,17 @@ def script(name: str) -> str:
 def style(*names: str) -> str:
     """Style sheet of a widget: the shared part, then those of its own."""
     return "\n".join((STATIC / part).read_text(encoding="utf-8") for part in ("picture.css", *names))
+
+
+def scale_facts(params: SpectrogramParams) -> dict[str, Any]:
+    """What scripts draw the frequency axis by; they calculate no mel scale of their own."""
+    halves = np.arange(2 * params.num_frequencies + 1) / 2 - 0.5
+    return {
+        "low_hz": params.min_frequency,
+        "high_hz": params.max_frequency,
+        "half_band_hz": [float(params.frequency_hz(band)) for band in halves],
+        "ticks_hz": HZ_TICKS,
+    }
 
 
 class WithFigure:
@@ -118,11 +130,9 @@ class ClipWidget(WithFigure, AnsweringWidget):
         clip, params = self.clip, self.clip.params
         message = {"kind": "clip", "title": clip.title, "description": description(clip), "columns": clip.image.width}
         message |= {"duration_s": clip.duration_s, "columns_per_s": params.sample_rate / params.hop_length}
-        message |= {"bands": params.num_frequencies, "low_hz": params.min_frequency, "high_hz": params.max_frequency}
-        halves = np.arange(2 * params.num_frequencies + 1) / 2 - 0.5
-        message |= {"half_band_hz": [float(params.frequency_hz(band)) for band in halves]}
+        message |= {"bands": params.num_frequencies, **scale_facts(params)}
         facts, buffers = self._more()
-        self.send(message | {"ticks_hz": HZ_TICKS} | facts, buffers=[picture_png(clip), *buffers])
+        self.send(message | facts, buffers=[picture_png(clip), *buffers])
 
     def _more(self) -> tuple[dict[str, Any], list[bytes]]:
         return {}, []

@@ -23,15 +23,18 @@ from ..join import CROSSFADE_S
 from ..live import LiveClip, Session
 from ..models import Pipeline, model_settings
 from ..params import PARAMS
-from ..plot import HZ_TICKS
 from ..prompts import Prompt, check_prompt
 from ..seed_clips import BEAT_S, SEED_CLIPS, seed_clip
-from .base import STATIC
+from .base import STATIC, WithFigure, scale_facts, style
+from .figures import strip_html
 from .pictures import picture_png
 
 LONGEST_NAME = 60  # characters of a prompt that an answer quotes
 LARGEST_RECIPE = 2_000_000  # characters
 PART_BYTES = 1 << 20  # of a file that the browser downloads, in one message
+FIGURE_CAPTION = (
+    "Live: music without an end. It plays where a kernel runs: run this cell. Here is the loop it begins with."
+)
 N_IDEAS = 40  # random prompts that the browser is given
 PARTS = ("picture.js", "live_timeline.js", "live_engine.js", "live_words.js", "live_chips.js", "live.js")
 # For random prompts: each is taken if the model knows all of its words
@@ -53,7 +56,7 @@ def _script() -> str:
     return "\n".join((STATIC / part).read_text(encoding="utf-8") for part in PARTS)
 
 
-class Live(anywidget.AnyWidget):
+class Live(WithFigure, anywidget.AnyWidget):
     """Play music without an end, prompt after prompt, while its spectrogram scrolls by.
 
     *Play* sounds at once: a seed clip goes round, and says that it is one, until the first clip is made and joins it on
@@ -97,7 +100,7 @@ class Live(anywidget.AnyWidget):
     """
 
     _esm = _script()
-    _css = "\n".join((STATIC / name).read_text(encoding="utf-8") for name in ("picture.css", "live.css"))
+    _css = style("live.css")
     volume = traitlets.Float(0.8, min=0, max=1).tag(sync=True)
 
     _playing: weakref.ref[Live] | None = None  # the one of this kernel that plays, or was the last to do so
@@ -173,7 +176,6 @@ class Live(anywidget.AnyWidget):
     def _greet(self) -> None:
         """Send what does not change, and the clip that sounds until the first one is made."""
         sound = {"sample_rate": PARAMS.sample_rate, "fade": round(CROSSFADE_S * PARAMS.sample_rate)}
-        scale = {"low_hz": PARAMS.min_frequency, "high_hz": PARAMS.max_frequency, "bands": PARAMS.num_frequencies}
         pipe = self.session.pipe
         facts: dict[str, Any] = {
             "guidance_scale": self.session.guidance_scale,
@@ -181,13 +183,12 @@ class Live(anywidget.AnyWidget):
             "prompt": self.session.last.start.text,
             "tempi_bpm": list(model_settings(pipe).tempi_bpm),
             "ideas": _ideas(pipe),
-            "ticks_hz": HZ_TICKS,
             "intro": None,
         }
         buffers: list[bytes] = []
         if self.intro is not None:
             facts["intro"], buffers = _intro_message(self.intro)
-        self._reply({"kind": "facts", **sound, **scale, **facts}, buffers)
+        self._reply({"kind": "facts", **sound, **scale_facts(PARAMS), **facts}, buffers)
 
     def _answer_poll(self, content: dict[str, Any]) -> None:
         """Take note of what has begun to sound; send the status and the clips, and last that this was all."""
@@ -309,6 +310,12 @@ class Live(anywidget.AnyWidget):
         self.folder.mkdir(parents=True, exist_ok=True)
         return self.folder / f"live-{datetime.now():%Y%m%d-%H%M%S-%f}{suffix}"
 
+    def _figure_html(self) -> str:
+        """The loop that *Play* begins with; what the model makes is not known yet."""
+        source = self.session.seed_clip if self.intro is None else self.intro
+        label, clip = _named_intro("groove" if source is None else source)
+        return strip_html([(label, clip)], FIGURE_CAPTION)
+
     def close(self) -> None:
         """End the session and take the widget away."""
         try:
@@ -340,11 +347,14 @@ def _check_intro(intro: object, session: Session) -> str | Clip | None:
 @lru_cache
 def _intro_message(intro: str | Clip) -> tuple[dict[str, Any], list[bytes]]:
     """What the browser is told of the clip that sounds first; it is none of the session's."""
-    clip = seed_clip(intro) if isinstance(intro, str) else intro
+    label, clip = _named_intro(intro)
     n_beats = round(clip.duration_s / BEAT_S) if isinstance(intro, str) else heard_beats(clip) or 2
     step = clip.waveform.shape[1] / n_beats
-    label = f"the seed clip “{intro}”" if isinstance(intro, str) else "your seed clip"
     return {"label": label, "beats": [round(step * beat) for beat in range(1, n_beats)]}, _packed_clip(clip)
+
+
+def _named_intro(intro: str | Clip) -> tuple[str, Clip]:
+    return (f"the seed clip “{intro}”", seed_clip(intro)) if isinstance(intro, str) else ("your seed clip", intro)
 
 
 def _ideas(pipe: Pipeline) -> list[str]:

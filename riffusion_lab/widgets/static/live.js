@@ -230,9 +230,10 @@ function makeTools(live) {
 
   function show() {
     const isOn = live.isPlaying() || live.isPressed;
-    play.textContent = isOn && live.state !== "paused" ? "Pause" : "Play";
+    const pauses = isOn && live.state !== "paused";
+    setFace(play, pauses ? "pause" : "play", pauses ? "Pause" : "Play");
     play.ariaLabel = play.title = play.textContent;
-    record.textContent = live.status.recording ? "Stop recording" : "Record";
+    record.textContent = live.status.recording ? "Stop recording" : "Record"; // its red light is the style sheet's
     record.ariaPressed = String(Boolean(live.status.recording));
     showTimer();
     showRetry(Boolean(live.status.error));
@@ -326,13 +327,13 @@ function makeSeeds(live) {
 }
 
 function viewLive(live, el, model) {
-  const start = makeButton("start", "▶", begin, "Play");
+  const start = makeButton("start", "", begin, "Play", "play");
   const now = make("div", { "data-testid": "rl-now", class: "rl-now" });
   const strip = makeStrip(live, start);
   const [ask, tools] = [makeAsk(live), makeTools(live)];
   const said = makeSaid(live, tools.retry);
   const chips = makeChips(live, () => ask.prompt.focus());
-  const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
+  const still = isStill();
   let frame = 0; // the request for the next one
   let drawnAt = 0;
   let isFilled = false; // with what the kernel's facts tell
@@ -401,9 +402,15 @@ function viewLive(live, el, model) {
   keepPlainKeys(el);
   const observer = new ResizeObserver(strip.draw);
   observer.observe(el);
+  let restore = null; // shows the figure for readers without a kernel again
+  const giveUp = whenShown(el, () => {
+    restore = hideFigure(el);
+  });
   live.views.add(show);
   show();
   return () => {
+    giveUp();
+    restore?.();
     cancelAnimationFrame(frame);
     observer.disconnect();
     live.views.delete(show);
