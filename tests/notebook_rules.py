@@ -14,6 +14,9 @@ Rule = Callable[[dict, Path], Iterator[str]]
 CHECK, IGNORE, SKIP = "nbval-check-output", "nbval-ignore-output", "nbval-skip"
 MAX_BYTES = 1_000_000
 MAX_PLAYERS = 6
+MAX_FIGURE_BYTES = 300_000
+WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
+OWN_WIDGET = re.compile(r"(Live|MaskPainter|Panel|Player|Recorder|Studio)\(")
 MIN_CHECKED = 3
 MAX_IGNORED = 1 / 3
 KNOWN_MAGICS = {"matplotlib", "time", "timeit"}  # an unknown one makes nbval skip the rest of its cell and pass
@@ -130,6 +133,20 @@ def players_are_in_budget(notebook: dict, _: Path) -> Iterator[str]:
         yield "a player uses <source>: JupyterLab removes its sound from a saved notebook; write <audio src=…>"
 
 
+def widgets_leave_figures(notebook: dict, _: Path) -> Iterator[str]:
+    for output in outputs(notebook):
+        data = output.get("data", {})
+        page, plain = text_of(data.get("text/html", "")), text_of(data.get("text/plain", ""))
+        if WIDGET_VIEW in data:
+            yield "an output names a widget whose model ended with its kernel: run `make notebooks`"
+        if "(children=" in plain:
+            yield f"readers without a kernel see {plain[:40]!r}: show a riffusion_lab.widgets.Panel, not a plain box"
+        if OWN_WIDGET.match(plain) and "<figcaption>" not in page:
+            yield f"readers without a kernel see {plain[:40]!r}, not a figure: run `make notebooks`"
+        if "rl-static" in page and len(page.encode()) > MAX_FIGURE_BYTES:
+            yield f"the figure of a widget has {len(page.encode()):,} bytes: at most {MAX_FIGURE_BYTES:,}"
+
+
 def paths_stay_private(notebook: dict, _: Path) -> Iterator[str]:
     for text in [*map(source, notebook["cells"]), *output_texts(notebook)]:
         if match := MACHINE_PATH.search(text):
@@ -188,6 +205,7 @@ RULES: tuple[Rule, ...] = (
     nothing_is_skipped,
     size_is_in_budget,
     players_are_in_budget,
+    widgets_leave_figures,
     paths_stay_private,
     header_is_generated,
     setup_is_generated,

@@ -62,8 +62,12 @@ def print_also(output: dict) -> Change:
     return lambda notebook: notebook["cells"][3]["outputs"].append(output)
 
 
+def show(data: dict) -> Change:
+    return print_also({"output_type": "display_data", "metadata": {}, "data": data})
+
+
 def show_html(html: str) -> Change:
-    return print_also({"output_type": "display_data", "metadata": {}, "data": {"text/html": html}})
+    return show({"text/html": html})
 
 
 def tag_all(tag: str) -> Change:
@@ -103,6 +107,10 @@ MUTATIONS: list[tuple[rules.Rule, str, Change]] = [
     (rules.size_is_in_budget, "large", put(source="#" + "x" * rules.MAX_BYTES)),
     (rules.players_are_in_budget, "seven", show_html("<audio controls src='a'></audio>" * 7)),
     (rules.players_are_in_budget, "source", show_html("<audio controls><source src='a'></audio>")),
+    (rules.widgets_leave_figures, "view", show({"text/plain": "IntSlider(value=3)", rules.WIDGET_VIEW: {}})),
+    (rules.widgets_leave_figures, "box", show({"text/plain": "VBox(children=(Label(value='a'),))"})),
+    (rules.widgets_leave_figures, "no figure", show({"text/plain": "Studio('piano', seed=1)"})),
+    (rules.widgets_leave_figures, "large", show_html(f"<div class='rl-static'>{'x' * rules.MAX_FIGURE_BYTES}</div>")),
     (rules.paths_stay_private, "output", show_html("saved in /home/me/clip.png")),
     (rules.paths_stay_private, "code", put(source="open('/tmp/clip.png')")),
     (rules.header_is_generated, "no title", replace(0, "# 00", "00")),
@@ -161,6 +169,8 @@ def test_tool_runs_and_cleans(tmp_path):
         del cell["id"]
     widget = "import ipywidgets\nfrom IPython.display import display\ndisplay(ipywidgets.IntSlider(3))"
     draft["cells"].insert(5, code(9, 5, widget))
+    figure = "from riffusion_lab.widgets import Recorder\nRecorder()"
+    draft["cells"].insert(6, code(10, 6, figure))
     path.write_text(json.dumps(draft))
 
     saved = []
@@ -173,6 +183,9 @@ def test_tool_runs_and_cleans(tmp_path):
     assert saved[0] == saved[1]
     assert rules.broken_rules(json.loads(saved[0]), LESSON) == {}
     assert "IntSlider(value=3)" in saved[0] and tool.WIDGET_VIEW not in saved[0]
+    (shown,) = rules.code_cells(json.loads(saved[0]))[4]["outputs"]  # the figure; what came after it is gone
+    assert "rl-static" in rules.text_of(shown["data"]["text/html"])
+    assert rules.text_of(shown["data"]["text/plain"]) == "Recorder(clip=None)"
 
     (tmp_path / "pytest.ini").write_text("[pytest]")
     command = [sys.executable, "-m", "pytest", "--nbval", "--nbval-current-env", "-q", str(path)]
