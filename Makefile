@@ -104,7 +104,7 @@ release-notes:
 	$(PYTHON) tools/release.py notes
 
 # The set-up cell with notebook 00, and the tests of the widgets that need no browser.
-COLAB_TESTS = tests/colab_notebook.py tests/colab_lane.py $(patsubst %,tests/test_%.py,widgets player mask_painter live session studio)
+COLAB_TESTS = tests/colab_notebook.py tests/colab_lane.py $(patsubst %,tests/test_%.py,widgets player mask_painter live session studio figures panel)
 test-colab: .venv-colab/test.stamp
 	@echo "pytest tests the set-up cell, notebook 00 and the widgets with the versions that Google Colab has."
 	$(COLAB_BIN)/python -m pytest -p no:nbval $(SIDE_BY_SIDE) --dist worksteal -m "not browser" $(COLAB_TESTS)
