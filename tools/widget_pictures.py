@@ -39,7 +39,7 @@ def main() -> None:
                     type_into(notebook.widget(f"rl-{field}"), str(value))
                 notebook.widget("rl-high").press("Enter")
                 take(notebook, "mask_painter")
-            cells = [f"{BEGIN}\nlive = Live(load_pipeline(), 'piano, 94 bpm')\nlive"]
+            cells = [f"{BEGIN}\nlive = Live(load_pipeline('riffling-turbo'), 'piano, 94 bpm')\nlive"]
             with lab.open(cells, name="live", width=1200) as notebook:
                 notebook.run_all()
                 notebook.widget("rl-play").click()
