@@ -224,6 +224,20 @@ def test_each_step_of_turbo_goes_as_far_as_four_of_riffling(pipe, turbo):
     torch.testing.assert_close(torch.tensor(model_settings(turbo).start_sigmas), teacher_sigmas(pipe)[:-1])
 
 
+def test_the_report_of_turbo_is_about_these_weights_and_nearly_as_good(turbo):
+    report = json.loads((WEIGHTS / "riffling-turbo" / "evaluation.json").read_text())
+    assert report["weights_sha256"] == weights_hash(turbo)
+    assert report["settings"] == default_settings(turbo)
+    assert {(run["half"], run["seed"]) for run in report["runs"]} == {(h, s) for h in (0, 1) for s in (0, 1, 2)}
+    least = {"styles": 0.95, "instruments": 0.97, "drums": 0.97, "effects": 0.97, "texture": 0.8, "tempo": 0.87}
+    assert {name: report["groups"][name]["generated"] >= value for name, value in least.items()} == dict.fromkeys(
+        least, True
+    )
+    assert report["diversity"] > 0.8
+    assert report["frechet"] < 1.5 * 15.6  # riffling's, by the same clips and seeds: see the model card
+    assert report["seam"] < 1
+
+
 @pytest.mark.slow
 def test_turbo_takes_one_pass_a_step_and_the_same_seed_gives_the_same_clip(turbo):
     passes = []
