@@ -13,7 +13,7 @@ Rule = Callable[[dict, Path], Iterator[str]]
 
 CHECK, IGNORE, SKIP = "nbval-check-output", "nbval-ignore-output", "nbval-skip"
 MAX_BYTES = 1_000_000
-MAX_PLAYERS = 7
+MAX_PLAYERS = 6
 MAX_FIGURE_BYTES = 300_000
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 OWN_WIDGET = re.compile(r"(Live|MaskPainter|Panel|Player|Recorder|Studio)\(")

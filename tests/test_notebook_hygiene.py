@@ -105,7 +105,7 @@ MUTATIONS: list[tuple[rules.Rule, str, Change]] = [
     (rules.nothing_is_skipped, "tag", put(metadata={"tags": [rules.CHECK, rules.SKIP]})),
     (rules.nothing_is_skipped, "comment", put(source="# NBVAL_SKIP\nprint(2)")),
     (rules.size_is_in_budget, "large", put(source="#" + "x" * rules.MAX_BYTES)),
-    (rules.players_are_in_budget, "eight", show_html("<audio controls src='a'></audio>" * 8)),
+    (rules.players_are_in_budget, "seven", show_html("<audio controls src='a'></audio>" * 7)),
     (rules.players_are_in_budget, "source", show_html("<audio controls><source src='a'></audio>")),
     (rules.widgets_leave_figures, "view", show({"text/plain": "IntSlider(value=3)", rules.WIDGET_VIEW: {}})),
     (rules.widgets_leave_figures, "box", show({"text/plain": "VBox(children=(Label(value='a'),))"})),
