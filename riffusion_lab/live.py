@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from threading import Condition, Thread
@@ -15,25 +15,17 @@ import torch
 
 from .beats import find_beats
 from .clip import Clip
-from .generate import generate_clips
 from .hashing import weights_hash
-from .join import CROSSFADE_S, loop_from
+from .live_plan import Goal, LiveClip, Plan
+from .live_recipe import generate_point, points_heard, replay_session
 from .lora import lora_facts
 from .models import Pipeline, model_name
 from .prompts import Prompt
-from .recipes import prompt_from_recipe, warn_of_other_weights
 from .recording import Recording
-from .requests import (
-    Options,
-    Point,
-    as_model_clip,
-    check_options,
-    check_point,
-    check_walk_prompt,
-    find_hints,
-    source_facts,
-)
+from .requests import Point, as_model_clip, check_options, check_walk_prompt, find_hints, source_facts
 from .values import N_SEEDS, check_bool, check_number, check_whole, warn
+
+__all__ = ["LiveClip", "Session", "WaitingPrompt", "replay_session"]
 
 LONGEST_QUEUE = 8  # prompts
 RECENT = 8  # clips kept for listeners that are late
@@ -43,41 +35,6 @@ UNHEARD_S = 30  # without a listener for this long, a session pauses
 
 class _NotWanted(Exception):
     """The clip that is being generated is not wanted any more."""
-
-
-@dataclass(frozen=True)
-class LiveClip:
-    """A clip of a session, and how it joins the others.
-
-    number : int
-        From 1.
-    clip : Clip
-    asked, point : Point
-        Where it lies among the prompts: as asked for, and with all settings filled in.
-    at_beat : bool
-        Whether it is to begin at the next beat of the clip that sounds, which then ends there. Otherwise it begins at
-        that clip's end.
-    beats : tuple of int
-        Where this clip may end early, in samples from its beginning; see `find_beats`.
-    times : float, optional
-        In a replay: how many times in a row it was heard; 1.5 if it was cut in the middle of the second time.
-    """
-
-    number: int
-    clip: Clip
-    asked: Point
-    point: Point
-    at_beat: bool = False
-    beats: tuple[int, ...] = ()
-    times: float | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class Goal:
-    """A prompt that was added, and its number."""
-
-    number: int
-    prompt: Prompt
 
 
 @dataclass(frozen=True)
@@ -170,12 +127,7 @@ class Session:
         self.guidance_scale = checked.guidance_scale
         self.strength = checked.strength
         self.hints = find_hints(pipe, [Point((checked,))])
-        self.queue: deque[Goal] = deque()
-        self.n_added = 0
-        self.is_held = False  # whether the seed stays as it is while no prompt waits
-        self.path: deque[Point] = deque([Point.between(first, first, 0.0)])  # planned, not generated yet
-        self.last = self.path[0]  # the last point that was planned
-        self.ready: list[LiveClip] = []  # generated, not begun yet
+        self.plan = Plan(first, self.clips_per_prompt, self.clips_per_seed)
         self.recent: deque[LiveClip] = deque(maxlen=self.ahead + RECENT)
         # And how many times in a row it was heard: 1.5 if it was cut in the middle of the second time
         self.heard: list[tuple[Point, float]] = []
@@ -187,12 +139,7 @@ class Session:
         self.changed = Condition()
         self._stopped = False
         self._thread = Thread(target=self._work, name="riffusion_lab session", daemon=True)
-        self._making: Point | None = None
-        self._is_awaited = False  # whether the next clip is to begin at a beat
-        self._begun: LiveClip | None = None
         self._recording: Recording | None = None
-        self._replayed: list[tuple[Point, float]] = []  # points of a recipe that are not made yet, and their times
-        self._goals: list[Goal] = []  # taken from the queue, not heard yet
         self._is_paused = False
         self._n_blocked = 0  # threads that wait in `next`
         self._asked_at = time.monotonic()  # when somebody last asked for a clip
@@ -216,21 +163,17 @@ class Session:
             If it is no prompt, or the queue is full; the session goes on as before.
         """
         with self.changed:
-            goal = prompt if isinstance(prompt, Prompt) else Prompt(prompt, self._here().seed)
+            goal = prompt if isinstance(prompt, Prompt) else Prompt(prompt, self.plan.here.seed)
             checked = check_walk_prompt(self.pipe, goal)
-            if len(self.queue) >= LONGEST_QUEUE:
+            if len(self.plan.queue) >= LONGEST_QUEUE:
                 raise ValueError(
                     f"{LONGEST_QUEUE} prompts are already waiting: add {goal.text[:40]!r} once one has been played"
                 )
             self.hints = find_hints(self.pipe, [Point((checked,))])
             self.error = None
-            if not self.queue:
-                self._drop_dispensable(self._planned())
-            self.n_added += 1
-            # A copy: the way to this prompt is known by the identity of its end
-            self.queue.append(Goal(self.n_added, replace(goal)))
+            number = self.plan.add(goal)
             self.changed.notify_all()
-            return self.n_added
+            return number
 
     def remove(self, number: int) -> None:
         """Take a prompt that waits out of the queue; one that is being made is skipped.
@@ -246,8 +189,8 @@ class Session:
             If it does not wait any more; nothing is changed.
         """
         with self.changed:
-            goal = self._find_waiting(number)
-            self._rearrange([other for other in self._all_waiting() if other is not goal])
+            goal = self.plan.find(number)
+            self._rearrange([other for other in self.plan.waiting if other is not goal])
 
     def move(self, number: int, place: int) -> None:
         """Give a prompt that waits another place: 0 is heard next.
@@ -265,8 +208,8 @@ class Session:
             If it does not wait any more, or there is no such place; nothing is changed.
         """
         with self.changed:
-            goal = self._find_waiting(number)
-            order = self._all_waiting()
+            goal = self.plan.find(number)
+            order = self.plan.waiting
             place = check_whole("place", place, 0, len(order) - 1)
             order.remove(goal)
             order.insert(place, goal)
@@ -281,17 +224,14 @@ class Session:
             If it is neither True nor False.
         """
         with self.changed:
-            self.is_held = check_bool("on", on)
-            if self.is_held and not self.queue:
-                self._drop_dispensable(self._planned())
-                self._is_awaited = self._is_awaited and bool(self.path or self._making)
+            self.plan.hold(check_bool("on", on))
             self.changed.notify_all()
 
     def next_seed(self) -> int:
         """Go to the next seed of the last prompt that waits, or of the one that is heard; returns as `add` does."""
         with self.changed:
-            waiting = self._all_waiting()
-            prompt = waiting[-1].prompt if waiting else self._here()
+            waiting = self.plan.waiting
+            prompt = waiting[-1].prompt if waiting else self.plan.here
             return self.add(replace(prompt, seed=(prompt.seed + 1) % N_SEEDS))
 
     def replay(self, recipe: Mapping[str, Any]) -> None:
@@ -310,29 +250,22 @@ class Session:
         TypeError, ValueError
             If it is no recipe of a session, or one with another seed clip or number of steps; nothing is changed.
         """
-        heard = _points_heard(recipe, self.pipe, self.seed_clip)
+        heard = points_heard(recipe, self.pipe, self.seed_clip)
         n_steps = recipe["num_inference_steps"]
         if n_steps != self.options.num_inference_steps:
             raise ValueError(f"the recipe has {n_steps} steps: begin a session with num_inference_steps={n_steps}")
         if not heard:
             raise ValueError("nothing was heard in this recipe's session: there is nothing to play")
         with self.changed:
-            self.queue.clear()
-            self._goals = []
-            self.ready = []
-            self._making = None
-            self._replayed = heard
-            self.path = deque(point for point, _ in heard)
-            self.last = self.path[-1]
+            self.plan.replay(heard)
             self.error = None
-            self._is_awaited = self._begun is not None
             self.changed.notify_all()
 
     def pause(self) -> None:
         """Make no more clips until somebody asks for one; the clip that is being made is made again then."""
         with self.changed:
             self._is_paused = True
-            self._put_back()
+            self.plan.put_back()
             self.changed.notify_all()
 
     def change(self, *, guidance_scale: float | None = None, strength: float | None = None) -> None:
@@ -352,13 +285,7 @@ class Session:
                 self.strength = check_number("strength", strength, 0, 1)
             if guidance_scale is not None:
                 self.guidance_scale = guidance_scale
-            unheard = [made.asked for made in self.ready]
-            if self._making:
-                unheard.append(self._making)
-            self.path.extendleft(reversed(unheard))
-            self.ready = []
-            self._making = None
-            self._is_awaited = self._begun is not None
+            self.plan.make_again()
             self.changed.notify_all()
 
     def take(self, have: int = 0) -> list[LiveClip]:
@@ -399,9 +326,7 @@ class Session:
                 )
             n_heard = None if cut_s is None else self._check_cut(cut_s)
             self._note_heard(made, n_heard)
-            self.ready = [other for other in self.ready if other.number > number]
-            self._begun = made
-            self._forget_heard(made.asked.nearest)
+            self.plan.begin(made)
             self._listen()
             self._record_clip(made.clip, n_heard)
             self.changed.notify_all()
@@ -426,13 +351,13 @@ class Session:
                 raise TimeoutError(f"no clip after {timeout_s:g} s")
             if self._stopped:
                 raise RuntimeError("the session was stopped: start a new one")
-            is_holding = self._is_holding()
+            is_holding = self.plan.is_holding
             if not self.ready and not is_holding:
                 error = self.error
                 self.retry()
                 raise RuntimeError(f"the next clip could not be generated: {error}") from error
             was_recording = self._recording is not None
-            upcoming = self._begun if is_holding and self._begun else self.ready[0]
+            upcoming = self.plan.begun if is_holding and self.plan.begun else self.ready[0]
             clip = self.begin(upcoming.number).clip
             if was_recording and self._recording is None:
                 warn(self.recording_error)
@@ -454,7 +379,7 @@ class Session:
         """
         with self.changed:
             self._stopped = True
-            self._making = None
+            self.plan.making = None
             self.changed.notify_all()
         if self._thread.ident:
             self._thread.join(JOIN_S)  # Python aborts if it exits while a thread is computing
@@ -496,26 +421,25 @@ class Session:
         with self.changed:
             recording = self._recording
             n_heard = None
-            if heard_s is not None and self._begun is not None:
-                n_heard = _n_samples("heard_s", heard_s, self._begun.clip)
+            if heard_s is not None and self.plan.begun is not None:
+                n_heard = _n_samples("heard_s", heard_s, self.plan.begun.clip)
             self._recording = None
             return recording.close(n_heard) if recording else None
+
+    @property
+    def ready(self) -> list[LiveClip]:
+        """Clips that were made and have not begun yet."""
+        return self.plan.ready
 
     @property
     def waiting(self) -> list[WaitingPrompt]:
         """Prompts that wait to be heard, in their order."""
         with self.changed:
-            planned = self._planned()
-            places = [_first_place(planned, goal) for goal in self._on_way()]
-            n_to_goal = (self.clips_per_prompt + 1) // 2  # the first clip that is at least halfway
-            places += [len(planned) + i * self.clips_per_prompt + n_to_goal - 1 for i in range(len(self.queue))]
-            n_on_way = len(places) - len(self.queue)
-            n_made = sum(place < len(self.ready) for place in places)
-            states = ["made"] * n_made + ["making"] * (n_made < n_on_way) + ["next"] + ["later"] * len(places)
-            found = []
-            for goal, place, state in zip(self._all_waiting(), places, states, strict=False):
-                found.append(WaitingPrompt(goal.number, goal.prompt, state, place, self._seconds_to_make(place)))
-            return found
+            rows = zip(self.plan.waiting, self.plan.places(), self.plan.states(), strict=True)
+            return [
+                WaitingPrompt(goal.number, goal.prompt, state, place, self._seconds_to_make(place))
+                for goal, place, state in rows
+            ]
 
     @property
     def status(self) -> dict[str, Any]:
@@ -523,13 +447,16 @@ class Session:
         with self.changed:
             return {
                 "ready": [made.number for made in self.ready],
-                "awaited": self._is_awaited and self.error is None and not self._stopped and not self._is_holding(),
+                "awaited": self.plan.is_awaited
+                and self.error is None
+                and not self._stopped
+                and not self.plan.is_holding,
                 "progress": self.progress,
-                "queue": [goal.prompt.text for goal in self.queue],
+                "queue": [goal.prompt.text for goal in self.plan.queue],
                 "waiting": [_described_waiting(each) for each in self.waiting],
-                "cuts": self.ready[0].at_beat if self.ready else self._is_awaited,
-                "held": self.is_held,
-                "holding": self._is_holding(),
+                "cuts": self.ready[0].at_beat if self.ready else self.plan.is_awaited,
+                "held": self.plan.is_held,
+                "holding": self.plan.is_holding,
                 "paused": self._is_paused or self._is_unheard(),
                 "error": f"{type(self.error).__name__}: {self.error}" if self.error else "",
                 "hints": list(self.hints),
@@ -545,11 +472,11 @@ class Session:
         What was heard exactly, with its repetitions and cuts, is in `recipe`.
         """
         with self.changed:
-            prompts = [self.heard[0][0].start] if self.heard else [self.path[0].start if self.path else self.last.start]
+            prompts = [self.heard[0][0].start if self.heard else self.plan.first]
             for point, _ in self.heard:
                 if point.end != prompts[-1] and not point.changes_only_seed:
                     prompts.append(point.end)
-            prompts += [goal.prompt for goal in self._all_waiting()]
+            prompts += [goal.prompt for goal in self.plan.waiting]
             first, *others = [_prompt_code(self._without_defaults(prompt)) for prompt in prompts]
             options = {"clips_per_prompt": self.clips_per_prompt, "clips_per_seed": self.clips_per_seed}
             options |= {"ahead": self.ahead, "num_inference_steps": self.options.num_inference_steps}
@@ -577,23 +504,23 @@ class Session:
         }
 
     def __repr__(self) -> str:
-        return f"Session({self._here().text!r})"
+        return f"Session({self.plan.here.text!r})"
 
     def _check_cut(self, cut_s: float) -> int:
         """Samples of the clip that sounded which were heard when it last came round: a whole number of columns."""
-        if self._begun is None:
+        if self.plan.begun is None:
             raise ValueError(f"no clip has begun yet that could have been cut after {cut_s!r} s: leave out cut_s")
-        clip = self._begun.clip
+        clip = self.plan.begun.clip
         hop = clip.params.hop_length
         return round(_n_samples("cut_s", cut_s, clip) / hop) * hop
 
     def _note_heard(self, made: LiveClip, n_heard: int | None) -> None:
         """Note that a clip begins; of the one that sounded, `n_heard` samples were heard when it last came round."""
-        if n_heard is not None and self._begun is not None:
+        if n_heard is not None and self.plan.begun is not None:
             point, times = self.heard.pop()
-            n_samples = self._begun.clip.waveform.shape[1]
+            n_samples = self.plan.begun.clip.waveform.shape[1]
             self.heard.append((point, times - 1 + n_heard / n_samples))
-        if self._begun is made and n_heard is None:
+        if self.plan.begun is made and n_heard is None:
             point, times = self.heard.pop()
             self.heard.append((point, times + 1))
         else:
@@ -619,6 +546,11 @@ class Session:
             return 0.0
         return (n_clips - self.progress) * self.seconds_per_clip if self.seconds_per_clip else None
 
+    def _is_awaiting(self) -> bool:
+        """Whether the next clip is to begin at a beat, and comes by itself."""
+        is_going_on = self.error is None and not self._stopped and not self.plan.is_holding
+        return self.plan.is_awaited and is_going_on
+
     def _listen(self) -> None:
         """Note that somebody listens; a session that was paused goes on."""
         is_idle = self._is_paused or self._is_unheard()
@@ -630,11 +562,6 @@ class Session:
     def _is_unheard(self) -> bool:
         return self._n_blocked == 0 and time.monotonic() - self._asked_at > UNHEARD_S
 
-    def _is_holding(self) -> bool:
-        """Whether the clip that sounds goes round on purpose."""
-        is_planned = bool(self.ready or self.queue or self.path or self._making)
-        return self.is_held and self._begun is not None and not is_planned
-
     def _wait_for_clip(self, timeout_s: float | None) -> bool:
         """Wait for something that `next` can tell of; False if nothing came."""
         self._listen()
@@ -642,18 +569,12 @@ class Session:
         try:
             return bool(
                 self.changed.wait_for(
-                    lambda: self.ready or self.error or self._stopped or self._is_holding(), timeout_s
+                    lambda: self.ready or self.error or self._stopped or self.plan.is_holding, timeout_s
                 )
             )
         finally:
             self._n_blocked -= 1
             self._asked_at = time.monotonic()
-
-    def _put_back(self) -> None:
-        """Give up the clip that is being made: it is planned again."""
-        if self._making is not None:
-            self.path.appendleft(self._making)
-            self._making = None
 
     def _start(self) -> None:
         if self._thread.ident is None and not self._stopped:
@@ -666,164 +587,48 @@ class Session:
                 self.changed.wait_for(lambda: self._stopped or self._may_generate())
                 if self._stopped:
                     return
-                asked = self._next_point()
+                asked = self.plan.take_point()
                 point = replace(asked, prompts=tuple(self._filled(prompt) for prompt in asked.prompts))
-                self._making = asked
-            clip = None
-            beats: tuple[int, ...] = ()
-            error = None
-            started = time.perf_counter()
             try:
-                clip = generate_point(self.pipe, point, self.options)
-                _ = clip.waveform  # computed here, where nobody waits for it
-                beats = find_beats(self.pipe, point, clip)
+                self._make(asked, point)
             except _NotWanted:
-                with self.changed:
-                    self.progress = 0.0
-                continue
-            except Exception as problem:  # the thread survives it, listeners are told, and `next` raises it
-                error = problem
-            with self.changed:
-                if error is None:
-                    self.seconds_per_clip = time.perf_counter() - started
-                self.progress = 0.0
-                is_wanted = self._making is asked
-                self._making = None
-                if is_wanted and error is None and clip is not None:
-                    self._add_ready(clip, asked, point, beats)
-                elif is_wanted:
-                    self.error = error
-                    self.path.appendleft(asked)
-                self.changed.notify_all()
+                pass
+            except Exception as error:  # the thread survives it, listeners are told, and `next` raises it
+                self._fail(asked, error)
+
+    def _make(self, asked: Point, point: Point) -> None:
+        """Make the clip of a point; it is ready then, unless it is not wanted any more."""
+        started = time.perf_counter()
+        self.progress = 0.0
+        clip = generate_point(self.pipe, point, self.options)
+        _ = clip.waveform  # computed here, where nobody waits for it
+        beats = find_beats(self.pipe, point, clip)
+        with self.changed:
+            self.seconds_per_clip = time.perf_counter() - started
+            self.progress = 0.0
+            if self.plan.making is asked:
+                self.n_made += 1
+                self.recent.append(self.plan.add_ready(self.n_made, clip, asked, point, beats))
+            self.changed.notify_all()
+
+    def _fail(self, asked: Point, error: Exception) -> None:
+        """Note why a clip could not be made, if it is still wanted: the next try makes it again."""
+        with self.changed:
+            self.progress = 0.0
+            if self.plan.making is asked:
+                self.error = error
+                self.plan.put_back()
+            self.changed.notify_all()
 
     def _may_generate(self) -> bool:
         is_asked = not self._is_paused and not self._is_unheard()
         is_room = len(self.ready) < self.ahead
-        is_anything_planned = not self.is_held or bool(self.path or self.queue)
-        return self.error is None and is_asked and is_room and is_anything_planned
-
-    def _add_ready(self, clip: Clip, asked: Point, point: Point, beats: tuple[int, ...]) -> None:
-        self.n_made += 1
-        made = LiveClip(
-            number=self.n_made,
-            clip=clip,
-            asked=asked,
-            point=point,
-            at_beat=self._is_awaited,
-            beats=beats,
-            times=self._times_of(asked),
-        )
-        self._is_awaited = False
-        self.ready.append(made)
-        self.recent.append(made)
-
-    def _times_of(self, asked: Point) -> float | None:
-        """How many times a clip is to be heard, if it is one of a replay."""
-        times = next((times for point, times in self._replayed if point is asked), None)
-        if times is not None and asked is self._replayed[-1][0]:
-            self._replayed = []  # it was the last one
-        return times
-
-    def _next_point(self) -> Point:
-        """Take the next point; at the end of the path, plan the way to the next prompt or to the next seed."""
-        if not self.path:
-            start = self.last.end
-            if self.queue:
-                goal = self._take_goal(start)
-                n_clips = self.clips_per_prompt
-            else:
-                goal = replace(start, seed=(start.seed + 1) % N_SEEDS)
-                n_clips = self.clips_per_seed
-            self.path.extend(Point.between(start, goal, (i + 1) / n_clips) for i in range(n_clips))
-            self.last = self.path[-1]
-        return self.path.popleft()
-
-    def _take_goal(self, start: Prompt) -> Prompt:
-        """Take the first prompt from the queue; if the music is there already, its next seed."""
-        goal = self.queue.popleft()
-        if goal.prompt == start:
-            goal = replace(goal, prompt=replace(start, seed=(start.seed + 1) % N_SEEDS))
-        self._goals.append(goal)
-        return goal.prompt
-
-    def _planned(self) -> list[Point]:
-        """All points that are not heard yet: of clips that are ready or being made, and behind them."""
-        planned = [made.asked for made in self.ready]
-        if self._making:
-            planned.append(self._making)
-        return planned + list(self.path)
-
-    def _on_way(self) -> list[Goal]:
-        """Prompts that the session is on the way to."""
-        planned = self._planned()
-        self._goals = [goal for goal in self._goals if _first_place(planned, goal) < len(planned)]
-        return list(self._goals)
-
-    def _all_waiting(self) -> list[Goal]:
-        return self._on_way() + list(self.queue)
-
-    def _find_waiting(self, number: int) -> Goal:
-        goal = next((goal for goal in self._all_waiting() if goal.number == number), None)
-        if goal is None:
-            raise ValueError(f"prompt {number!r} does not wait any more: it was heard, or taken out")
-        return goal
-
-    def _forget_heard(self, prompt: Prompt) -> None:
-        """Take a prompt that is heard now, and those before it, off the list of those that the session goes to."""
-        for i, goal in enumerate(self._goals):
-            if goal.prompt is prompt:
-                self._goals = self._goals[i + 1 :]
-                return
+        return self.error is None and is_asked and is_room and self.plan.has_next
 
     def _rearrange(self, wanted: list[Goal]) -> None:
-        """Let these prompts wait, in this order; the way to the first one that has another place is dropped."""
-        on_way = self._on_way()
-        n_kept = 0
-        while n_kept < min(len(on_way), len(wanted)) and on_way[n_kept] is wanted[n_kept]:
-            n_kept += 1
-        self._goals = on_way[:n_kept]
-        self.queue = deque(wanted[n_kept:])
-        if n_kept < len(on_way):
-            end = on_way[n_kept].prompt
-            planned = self._planned()
-            first = next(i for i, point in enumerate(planned) if point.end is end)
-            self._drop_dispensable(planned[:first])
+        self.plan.rearrange(wanted)
         self.error = None
         self.changed.notify_all()
-
-    def _drop_dispensable(self, planned: list[Point]) -> None:
-        """Keep what is planned up to the last point that is needed; the way to the next prompt begins there.
-
-        If nothing is left, the next clip is awaited: it begins at a beat of the one that sounds.
-        """
-        while planned and self._is_dispensable(planned[-1]):
-            planned.pop()
-        here = self._here()
-        self.last = planned[-1] if planned else Point.between(here, here, 1.0)
-        self.ready = self.ready[: len(planned)]
-        waiting = deque(planned[len(self.ready) :])
-        if self._making and waiting:
-            waiting.popleft()  # it is being made already
-        else:
-            self._making = None
-        self.path = waiting
-        if not planned:
-            self._is_awaited = self._begun is not None
-
-    def _is_dispensable(self, point: Point) -> bool:
-        """Whether a point that is planned only leads to another seed, or on to a prompt that is heard already."""
-        if point.alpha == 0:  # the very first clip
-            return False
-        if any(point is replayed for replayed, _ in self._replayed):
-            return False
-        if any(point.end is goal.prompt for goal in self._goals):
-            return False
-        is_heard = self._begun is not None and replace(point.end, seed=0) == replace(self._here(), seed=0)
-        return is_heard or point.changes_only_seed
-
-    def _here(self) -> Prompt:
-        """The prompt that is heard now."""
-        return self._begun.asked.nearest if self._begun else self.last.start
 
     def _without_defaults(self, prompt: Prompt) -> Prompt:
         """A prompt without the settings that it has anyway."""
@@ -848,14 +653,10 @@ class Session:
         with self.changed:
             self.progress = (step + 1) / self.options.num_inference_steps
             if self._is_unheard():
-                self._put_back()
-            if self._making is None:
+                self.plan.put_back()
+            if self.plan.making is None:
+                self.progress = 0.0
                 raise _NotWanted
-
-
-def _first_place(planned: list[Point], goal: Goal) -> int:
-    """Place of the first point that is at least halfway to a prompt; how many there are if none is."""
-    return next((i for i, point in enumerate(planned) if point.nearest is goal.prompt), len(planned))
 
 
 def _prompt_code(prompt: Prompt) -> str:
@@ -869,67 +670,6 @@ def _described_waiting(waiting: WaitingPrompt) -> dict[str, Any]:
     return facts | {"state": waiting.state, "clips_before": waiting.clips_before, "make_s": waiting.make_s}
 
 
-def generate_point(pipe: Pipeline, point: Point, options: Options) -> Clip:
-    """Generate the clip at a point between two prompts."""
-    return next(generate_clips(pipe, "interpolate", [check_point(pipe, point)], options))
-
-
-def replay_session(recipe: Mapping[str, Any], pipe: Pipeline, *, seed_clip: Clip | None = None) -> Iterator[Clip]:
-    """Generate what was heard in a session again, clip by clip; `stitch` joins the clips.
-
-    Parameters
-    ----------
-    recipe : mapping
-        As `Session.recipe` returns it.
-    pipe : StableDiffusionPipeline
-        With the same weights; there is a warning if they differ.
-    seed_clip : Clip, optional
-        The seed clip of the session, if it had one.
-
-    Returns
-    -------
-    iterator of Clip
-        A clip that was cut is no loop, and goes on for 0.03 s: `stitch` fades it out under the next one.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If it is no recipe of a session, or the seed clip is missing or another; at once.
-
-    Notes
-    -----
-    Taught in: 08
-    """
-    source = None if seed_clip is None else as_model_clip(seed_clip)
-    heard = _points_heard(recipe, pipe, source)
-    options = check_options(pipe, num_inference_steps=recipe["num_inference_steps"], loop=True, source=source)
-    return _repeated_clips(pipe, heard, options)
-
-
-def _points_heard(recipe: Mapping[str, Any], pipe: Pipeline, source: Clip | None) -> list[tuple[Point, float]]:
-    """Points of a session's recipe, and how many times in a row each was heard; all checked."""
-    if not isinstance(recipe, Mapping) or recipe.get("kind") != "live":
-        raise ValueError(f"this is not a session's recipe: {recipe!r:.60}; use Session.recipe")
-    if source_facts(source).get("source_sha256") != recipe.get("source_sha256"):
-        raise ValueError("the session's seed clip and seed_clip are not the same: give the one that the session had")
-    warn_of_other_weights(recipe, pipe, "the session was played")
-    try:
-        return [(_point_from_recipe(facts), check_number("times", facts["times"], 0)) for facts in recipe["heard"]]
-    except KeyError as error:
-        raise ValueError(f"the recipe lacks {error}: take one that Session.recipe has returned") from error
-
-
-def _repeated_clips(pipe: Pipeline, heard: list[tuple[Point, float]], options: Options) -> Iterator[Clip]:
-    for point, times in heard:
-        clip = generate_point(pipe, point, options)
-        for _ in range(int(times)):
-            yield clip
-        n_heard = round((times - int(times)) * clip.waveform.shape[1])
-        if n_heard:
-            n_fade = round(CROSSFADE_S * clip.sample_rate)
-            yield clip.with_waveform(loop_from(clip, 0, n_heard + n_fade))
-
-
 def _n_samples(name: str, seconds: float, clip: Clip) -> int:
     """Seconds of a clip in samples, checked: at most all of them."""
     n_all = clip.waveform.shape[1]
@@ -937,9 +677,3 @@ def _n_samples(name: str, seconds: float, clip: Clip) -> int:
     if n_samples > n_all:
         raise ValueError(f"{name} must be at most the {n_all / clip.sample_rate:g} s of the clip, not {seconds!r}")
     return n_samples
-
-
-def _point_from_recipe(facts: Mapping[str, Any]) -> Point:
-    start = prompt_from_recipe(facts["start"])
-    end = prompt_from_recipe(facts["end"])
-    return Point.between(start, end, check_number("alpha", facts["alpha"], 0, 1))

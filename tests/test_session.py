@@ -13,7 +13,7 @@ import pytest
 import soundfile
 
 from conftest import N_SAMPLES, RATE, tone
-from riffusion_lab import Clip, Prompt, stitch
+from riffusion_lab import Clip, Prompt, live_recipe, stitch
 from riffusion_lab import live as live_module
 from riffusion_lab.join import crossfade
 from riffusion_lab.live import LONGEST_QUEUE, Session, replay_session
@@ -38,6 +38,7 @@ def made(monkeypatch):
         return fake_clip(point)
 
     monkeypatch.setattr(live_module, "generate_point", generate_point)
+    monkeypatch.setattr(live_recipe, "generate_point", generate_point)  # for a replay
     return points
 
 
@@ -165,7 +166,7 @@ def test_what_is_in_the_making_is_given_up_for_a_new_prompt(begin, monkeypatch):
     monkeypatch.setattr(live_module, "generate_point", generate_point)
     live = begin(clips_per_prompt=1)
     hear(live, 1)
-    wait_until(live, lambda: live._making)
+    wait_until(live, lambda: live.plan.making)
     live.add("techno")
     assert hear(live, 1)[0][0] == "techno"
     assert given_up.is_set()
@@ -773,11 +774,11 @@ def test_the_prompt_that_is_made_says_so_and_can_be_skipped(begin, slow):
     slow.release()
     hear(live, 1)
     techno, jazz = live.add("techno"), live.add("jazz")
-    wait_polling(lambda: live._making and live._making.end.text == "techno")
+    wait_polling(lambda: live.plan.making and live.plan.making.end.text == "techno")
     assert queued(live) == [("techno", "making"), ("jazz", "next")]
     assert live.waiting[0].clips_before == 0
     live.remove(techno)
-    wait_polling(lambda: live._making and live._making.end.text == "jazz")
+    wait_polling(lambda: live.plan.making and live.plan.making.end.text == "jazz")
     assert [(each.number, each.state) for each in live.waiting] == [(jazz, "making")]
     assert live.status["awaited"]
     slow.release(2)
@@ -910,11 +911,11 @@ def test_a_session_that_nobody_hears_pauses_and_goes_on_when_somebody_asks(begin
     monkeypatch.setattr(live_module, "UNHEARD_S", 1.0)
     live = begin(ahead=3)
     live.take()
-    wait_polling(lambda: live._making)
+    wait_polling(lambda: live.plan.making)
     slow.release()
     wait_until(live, lambda: live.n_made == 1)
     wait_polling(lambda: len(slow.points) == 2)
-    wait_polling(lambda: live._making is None)  # given up in the middle of the second clip
+    wait_polling(lambda: live.plan.making is None)  # given up in the middle of the second clip
     assert live.status["paused"]
     slow.release()
     time.sleep(0.2)
@@ -937,13 +938,13 @@ def test_a_pause_ends_with_the_next_question(begin, slow):
     live = begin()
     slow.release()
     hear(live, 1)
-    wait_polling(lambda: live._making)
+    wait_polling(lambda: live.plan.making)
     live.pause()
-    assert live.status["paused"] and live._making is None
+    assert live.status["paused"] and live.plan.making is None
     time.sleep(0.1)
-    assert live._making is None
+    assert live.plan.making is None
     live.take()
-    wait_polling(lambda: live._making)
+    wait_polling(lambda: live.plan.making)
     assert not live.status["paused"]
 
 

@@ -180,7 +180,7 @@ class Live(WithFigure, anywidget.AnyWidget):
         facts: dict[str, Any] = {
             "guidance_scale": self.session.guidance_scale,
             "strength": None if self.session.seed_clip is None else self.session.strength,
-            "prompt": self.session.last.start.text,
+            "prompt": self.session.plan.first.text,
             "tempi_bpm": list(model_settings(pipe).tempi_bpm),
             "ideas": _ideas(pipe),
             "intro": None,
@@ -225,7 +225,7 @@ class Live(WithFigure, anywidget.AnyWidget):
                 self._refuse(error)
 
     def _add(self, content: dict[str, Any]) -> dict[str, Any]:
-        n_waiting = len(self.session.queue)
+        n_waiting = len(self.session.plan.queue)
         text = check_prompt(content.get("text"), may_be_empty=False)  # an empty text box is likely an oversight
         tempo_bpm = content.get("tempo_bpm")
         if tempo_bpm is not None and not named_tempi(self.session.pipe, text):
@@ -247,7 +247,7 @@ class Live(WithFigure, anywidget.AnyWidget):
             return {"text": "Going to the next seed.", "number": self.session.next_seed()}
         self.session.hold(content["seed"] == "hold")
         held = "The seed is held: the clip goes round until you add a prompt."
-        return {"text": held if self.session.is_held else "Seeds wander: every few clips to another one."}
+        return {"text": held if self.session.plan.is_held else "Seeds wander: every few clips to another one."}
 
     def _change(self, content: dict[str, Any]) -> dict[str, Any]:
         values = {name: value for name, value in content.items() if name not in ("kind", "action", "listener")}

@@ -1,6 +1,7 @@
 // Music without an end: what is seen of it, and what the user does. The parts before it schedule, ask and speak.
 
 const FAR_DB = -60; // the bottom of the level meter
+const [FRAME_MS, STILL_FRAME_MS] = [33, 1000]; // from one picture to the next; the second if little is to move
 const N_EXAMPLES = 4;
 
 function makeSlider({ label, least, most, step, value, title = label, onChange }) {
@@ -94,16 +95,25 @@ function makeStrip(live, start) {
     if (NOW * width > clip_px) drawPicture(pen, live.intro, 1, NOW * width - 2 * clip_px, clip_px, height);
   }
 
+  // What draws in units of the screen; a canvas that gets its size anew costs time, even if it is the same.
+  function penOf(width, height) {
+    const scale = devicePixelRatio;
+    const [columns_px, rows_px] = [Math.round(width * scale), Math.round(height * scale)];
+    if (canvas.width !== columns_px) canvas.width = columns_px;
+    if (canvas.height !== rows_px) canvas.height = rows_px;
+    const pen = canvas.getContext("2d");
+    pen.setTransform(scale, 0, 0, scale, 0, 0);
+    return pen;
+  }
+
   function draw() {
     const { clientWidth: width, clientHeight: height } = canvas;
     if (!width) return;
     drawAxes(width, height);
-    canvas.width = width * devicePixelRatio;
-    canvas.height = height * devicePixelRatio;
-    const pen = canvas.getContext("2d");
+    const pen = penOf(width, height);
     const time = live.now();
     const at = (seconds) => NOW * width + ((seconds - time) * width) / SPAN_S;
-    pen.scale(devicePixelRatio, devicePixelRatio);
+    pen.fillStyle = "#000";
     pen.fillRect(0, 0, width, height);
     Object.assign(pen, { font: "12px sans-serif", fillStyle: "#fff", lineWidth: 3, lineJoin: "round" });
     const entries = live.line?.entries ?? [];
@@ -123,7 +133,7 @@ function makeStrip(live, start) {
       const peak = samples.reduce((most, value) => Math.max(most, Math.abs(value)), 1e-6);
       share = within(1 - (20 * Math.log10(peak)) / FAR_DB, 0, 1);
     }
-    level.style.height = `${100 * share}%`;
+    level.style.transform = `scaleY(${share.toFixed(3)})`; // unlike a height, it moves nothing else
     level.classList.toggle("rl-loud", share > 0.98);
   }
 
@@ -333,9 +343,8 @@ function viewLive(live, el, model) {
   const [ask, tools] = [makeAsk(live), makeTools(live)];
   const said = makeSaid(live, tools.retry);
   const chips = makeChips(live, () => ask.prompt.focus());
-  const still = isStill();
-  let frame = 0; // the request for the next one
-  let drawnAt = 0;
+  const frame_ms = isStill() ? STILL_FRAME_MS : FRAME_MS;
+  let frame = 0; // the timer of the next one
   let isFilled = false; // with what the kernel's facts tell
 
   start.classList.add("rl-big");
@@ -345,12 +354,10 @@ function viewLive(live, el, model) {
     tools.play.focus();
   }
 
-  function animate(at) {
-    const goesOn = live.isPlaying() && el.isConnected;
-    frame = goesOn ? requestAnimationFrame(animate) : 0;
-    if (still && goesOn && at - drawnAt <= 1000) return;
-    drawnAt = at;
-    strip.draw();
+  // Not as often as the screen can: the model needs the processor, too. A page that is not seen draws nothing.
+  function animate() {
+    frame = live.isPlaying() && el.isConnected ? setTimeout(animate, frame_ms) : 0;
+    if (!document.hidden) strip.draw();
   }
 
   // Text of one line; what does not fit is cut by the style sheet, and shown by the pointer.
@@ -381,8 +388,8 @@ function viewLive(live, el, model) {
     start.style.visibility = isIdle && !live.isPressed ? "visible" : "hidden";
     for (const node of el.querySelectorAll("button, input, select")) node.disabled = live.state === "ended";
     showData(entry);
-    if (live.isPlaying()) frame ||= requestAnimationFrame(animate);
-    else strip.draw();
+    if (!live.isPlaying()) strip.draw();
+    else if (!frame) animate();
   }
 
   // Those whose values the kernel tells.
@@ -411,7 +418,7 @@ function viewLive(live, el, model) {
   return () => {
     giveUp();
     restore?.();
-    cancelAnimationFrame(frame);
+    clearTimeout(frame);
     observer.disconnect();
     live.views.delete(show);
     // Whoever runs the cell again does not want to hear the old session as well.
