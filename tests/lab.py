@@ -22,7 +22,7 @@ from typing import Any
 import nbformat
 from axe_playwright_python.sync_playwright import Axe
 from nbconvert.filters import strip_ansi
-from playwright.sync_api import ConsoleMessage, Locator, Page, expect, sync_playwright
+from playwright.sync_api import ConsoleMessage, Error, Locator, Page, expect, sync_playwright
 
 from external import require
 
@@ -61,6 +61,8 @@ SETTINGS = {
 THEMES = {"light": "JupyterLab Light", "dark": "JupyterLab Dark"}
 # Errors that JupyterLab itself leaves in the console: its debugger asks a kernel that is being restarted.
 NOISE = ("Could not restore the debugger state",)
+# And one that Jupyter Notebook throws while it opens a page, before any widget is there.
+THROWN_NOISE = ("Cannot read properties of undefined (reading 'schema')", "/static/notebook/notebook_core")
 # What JavaScript of `NotebookPage` may use: `app`, `panel` (the notebook that is open), `until` and `idle`
 PREPARED = """
 const until = async (done) => { while (!done()) await new Promise((go) => setTimeout(go, 50)); };
@@ -78,12 +80,16 @@ class NotebookPage:
     def __init__(self, page: Page, path: Path) -> None:
         self.page, self.path, self.errors = page, path, []
         self._devtools = page.context.new_cdp_session(page)
-        page.on("pageerror", lambda error: self.errors.append(f"uncaught: {error}"))
+        page.on("pageerror", self._note_thrown)
         page.on("console", self._note)
 
     def _note(self, message: ConsoleMessage) -> None:
         if message.type == "error" and not message.text.startswith(NOISE):
             self.errors.append(f"{message.text} ({message.location['url']})")
+
+    def _note_thrown(self, error: Error) -> None:
+        if not all(part in f"{error.message} {error.stack}" for part in THROWN_NOISE):
+            self.errors.append(f"uncaught: {error}")
 
     def __enter__(self) -> NotebookPage:
         return self

@@ -85,12 +85,25 @@ function setText(node, text) {
   if (node.textContent !== text) node.textContent = text;
 }
 
-// Plain keys pressed in a widget are its own; Ctrl + S and the like are the notebook's.
+// Plain keys pressed in a widget are its own, and so is undoing; Ctrl + S and the like are the notebook's.
 const isPlain = (event) => !event.ctrlKey && !event.metaKey && !event.altKey;
+const isUndo = (event) => (event.ctrlKey || event.metaKey) && /^[zy]$/i.test(event.key);
+
+// Jupyter Notebook hears a key before the widget does, JupyterLab behind it. Neither makes a command of what is pressed
+// in an element with this attribute.
+const NO_COMMANDS = "data-lm-suppress-shortcuts";
+function claimKey(event) {
+  const widget = event.target.closest?.(".rl-panel, .rl-widget");
+  widget?.toggleAttribute(NO_COMMANDS, isPlain(event) || isUndo(event));
+}
+
 function keepPlainKeys(el) {
   el.addEventListener("keydown", (event) => {
     if (isPlain(event)) event.stopPropagation();
   });
+  if (globalThis.riffusionLabKeys) return; // the page's widgets share one listener, the first of all to be called
+  globalThis.riffusionLabKeys = claimKey;
+  window.addEventListener("keydown", claimKey, true);
 }
 
 // Frequencies are Python's: `half_band_hz` has them for every half band, from the lower edge of the lowest band to the
