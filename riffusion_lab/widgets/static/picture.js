@@ -90,11 +90,11 @@ const isPlain = (event) => !event.ctrlKey && !event.metaKey && !event.altKey;
 const isUndo = (event) => (event.ctrlKey || event.metaKey) && /^[zy]$/i.test(event.key);
 
 // Jupyter Notebook hears a key before the widget does, JupyterLab behind it. Neither makes a command of what is pressed
-// in an element with this attribute.
+// on an element with this attribute; it has to be the one with the focus, not one around it.
 const NO_COMMANDS = "data-lm-suppress-shortcuts";
 function claimKey(event) {
-  const widget = event.target.closest?.(".rl-panel, .rl-widget");
-  widget?.toggleAttribute(NO_COMMANDS, isPlain(event) || isUndo(event));
+  const isOurs = event.target.closest?.(".rl-panel, .rl-widget");
+  if (isOurs) event.target.toggleAttribute(NO_COMMANDS, isPlain(event) || isUndo(event));
 }
 
 function keepPlainKeys(el) {
@@ -255,6 +255,7 @@ function makeView(engine, el, name, over) {
   function drawCommon({ clip } = engine) {
     setAll(el, { "data-state": engine.state, "aria-label": clip ? `${name} ${clip.title}` : name });
     status.textContent = engine.status;
+    status.classList.toggle("rl-gone", engine.status === RESTARTED);
     for (const node of el.querySelectorAll("button, input")) node.disabled = !clip;
     if (engine.plain) drawPlain();
     if (clip && image.src !== engine.url) {
