@@ -485,6 +485,7 @@ def test_an_error_is_shown_and_the_music_goes_on(page, live, made):
     made.error = RuntimeError(EVIL)
     status = page.locator("[data-testid=rl-status]")
     expect(status).to_contain_text("onerror", timeout=20_000)
+    expect(status).to_have_class("rl-dim rl-error")
     page.wait_for_function("view0.dataset.repeats >= 1", timeout=20_000)
     made.error = None
     page.locator("[data-testid=rl-retry]").click()
