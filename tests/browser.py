@@ -189,6 +189,7 @@ class Finger:
     """A finger on the touch screen of a page; the browser makes of it what it does of a real one."""
 
     def __init__(self, page):
+        self._page = page
         self._devtools = page.context.new_cdp_session(page)
         self._at = None
 
@@ -211,9 +212,13 @@ class Finger:
         self._send("touchEnd")
 
     def drag(self, start, stop):
-        """Drag from one place to another: pairs of pixels from the window's upper left corner."""
+        """Drag from one place to another: pairs of pixels from the window's upper left corner.
+
+        It rests before it is lifted: Chromium takes the tap after a swing for the one that stops it.
+        """
         self.down(*start)
         self.move(*stop)
+        self._page.wait_for_timeout(200)
         self.up()
 
 

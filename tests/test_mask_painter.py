@@ -312,7 +312,6 @@ def test_a_finger_marks_a_box_and_paints_up_and_down(browser, clip):
         finger.drag(place(0.1, 0.1), place(0.3, 0.3))
         wait_for_python(page)
         assert painter.mask[100, 100] and not painter.mask[200, 100]
-        page.wait_for_timeout(400)  # so soon after a quick drag, Chromium takes a tap for the end of its swing
         page.get_by_test_id("rl-brush").tap()
         finger.drag(place(0.7, 0.9), place(0.7, 0.2))
         wait_for_python(page)
