@@ -2,7 +2,8 @@
 
 `open_browser` starts it, `open_page` gives an empty page; `mount` shows a widget there, as anywidget does, and carries
 the messages. The user's part is played by real keys and a real pointer: `type_into`, `set_slider`, `tab_to`,
-`tab_through`. What the page sends reaches Python a little after the key: `wait_for_python` before looking there.
+`tab_through`, or by a `Finger` in a page with ``has_touch=True``. What the page sends reaches Python a little after
+the key: `wait_for_python` before looking there.
 """
 
 import base64
@@ -182,6 +183,49 @@ def set_slider(slider, value):
     for _ in range(abs(n_steps)):
         slider.press("ArrowRight" if n_steps > 0 else "ArrowLeft")
     assert float(slider.input_value()) == pytest.approx(value)
+
+
+class Finger:
+    """A finger on the touch screen of a page; the browser makes of it what it does of a real one."""
+
+    def __init__(self, page):
+        self._page = page
+        self._devtools = page.context.new_cdp_session(page)
+        self._at = None
+
+    def _send(self, kind, *places):
+        points = [{"x": x, "y": y} for x, y in places]
+        self._devtools.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+
+    def down(self, x, y):
+        self._at = (x, y)
+        self._send("touchStart", self._at)
+
+    def move(self, x, y, steps=8):
+        """Move to a place in steps, as a hand does."""
+        x0, y0 = self._at
+        for step in range(1, steps + 1):
+            self._at = (x0 + (x - x0) * step / steps, y0 + (y - y0) * step / steps)
+            self._send("touchMove", self._at)
+
+    def up(self):
+        self._send("touchEnd")
+
+    def drag(self, start, stop):
+        """Drag from one place to another: pairs of pixels from the window's upper left corner.
+
+        It rests before it is lifted: Chromium takes the tap after a swing for the one that stops it.
+        """
+        self.down(*start)
+        self.move(*stop)
+        self._page.wait_for_timeout(200)
+        self.up()
+
+
+def middle_of(node):
+    """Where the middle of an element is in the window: x and y in pixels."""
+    box = node.bounding_box()
+    return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
 
 
 def start_before(page):

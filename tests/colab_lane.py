@@ -111,6 +111,7 @@ def front_end(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR"):
             patch.setenv(name, str(tmp_path_factory.mktemp(name.lower())))
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(PINS.parent), os.environ.get("PYTHONPATH", "")]))  # for `tiny`
         front_end = FrontEnd()
         yield front_end
         front_end.stop()
@@ -142,6 +143,32 @@ def test_recorder_takes_a_recording(front_end):
     assert front_end.printed("print(recorder.clip)") == "Clip(1.00 s, 44100 Hz, mono)"
     (refusal,) = front_end.send(model, {"kind": "recorded", "sample_rate": rate}, [b""])
     assert refusal.content["kind"] == "refused"
+
+
+@pytest.mark.parametrize(
+    ("made", "greeting", "n_buffers"),
+    [("Player(clip)", "clip", 2), ("MaskPainter(clip)", "clip", 1), ("Live(pipe, 'piano')", "facts", 2)],
+)
+def test_widgets_greet_their_scripts(front_end, made, greeting, n_buffers):
+    front_end.run(
+        "import numpy\nfrom tiny import tiny_pipeline\nfrom riffusion_lab import Clip\n"
+        "from riffusion_lab.widgets import Live, MaskPainter, Player\n"
+        "clip = Clip.from_audio(numpy.sin(numpy.arange(44_100) / 10), 44_100)\npipe = tiny_pipeline()"
+    )
+    model = front_end.show(f"widget = {made}\nwidget")
+    (reply,) = front_end.send(model, {"kind": "ready"})
+    assert reply.content["kind"] == greeting
+    assert len(reply.buffers) == n_buffers and all(reply.buffers)
+
+
+def test_panels_answer_their_scripts(front_end):
+    """The script of a panel is a widget of its own."""
+    front_end.run("import ipywidgets\nfrom tiny import tiny_pipeline\nfrom riffusion_lab.widgets import Panel, Studio")
+    for made in ("Panel([ipywidgets.Text()])", "Studio(tiny_pipeline(), prompt='piano')"):
+        front_end.show(f"panel = {made}\npanel")
+        scripts = "[each for each in panel.children if type(each).__name__ == 'PanelScript']"
+        model = front_end.printed(f"print({scripts}[0].model_id)")
+        assert [reply.content for reply in front_end.send(model, {"kind": "ping"})] == [{"kind": "pong"}]
 
 
 def test_replies_bring_their_buffers(front_end):

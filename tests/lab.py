@@ -1,7 +1,8 @@
 """A real JupyterLab in a real browser: ``lab.open(["1 + 1"]).run_all()``.
 
 `Lab` starts one server and one browser, apart from everything the user has set up, and without a way to the network.
-`Lab.open` opens a notebook there as a `NotebookPage`, to be closed again: ``with lab.open(cells) as notebook:``.
+`Lab.open` opens a notebook there as a `NotebookPage`, to be closed again: ``with lab.open(cells) as notebook:``. The
+same server has Jupyter Notebook, whose page is opened with ``front_end="notebook"``.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Any
 import nbformat
 from axe_playwright_python.sync_playwright import Axe
 from nbconvert.filters import strip_ansi
-from playwright.sync_api import ConsoleMessage, Locator, Page, expect, sync_playwright
+from playwright.sync_api import ConsoleMessage, Error, Locator, Page, expect, sync_playwright
 
 from external import require
 
@@ -46,6 +47,7 @@ SERVER_OPTIONS = [
     "--ServerApp.terminals_enabled=False",
     "--IdentityProvider.token=",
     "--LabApp.expose_app_in_browser=True",
+    "--JupyterNotebookApp.expose_app_in_browser=True",
     "--LabApp.news_url=None",
     "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
     "--LabApp.extension_manager=readonly",
@@ -59,6 +61,8 @@ SETTINGS = {
 THEMES = {"light": "JupyterLab Light", "dark": "JupyterLab Dark"}
 # Errors that JupyterLab itself leaves in the console: its debugger asks a kernel that is being restarted.
 NOISE = ("Could not restore the debugger state",)
+# And one that Jupyter Notebook throws while it opens a page, before any widget is there.
+THROWN_NOISE = ("Cannot read properties of undefined (reading 'schema')", "/static/notebook/notebook_core")
 # What JavaScript of `NotebookPage` may use: `app`, `panel` (the notebook that is open), `until` and `idle`
 PREPARED = """
 const until = async (done) => { while (!done()) await new Promise((go) => setTimeout(go, 50)); };
@@ -71,17 +75,21 @@ const idle = () => until(() => !running() && panel.sessionContext.kernelDisplayS
 
 
 class NotebookPage:
-    """A notebook open in JupyterLab; `page` is Playwright's page, `errors` what its console complained of."""
+    """A notebook open in one of the two; `page` is Playwright's page, `errors` what its console complained of."""
 
     def __init__(self, page: Page, path: Path) -> None:
         self.page, self.path, self.errors = page, path, []
         self._devtools = page.context.new_cdp_session(page)
-        page.on("pageerror", lambda error: self.errors.append(f"uncaught: {error}"))
+        page.on("pageerror", self._note_thrown)
         page.on("console", self._note)
 
     def _note(self, message: ConsoleMessage) -> None:
         if message.type == "error" and not message.text.startswith(NOISE):
             self.errors.append(f"{message.text} ({message.location['url']})")
+
+    def _note_thrown(self, error: Error) -> None:
+        if not all(part in f"{error.message} {error.stack}" for part in THROWN_NOISE):
+            self.errors.append(f"uncaught: {error}")
 
     def __enter__(self) -> NotebookPage:
         return self
@@ -216,8 +224,8 @@ class Lab:
             self._start_server(folder)
             started.callback(self._stop_server)
             playwright = started.enter_context(sync_playwright())
-            browser = started.enter_context(playwright.chromium.launch(executable_path=chromium, args=options))
-            self._context = browser.new_context()
+            self._browser = started.enter_context(playwright.chromium.launch(executable_path=chromium, args=options))
+            self._context = self._browser.new_context()
             self._started = started.pop_all()
 
     def _start_server(self, folder: Path) -> None:
@@ -254,9 +262,20 @@ class Lab:
             return False
 
     def open(
-        self, cells: list[str] | nbformat.NotebookNode, *, name: str = "test", width: int = 1280, height: int = 900
+        self,
+        cells: list[str] | nbformat.NotebookNode,
+        *,
+        name: str = "test",
+        front_end: str = "lab",
+        width: int = 1280,
+        height: int = 900,
+        **context: Any,
     ) -> NotebookPage:
-        """Write a notebook of code cells, or one that is given, and open it; nothing in it runs by itself."""
+        """Write a notebook of code cells, or one that is given, and open it; nothing in it runs by itself.
+
+        `front_end` is "lab", or "notebook" for Jupyter Notebook. With further options the page has a context of its
+        own in the browser: ``has_touch=True`` gives it a touch screen.
+        """
         if isinstance(cells, list):
             kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
             cells = nbformat.v4.new_notebook(
@@ -264,12 +283,13 @@ class Lab:
             )
         path = self.root / f"{name}.ipynb"
         nbformat.write(cells, path)
-        page = self._context.new_page()
+        page = self._browser.new_page(**context) if context else self._context.new_page()
         page.set_default_timeout(1000 * ANSWERS_WITHIN_S)
         page.set_viewport_size({"width": width, "height": height})
         notebook = NotebookPage(page, path)
         # A workspace of its own: else Lab goes to another address if the same workspace is open in another page.
-        page.goto(f"{self.address}/lab/workspaces/{name}/tree/{path.name}?reset")
+        paths = {"lab": f"lab/workspaces/{name}/tree/{path.name}?reset", "notebook": f"notebooks/{path.name}"}
+        page.goto(f"{self.address}/{paths[front_end]}")
         notebook.evaluate("await app.restored; app.shell.collapseLeft();")
         notebook.evaluate("await panel.sessionContext.ready; await idle();")  # else running asks for a kernel
         return notebook

@@ -15,7 +15,18 @@ import pytest
 import soundfile
 from playwright.sync_api import expect
 
-from browser import focused, mount, open_page, set_slider, start_before, tab_through, tab_to, type_into
+from browser import (
+    Finger,
+    focused,
+    middle_of,
+    mount,
+    open_page,
+    set_slider,
+    start_before,
+    tab_through,
+    tab_to,
+    type_into,
+)
 from conftest import N_SAMPLES, RATE, tone
 from riffusion_lab import Clip
 from riffusion_lab import live as live_module
@@ -475,6 +486,7 @@ def test_an_error_is_shown_and_the_music_goes_on(page, live, made):
     made.error = RuntimeError(EVIL)
     status = page.locator("[data-testid=rl-status]")
     expect(status).to_contain_text("onerror", timeout=20_000)
+    expect(status).to_have_class("rl-dim rl-error")
     page.wait_for_function("view0.dataset.repeats >= 1", timeout=20_000)
     made.error = None
     page.locator("[data-testid=rl-retry]").click()
@@ -662,6 +674,81 @@ def test_prompts_wait_as_chips_which_keys_and_the_pointer_move_and_take_out(page
     wait_until(page, lambda: [each.prompt.text for each in live.session.waiting] == ["slow", "techno"])
     page.locator(".rl-chip-drop").first.click()
     wait_until(page, lambda: [each.prompt.text for each in live.session.waiting] == ["techno"])
+
+
+@pytest.fixture
+def touched(browser):
+    """A page with a touch screen."""
+    with open_page(browser, has_touch=True, viewport={"width": 800, "height": 500}) as page:
+        yield page
+
+
+def with_prompts(page, live, *prompts):
+    """Show the player with prompts that wait."""
+    mounted(page, live)
+    for text in prompts:
+        live.session.add(text)
+    type_into(page.get_by_test_id("rl-prompt"), "last")
+    page.keyboard.press("Enter")
+    wait_until(page, lambda: texts(page) == [*prompts, "last"])
+
+
+LANDING = """() => [...document.querySelectorAll(".rl-chip")].map(({dataset}) => dataset.landing ?? "")"""
+
+
+@pytest.mark.parametrize("hand", ["mouse", "finger"])
+def test_while_a_chip_is_dragged_a_mark_shows_where_it_lands(request, live, hand):
+    page = request.getfixturevalue("page" if hand == "mouse" else "touched")
+    with_prompts(page, live, "techno", "jazz", "slow")
+    grips = [middle_of(grip) for grip in page.locator(".rl-chip-grip").all()]
+    places = [middle_of(text) for text in page.locator(".rl-chip-text").all()]
+    if hand == "mouse":
+        pointer = page.mouse
+        pointer.move(*grips[0])
+        pointer.down()
+    else:
+        pointer = Finger(page)
+        pointer.down(*grips[0])
+    pointer.move(*places[2], steps=8)
+    assert page.evaluate(LANDING) == ["", "", "behind", ""]
+    mark = page.locator(".rl-chip").nth(2).evaluate("(chip) => getComputedStyle(chip, '::before').backgroundColor")
+    assert mark == page.locator("#view0").evaluate(ACCENT)
+    pointer.move(*grips[0], steps=8)
+    assert page.evaluate(LANDING) == ["", "", "", ""]  # where it was
+    pointer.move(*places[1], steps=8)
+    pointer.up()
+    assert page.evaluate(LANDING) == ["", "", "", ""]
+    wait_until(page, lambda: texts(page) == ["jazz", "techno", "slow", "last"])
+    wait_until(page, lambda: [each.prompt.text for each in live.session.waiting] == ["jazz", "techno", "slow", "last"])
+
+
+# The colour of the accent, as a browser writes it
+ACCENT = """(view) => {
+    const probe = view.appendChild(document.createElement("i"));
+    probe.style.color = "var(--rl-accent)";
+    const { color } = getComputedStyle(probe);
+    probe.remove();
+    return color;
+}"""
+
+
+def test_a_finger_plays_takes_out_and_scrolls(touched, live):
+    """Beside its grip a chip is no handle: a finger there scrolls the page, as on the picture."""
+    page, finger = touched, Finger(touched)
+    page.evaluate("document.body.style.paddingBottom = '2000px'")
+    with_prompts(page, live, "techno", "jazz")
+    page.get_by_test_id("rl-prompts").scroll_into_view_if_needed()
+    for start in (page.locator(".rl-chip-text").nth(1), page.get_by_test_id("rl-strip")):
+        x, y = middle_of(start)
+        before = page.evaluate("scrollY")
+        finger.drag((x, y), (x, y - 60))
+        page.wait_for_function(f"scrollY > {before} + 20")
+    assert texts(page) == ["techno", "jazz", "last"]
+    page.evaluate("scrollTo(0, 0)")
+    page.get_by_role("button", name="Take out: jazz").tap()
+    wait_until(page, lambda: [each.prompt.text for each in live.session.waiting] == ["techno", "last"])
+    page.get_by_test_id("rl-start").tap()
+    expect(page.locator("#view0")).to_have_attribute("data-state", "playing", timeout=10_000)
 
 
 def test_eight_prompts_at_once_a_double_click_and_odd_texts(page, live):

@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from browser import (
+    Finger,
     focused,
     mount,
     open_page,
@@ -299,6 +300,26 @@ def test_brush_is_round_on_the_screen_and_the_eraser_takes_away(page, clip):
     assert not painter.mask[int(0.8 * 512)].any() and painter.mask[256, 256]
     choose(page, "undo")
     assert painter.mask[int(0.8 * 512)].any()
+
+
+def test_a_finger_marks_a_box_and_paints_up_and_down(browser, clip):
+    painter = MaskPainter(clip)
+    with open_page(browser, has_touch=True, viewport={"width": 800, "height": 900}) as page:
+        page.evaluate("document.body.style.paddingBottom = '2000px'")
+        mount(page, painter)
+        box, finger = area(page), Finger(page)
+        place = lambda x, y: (box["x"] + x * box["width"], box["y"] + y * box["height"])  # noqa: E731
+        finger.drag(place(0.1, 0.1), place(0.3, 0.3))
+        wait_for_python(page)
+        assert painter.mask[100, 100] and not painter.mask[200, 100]
+        page.get_by_test_id("rl-brush").tap()
+        finger.drag(place(0.7, 0.9), place(0.7, 0.2))
+        wait_for_python(page)
+        assert painter.mask[int(0.25 * 512) : int(0.85 * 512), int(0.7 * 512)].all()
+        assert page.evaluate("scrollY") == 0
+        page.get_by_test_id("rl-undo").tap()
+        wait_for_python(page)
+        assert not painter.mask[256, int(0.7 * 512)] and painter.mask[100, 100]
 
 
 def test_undo_clear_and_invert(page, clip):

@@ -7,7 +7,7 @@ import pytest
 import soundfile
 from PIL import Image
 
-from browser import focused, mount, open_page, start_before, tab_through, tab_to, wait_for_python
+from browser import Finger, focused, mount, open_page, start_before, tab_through, tab_to, wait_for_python
 from conftest import RATE, chirp, drum_loop, tone
 from riffusion_lab import Clip, SpectrogramParams
 from riffusion_lab.plot import FLOOR_DB, decibels
@@ -180,6 +180,26 @@ def test_seek_lands_where_clicked(page, clip, playing):
     assert state(page)[1] == pytest.approx(1.28, abs=0.02)  # the playhead is held
     page.mouse.up()
     assert 1.28 - 0.02 <= state(page)[1] <= 1.28 + (0.5 if playing else 0.02)
+
+
+def test_a_finger_plays_and_seeks_and_scrolls_past_the_picture(browser, clip):
+    with open_page(browser, has_touch=True, viewport={"width": 800, "height": 600}) as page:
+        page.evaluate("document.body.style.paddingBottom = '2000px'")
+        mount(page, Player(clip))
+        view, finger = page.locator("#view0"), Finger(page)
+        box = page.get_by_test_id("rl-picture").bounding_box()
+        x = [box["x"] + share * box["width"] for share in (0.25, 0.5, 0.75)]
+        y = box["y"] + box["height"] / 2
+        at = lambda: float(view.get_attribute("data-position")) / clip.duration_s  # noqa: E731
+        page.touchscreen.tap(x[0], y)
+        assert at() == pytest.approx(0.25, abs=0.01)
+        finger.drag((x[0], y), (x[2], y))
+        assert at() == pytest.approx(0.75, abs=0.01)
+        finger.drag((x[1], y), (x[1], y - 100))
+        page.wait_for_function("scrollY > 30")
+        assert at() == pytest.approx(0.75, abs=0.01)  # up and down it scrolls
+        page.get_by_test_id("rl-play").tap()
+        page.wait_for_selector("#view0[data-state=playing]")
 
 
 @pytest.mark.parametrize("stereo", [False, True])

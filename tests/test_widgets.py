@@ -6,11 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import expect
 
 from browser import focused, mount, open_page, start_before, tab_through, wait_for_python
 from conftest import RATE, tone
-from riffusion_lab.widgets import Recorder
+from riffusion_lab import Clip
+from riffusion_lab.widgets import Live, MaskPainter, Player, Recorder
+from riffusion_lab.widgets.panel import PanelScript
 
 ROOT = Path(__file__).parents[1]
 TESTS = sorted(path for folder in ("tests", "tools") for path in (ROOT / folder).rglob("*.py"))
@@ -104,8 +107,9 @@ def test_no_statement_is_an_and():
 # Design
 
 GROUND = """(el) => { const { color, backgroundColor } = getComputedStyle(el); return [color, backgroundColor]; }"""
-OF_VS_CODE = "--vscode-editor-foreground: rgb(1, 2, 3); --vscode-editor-background: rgb(4, 5, 6)"
-OF_JUPYTERLAB = f"--jp-ui-font-color1: rgb(7, 8, 9); --jp-layout-color1: rgb(10, 11, 12); {OF_VS_CODE}"
+OF_JUPYTERLAB = "--jp-ui-font-color1: rgb(7, 8, 9); --jp-layout-color1: rgb(10, 11, 12)"
+# In VS Code, ipywidgets bring the colours of JupyterLab's light theme along
+OF_VS_CODE = f"--vscode-editor-foreground: rgb(1, 2, 3); --vscode-editor-background: rgb(4, 5, 6); {OF_JUPYTERLAB}"
 
 
 @pytest.mark.parametrize(
@@ -123,6 +127,81 @@ def test_colours_are_the_themes_else_ours_for_light_or_dark(page, system, variab
     page.evaluate("(style) => document.documentElement.setAttribute('style', style)", variables)
     mount(page, Recorder())
     assert page.locator("#view0").evaluate(GROUND) == colours
+
+
+# The themes that VS Code has had by default, as its variables
+VS_CODE = {
+    "Dark Modern": "editor-foreground #cccccc editor-background #1f1f1f descriptionForeground #9d9d9d "
+    "button-background #0078d4 button-foreground #ffffff button-secondaryBackground #313131 "
+    "button-secondaryForeground #cccccc focusBorder #0078d4 input-border #3c3c3c textLink-foreground #4daafc",
+    "Light Modern": "editor-foreground #3b3b3b editor-background #ffffff descriptionForeground #3b3b3b "
+    "button-background #005fb8 button-foreground #ffffff button-secondaryBackground #e5e5e5 "
+    "button-secondaryForeground #3b3b3b focusBorder #005fb8 input-border #cecece textLink-foreground #005fb8",
+    "Dark+": "editor-foreground #d4d4d4 editor-background #1e1e1e descriptionForeground #ccccccb3 "
+    "button-background #0e639c button-foreground #ffffff button-secondaryBackground #3a3d41 "
+    "button-secondaryForeground #ffffff focusBorder #007fd4 textLink-foreground #3794ff",
+    "Light+": "editor-foreground #000000 editor-background #ffffff descriptionForeground #717171 "
+    "button-background #007acc button-foreground #ffffff button-secondaryBackground #5f6a79 "
+    "button-secondaryForeground #ffffff focusBorder #0090f1 textLink-foreground #006ab1",
+}
+WORDS = {"instruments": (["piano", "church bells"], ["tubular bells"]), "styles": (["jazz"], ["bebop"])}
+
+
+def mount_all(page, pipe):
+    """Show all widgets, and of the panel what its script adds."""
+    clip = Clip.from_audio(tone(441), RATE, loop=True, recipe={"prompt": "a tone"})
+    live = Live(pipe, "piano")
+    for widget in (live, Player(clip), MaskPainter(clip), Recorder(), PanelScript(WORDS)):
+        mount(page, widget)
+    return live
+
+
+@pytest.mark.parametrize("theme", VS_CODE)
+def test_all_text_is_readable_in_vs_code(page, pipe, theme):
+    """The system is light where the theme is dark, as it may be: what VS Code says counts."""
+    kind = "dark" if theme.startswith("Dark") else "light"
+    page.emulate_media(color_scheme={"dark": "light", "light": "dark"}[kind])
+    words = VS_CODE[theme].split()
+    variables = "; ".join(f"--vscode-{name}: {value}" for name, value in zip(words[::2], words[1::2], strict=True))
+    page.evaluate("(kind) => document.body.classList.add(`vscode-${kind}`)", kind)
+    page.evaluate("(style) => document.documentElement.setAttribute('style', style)", variables)
+    live = mount_all(page, pipe)
+    for text in ("techno", "jazz"):
+        live.session.add(text)
+    page.get_by_test_id("rl-prompt").click()
+    page.keyboard.type("slow")
+    page.keyboard.press("Enter")
+    page.keyboard.press("ControlOrMeta+A")
+    page.keyboard.press("Delete")
+    page.keyboard.press("Enter")  # an error
+    expect(page.locator(".rl-chip")).to_have_count(3)
+    expect(page.locator(".rl-error")).to_contain_text("The box is empty")
+    found = Axe().run(page, "#here", {"runOnly": ["color-contrast"]}).response
+    assert [node["html"] for violation in found["violations"] for node in violation["nodes"]] == []
+    assert sum(len(passed["nodes"]) for passed in found["passes"]) > 40
+    live.close()
+
+
+SMALL = """(least) => [...document.querySelectorAll(".rl-widget :is(button, select, input, .rl-chip)")]
+    .filter((node) => node.checkVisibility({visibilityProperty: true}))
+    .map((node) => [node.dataset.testid ?? node.className, node.getBoundingClientRect()])
+    .filter(([, {width, height}]) => Math.min(width, height) < least)
+    .map(([name, {width, height}]) => `${name}: ${width} × ${height}`)"""
+
+
+@pytest.mark.parametrize(("pointer", "least_px"), [("fine", 24), ("coarse", 32)])
+def test_what_can_be_pressed_is_large_enough(browser, pipe, pointer, least_px):
+    """24 px is what WCAG 2.2 asks for; a finger gets more."""
+    with open_page(browser, has_touch=pointer == "coarse") as page:
+        assert page.evaluate(f"matchMedia('(pointer: {pointer})').matches")
+        live = mount_all(page, pipe)
+        live.session.add("techno")
+        page.get_by_test_id("rl-prompt").click()
+        page.keyboard.type("slow")
+        page.keyboard.press("Enter")
+        expect(page.locator(".rl-chip")).to_have_count(2)
+        assert page.evaluate(SMALL, least_px) == []
+        live.close()
 
 
 # Recorder

@@ -294,6 +294,7 @@ function makeSaid(live, retry) {
 
   function show() {
     setText(status, stateText(live));
+    status.classList.toggle("rl-error", Boolean(live.status.error) && live.state !== "ended");
     setText(said, saidText(live));
     said.classList.toggle("rl-error", live.said.isError);
     if (!live.said.isError && document.activeElement === dismiss) dismiss.closest(".rl-live").querySelector("input").focus();

@@ -1,15 +1,17 @@
-// The prompts that wait, as chips: one tab stop, moved by Alt and the arrow keys or by dragging, taken out by Delete or
-// their button. Python puts this text before that of the player.
+// The prompts that wait, as chips: one tab stop, moved by Alt and the arrow keys or by dragging (a finger drags by the
+// grip), taken out by Delete or their button. Python puts this text before that of the player.
 
 const DRAG_PX = 5; // a pointer that moves less only clicks
 
 function makeChip() {
+  const grip = make("span", { class: "rl-chip-grip", "aria-hidden": "true" }, makeIcon("grip"));
   const text = make("span", { class: "rl-chip-text" });
   const state = make("span", { class: "rl-chip-state rl-dim" });
   const bar = make("div", { class: "rl-chip-bar" });
   const drop = make("button", { type: "button", tabindex: -1, class: "rl-chip-drop" }, "×");
-  const node = make("li", { class: "rl-chip", "data-testid": "rl-chip", tabindex: -1 }, text, state, drop, make("div", { class: "rl-chip-rail" }, bar));
-  return { node, text, state, bar, drop, chip: null };
+  const node = make("li", { class: "rl-chip", "data-testid": "rl-chip", tabindex: -1 });
+  node.append(grip, text, state, drop, make("div", { class: "rl-chip-rail" }, bar));
+  return { node, grip, text, state, bar, drop, chip: null };
 }
 
 function fillChip(part, chip, place, n_chips) {
@@ -30,12 +32,10 @@ function fillChip(part, chip, place, n_chips) {
   part.bar.parentElement.style.visibility = chip.state === "making" ? "visible" : "hidden";
 }
 
-// Which chip's middle is nearest to a point.
+// Which chip's middle is nearest to a point of the list, wherever the one that is dragged is now.
 function nearestPlace(nodes, x, y) {
-  const far = (node) => {
-    const { left, top, width, height } = node.getBoundingClientRect();
-    return Math.hypot(x - left - width / 2, 3 * (y - top - height / 2));
-  };
+  const far = ({ offsetLeft, offsetTop, offsetWidth, offsetHeight }) =>
+    Math.hypot(x - offsetLeft - offsetWidth / 2, 3 * (y - offsetTop - offsetHeight / 2));
   const distances = nodes.map(far);
   return distances.indexOf(Math.min(...distances));
 }
@@ -94,27 +94,49 @@ function makeChips(live, focusElsewhere) {
   }
 
   function onDown(event, part) {
-    if (event.button || event.target === part.drop || part.chip.number === null) return;
-    drag = { part, x: event.clientX, y: event.clientY, isMoving: false };
-    part.node.setPointerCapture(event.pointerId);
+    if (drag || event.button || part.drop.contains(event.target) || part.chip.number === null) return;
+    if (event.pointerType !== "mouse" && !part.grip.contains(event.target)) return; // a finger elsewhere scrolls
+    const { pointerId: pointer, clientX: x, clientY: y } = event;
+    drag = { part, pointer, x, y, height: list.scrollHeight, isMoving: false };
+    part.node.setPointerCapture(pointer);
+  }
+
+  function placeAt({ clientX, clientY }) {
+    const { left, top } = list.getBoundingClientRect();
+    const nodes = movable().map(({ node }) => node);
+    return nearestPlace(nodes, clientX - left + list.scrollLeft, clientY - top + list.scrollTop);
+  }
+
+  // Show on which side of which chip the one that is dragged would land; at its own place, and without one, nowhere.
+  function markLanding(part, to) {
+    const from = movable().indexOf(part);
+    const side = to < from ? "before" : "behind";
+    movable().forEach(({ node }, place) => {
+      node.dataset.landing = place === to && to !== from ? side : "";
+    });
   }
 
   function onMove(event) {
-    if (!drag) return;
+    if (drag?.pointer !== event.pointerId) return;
     const [x, y] = [event.clientX - drag.x, event.clientY - drag.y];
     drag.isMoving ||= Math.hypot(x, y) > DRAG_PX;
-    if (drag.isMoving) drag.part.node.style.transform = `translate(${x}px, ${y}px)`;
-    drag.part.node.classList.toggle("rl-dragged", drag.isMoving);
+    if (!drag.isMoving) return;
+    const { node } = drag.part;
+    const toRight = within(x, -node.offsetLeft, list.clientWidth - node.offsetWidth - node.offsetLeft);
+    const down = within(y, -node.offsetTop, drag.height - node.offsetHeight - node.offsetTop);
+    node.style.transform = `translate(${toRight}px, ${down}px)`; // further out, the list would get scroll bars
+    node.classList.add("rl-dragged");
+    markLanding(drag.part, placeAt(event));
   }
 
   function onUp(event) {
-    if (!drag) return;
+    if (drag?.pointer !== event.pointerId) return;
     const { part, isMoving } = drag;
     drag = null;
-    const nodes = movable().map(({ node }) => node);
     part.node.style.transform = "";
     part.node.classList.remove("rl-dragged");
-    if (isMoving && event.type === "pointerup") moveTo(part, nearestPlace(nodes, event.clientX, event.clientY));
+    markLanding(part, -1);
+    if (isMoving && event.type === "pointerup") moveTo(part, placeAt(event));
     live.show();
   }
 

@@ -51,6 +51,7 @@ function saidText(live) {
 
 // What sounds now, for the line above the picture.
 function nowText(live, entry) {
+  if (live.state === "ended") return entry ? `Last: ${entry.clip.label}` : "";
   if (entry?.clip.isIntro) return `Now: ${entry.clip.label} (not generated)`;
   if (entry) return `Now: ${entry.clip.label}`;
   return live.intro ? `Before the first clip: ${live.intro.label}` : "";

@@ -39,6 +39,7 @@ const ICONS = {
   eraser: "M9.5 2 14 6.500 8.500 13H5L1.500 9.500zM5 8.500 3.900 9.600 5.800 11.500H7z",
   clear: "M6 1.500h4v1.500h3.500v2h-11V3H6zM3.500 6h9l-.7 8.500H4.200z",
   invert: "M8 1.500a6.500 6.500 0 1 0 0 13zM8 1.500a6.500 6.500 0 0 1 0 13v-2a4.500 4.500 0 0 0 0-9z",
+  grip: "M5 2h2v2H5zM9 2h2v2H9zM5 7h2v2H5zM9 7h2v2H9zM5 12h2v2H5zM9 12h2v2H9z",
   dice: "M2 2h12v12H2zM4 4v8h8V4zM5 5h2v2H5zM9 9h2v2H9z",
 };
 
@@ -84,12 +85,25 @@ function setText(node, text) {
   if (node.textContent !== text) node.textContent = text;
 }
 
-// Plain keys pressed in a widget are its own; Ctrl + S and the like are the notebook's.
+// Plain keys pressed in a widget are its own, and so is undoing; Ctrl + S and the like are the notebook's.
 const isPlain = (event) => !event.ctrlKey && !event.metaKey && !event.altKey;
+const isUndo = (event) => (event.ctrlKey || event.metaKey) && /^[zy]$/i.test(event.key);
+
+// Jupyter Notebook hears a key before the widget does, JupyterLab behind it. Neither makes a command of what is pressed
+// on an element with this attribute; it has to be the one with the focus, not one around it.
+const NO_COMMANDS = "data-lm-suppress-shortcuts";
+function claimKey(event) {
+  const isOurs = event.target.closest?.(".rl-panel, .rl-widget");
+  if (isOurs) event.target.toggleAttribute(NO_COMMANDS, isPlain(event) || isUndo(event));
+}
+
 function keepPlainKeys(el) {
   el.addEventListener("keydown", (event) => {
     if (isPlain(event)) event.stopPropagation();
   });
+  if (globalThis.riffusionLabKeys) return; // the page's widgets share one listener, the first of all to be called
+  globalThis.riffusionLabKeys = claimKey;
+  window.addEventListener("keydown", claimKey, true);
 }
 
 // Frequencies are Python's: `half_band_hz` has them for every half band, from the lower edge of the lowest band to the
@@ -241,6 +255,7 @@ function makeView(engine, el, name, over) {
   function drawCommon({ clip } = engine) {
     setAll(el, { "data-state": engine.state, "aria-label": clip ? `${name} ${clip.title}` : name });
     status.textContent = engine.status;
+    status.classList.toggle("rl-gone", engine.status === RESTARTED);
     for (const node of el.querySelectorAll("button, input")) node.disabled = !clip;
     if (engine.plain) drawPlain();
     if (clip && image.src !== engine.url) {

@@ -30,6 +30,7 @@ function render({ model, el }) {
     else setFace(button, "record", "Record");
     button.ariaDisabled = String(isWaiting); // a button that is really disabled loses the focus
     status.textContent = text;
+    status.classList.toggle("rl-gone", text === RESTARTED);
   }
 
   async function start() {
