@@ -61,6 +61,11 @@ CHANGES = {
         ('"techno, 94 bpm"', '"rain, 117 bpm"'),
         ("FIRST, SECOND = 1, 2", "FIRST, SECOND = 8, 3"),
     ],
+    "09_inside_the_networks": [
+        ('"jazz with drums and saxophone", 1, 500', '"slow techno", 7, 700'),
+        ('"church bells", "jazz with saxophone"', '"rain", "harp"'),
+        ('"church organ, slow"', '"funk, slow"'),
+    ],
     "10_train_riffling": [
         ("SEED = 0", "SEED = 7"),
         ("N_STEPS = 320", "N_STEPS = 24"),
