@@ -11,7 +11,7 @@ from .requests import Point
 
 LEAST_BPM, MOST_BPM = 60, 200  # tempi that are looked for in a sound; half or twice a tempo has beats in common with it
 ROUNDED_BPM = 0.5  # a named tempo may be off from the one that fits the loop by as much: it is rounded
-QUARTER_S = 1.28  # where no beat is clear: a quarter of a model's own clip
+EIGHTH_S = 0.64  # where no beat is clear: an eighth of a model's own clip, a beat at 94 bpm
 LEAST_ONSETS = 0.2  # standard deviation in grey levels: the picture of a steady tone has less, by rounding alone
 # Autocorrelation of the onsets at a beat: at least so much, and so much more than at the lag of any other tempo. How
 # often that finds the right number of beats is measured by `tools/measure_beats.py`.
@@ -22,7 +22,7 @@ LEAST_MARGIN = 0.05
 def find_beats(pipe: Pipeline, point: Point, clip: Clip) -> tuple[int, ...]:
     """Places inside a loop that begins on a beat where another may take over.
 
-    Its beats, by the tempo that its prompts name, or else by its onsets; quarters of 5.12 s where neither is clear, as
+    Its beats, by the tempo that its prompts name, or else by its onsets; eighths of 5.12 s where neither is clear, as
     in a steady chord: there the music can go on from anywhere, and nobody waits long.
 
     Parameters
@@ -38,7 +38,7 @@ def find_beats(pipe: Pipeline, point: Point, clip: Clip) -> tuple[int, ...]:
         In samples from the beginning, rising, without the beginning and the end; each is a whole number of columns of
         the picture (10 ms).
     """
-    n_beats = named_beats(pipe, point, clip.duration_s) or heard_beats(clip) or _n_quarters(clip.duration_s)
+    n_beats = named_beats(pipe, point, clip.duration_s) or heard_beats(clip) or _n_eighths(clip.duration_s)
     n_columns = clip.image.width
     columns = {round(n_columns * beat / n_beats) for beat in range(1, n_beats)} - {0, n_columns}
     return tuple(clip.params.hop_length * column for column in sorted(columns))
@@ -113,5 +113,5 @@ def _share_beats(n_beats: int, other: int) -> bool:
     return n_beats % other == 0 or other % n_beats == 0
 
 
-def _n_quarters(duration_s: float) -> int:
-    return max(4, round(duration_s / QUARTER_S))
+def _n_eighths(duration_s: float) -> int:
+    return max(8, round(duration_s / EIGHTH_S))

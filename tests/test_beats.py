@@ -1,4 +1,4 @@
-"""Beats of a loop, where another clip may take over: named by its prompts, found in its sound, or quarters."""
+"""Beats of a loop, where another clip may take over: named by its prompts, found in its sound, or eighths."""
 
 import numpy as np
 import pytest
@@ -103,9 +103,9 @@ def test_beats_are_places_on_columns_inside_the_clip(pipe):
     np.testing.assert_allclose(heard, np.arange(1, 7) * N_SAMPLES / 7, atol=column / 2)
 
 
-def test_where_no_beat_is_clear_there_are_quarters(pipe):
+def test_where_no_beat_is_clear_there_are_eighths(pipe):
     point = walk("piano", "piano", 0.0)
-    quarter = N_SAMPLES // 4
-    assert find_beats(pipe, point, steady()) == (quarter, 2 * quarter, 3 * quarter)
-    assert find_beats(pipe, point, steady(N_SAMPLES // 2)) == tuple(quarter // 2 * i for i in (1, 2, 3))
-    assert find_beats(pipe, point, steady(2 * N_SAMPLES)) == tuple(quarter * i for i in range(1, 8))
+    eighth = N_SAMPLES // 8
+    assert find_beats(pipe, point, steady()) == tuple(eighth * i for i in range(1, 8))
+    assert find_beats(pipe, point, steady(N_SAMPLES // 2)) == tuple(eighth // 2 * i for i in range(1, 8))
+    assert find_beats(pipe, point, steady(2 * N_SAMPLES)) == tuple(eighth * i for i in range(1, 16))

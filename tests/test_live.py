@@ -124,8 +124,8 @@ def test_polls_are_answered_with_status_and_the_clips_not_had_yet(live):
     assert end == {"kind": "answered", "poll": 2}  # behind all clips: then the next one may be sent
     assert [content["number"] for content, _ in clips] == [1, 2]
     (content, (pcm, png)), _ = clips
-    quarters = [N_SAMPLES // 8 * i for i in (1, 2, 3)]  # no beat is named, nor heard in a tone
-    joins = {"at_beat": False, "beats": quarters}
+    eighths = [N_SAMPLES // 16 * i for i in range(1, 8)]  # no beat is named, nor heard in a tone
+    joins = {"at_beat": False, "beats": eighths}
     assert content == {"kind": "clip", "number": 1, "label": "piano", **joins}
     sound = np.frombuffer(pcm, "<i2") / 32_767
     np.testing.assert_allclose(sound, live.session.ready[0].clip.waveform[0], atol=0.5 / 32_767)
