@@ -168,7 +168,7 @@ def perturbed_attention(pipe: Pipeline) -> Iterator[None]:
 
     Notes
     -----
-    Taught in: 03
+    Taught in: 03, 09
     """
     blocks = model_settings(pipe).pag_applied_layers
     with ExitStack() as stack:

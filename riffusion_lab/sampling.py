@@ -89,7 +89,7 @@ def scale_static_noise(pipe: Pipeline, noise: Tensor) -> Tensor:
     -------
     Tensor [like noise]
 
-    Taught in: 03
+    Taught in: 03, 09
     """
     gain = model_settings(pipe).steady_noise_gain
     if gain == 1:

@@ -53,7 +53,7 @@ def mastered(sound: np.ndarray, crest_db: float) -> np.ndarray:
     return pressed.astype(np.float32)
 
 
-BROWSER_FIXTURES = {"page", "lab", "printed"}  # a page, JupyterLab in a browser, `make lab`
+BROWSER_FIXTURES = {"browser", "page", "lab", "printed"}  # a browser, a page in it, JupyterLab in one, `make lab`
 
 
 @pytest.hookimpl(tryfirst=True)
