@@ -601,6 +601,7 @@ class Session:
         started = time.perf_counter()
         self.progress = 0.0
         clip = generate_point(self.pipe, point, self.options)
+        self._check_wanted()
         _ = clip.waveform  # computed here, where nobody waits for it
         beats = find_beats(self.pipe, point, clip)
         with self.changed:
@@ -650,8 +651,13 @@ class Session:
         )
 
     def _on_step_end(self, _pipe: Pipeline, step: int, _timestep: object, _tensors: dict[str, Any]) -> None:
+        self._check_wanted()
         with self.changed:
             self.progress = (step + 1) / self.options.num_inference_steps
+
+    def _check_wanted(self) -> None:
+        """Give up the clip that is being made if it is not wanted any more, or if nobody listens."""
+        with self.changed:
             if self._is_unheard():
                 self.plan.put_back()
             if self.plan.making is None:

@@ -172,6 +172,25 @@ def test_what_is_in_the_making_is_given_up_for_a_new_prompt(begin, monkeypatch):
     assert given_up.is_set()
 
 
+def test_a_sound_that_is_not_wanted_any_more_is_not_computed(begin, monkeypatch):
+    live, sounds = begin(clips_per_prompt=1), []
+
+    class Unwanted:
+        @property
+        def waveform(self):
+            sounds.append(self)
+
+    def generate_point(_pipe, point, _options):
+        if point.alpha == 0 or point.end.text == "techno":
+            return fake_clip(point)
+        live.add("techno")  # while the picture is made
+        return Unwanted()
+
+    monkeypatch.setattr(live_module, "generate_point", generate_point)
+    assert [label for label, *_ in hear(live, 2)] == ["piano", "techno"]
+    assert sounds == []
+
+
 @pytest.mark.usefixtures("made")
 def test_a_prompt_that_is_heard_halfway_gives_way_to_the_next(begin):
     live = begin()
