@@ -221,6 +221,7 @@ def write_cells(notebook: dict, path: Path) -> None:
     first["source"] = header(path, title)
     setup = next(cell for cell in notebook["cells"] if cell["cell_type"] == "code")
     setup["source"] = setup_cell()
+    setup["metadata"]["jupyter"] = {"source_hidden": True}  # JupyterLab folds it
     for cell in notebook["cells"]:
         text = "".join(cell["source"])
         if cell["cell_type"] == "markdown" and "<!-- begin course -->" in text:
