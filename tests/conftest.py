@@ -73,6 +73,16 @@ def browser():
         yield browser
 
 
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    """One Jupyter server and one browser for the tests of a file."""
+    from lab import Lab  # here, for the same reason
+
+    lab = Lab(tmp_path_factory.mktemp("lab"))
+    yield lab
+    lab.stop()
+
+
 @pytest.fixture(scope="session")
 def music() -> np.ndarray:
     """Chords of decaying harmonics over a drum loop, shape (1, 225792): an exact loop."""

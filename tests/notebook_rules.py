@@ -81,8 +81,8 @@ def metadata_is_clean(notebook: dict, _: Path) -> Iterator[str]:
     if "widgets" in notebook["metadata"]:
         yield "metadata.widgets is set: GitHub will not show the notebook"
     for cell in notebook["cells"]:
-        kept = {"tags", "jupyter"} if cell["metadata"].get("jupyter") == {"source_hidden": True} else {"tags"}
-        if extra := set(cell["metadata"]) - kept:
+        folded = {"jupyter"} if source(cell) == frame.setup_cell() else set()  # by `frame.write_cells`
+        if extra := set(cell["metadata"]) - {"tags"} - folded:
             yield f"cell {cell.get('id')} has metadata that differ from run to run: {sorted(extra)}"
 
 

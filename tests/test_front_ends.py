@@ -4,7 +4,6 @@ import pytest
 from playwright.sync_api import expect
 
 from browser import Finger, middle_of, tab_to, type_into
-from lab import Lab
 
 SETUP = (
     "import fake_music\nfrom conftest import RATE, drum_loop\nfrom tiny import tiny_pipeline\n"
@@ -18,14 +17,6 @@ CELLS = [
     "studio = Studio(pipe, prompt='piano', words=True)\nstudio",
     "painter = MaskPainter(clip)\npainter",
 ]
-
-
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory):
-    """One server and one browser for the tests of this file."""
-    lab = Lab(tmp_path_factory.mktemp("lab"))
-    yield lab
-    lab.stop()
 
 
 # Jupyter Notebook

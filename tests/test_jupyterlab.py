@@ -16,7 +16,7 @@ from playwright.sync_api import expect
 
 import notebooks as tool
 from browser import focused, tab_to, type_into
-from lab import Lab, NotebookPage
+from lab import NotebookPage
 
 WIDTHS, THEMES = (1280, 800), ("light", "dark")
 IMPORTS = "from conftest import tone\nfrom riffusion_lab import Clip\nfrom riffusion_lab.widgets import Recorder"
@@ -31,14 +31,6 @@ CELLS = [
     f"from IPython.display import HTML\nHTML({UNSAFE!r})",
     "recorder.clip is not None and recorder.clip.duration_s > 0.2",
 ]
-
-
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory):
-    """One server and one browser for the tests of this file."""
-    lab = Lab(tmp_path_factory.mktemp("lab"))
-    yield lab
-    lab.stop()
 
 
 @pytest.fixture(scope="module")

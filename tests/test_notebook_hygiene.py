@@ -95,7 +95,7 @@ MUTATIONS: list[tuple[rules.Rule, str, Change]] = [
     (rules.nothing_went_wrong, "error", print_also(ERROR)),
     (rules.nothing_went_wrong, "stderr", print_also(STDERR)),
     (rules.metadata_is_clean, "widgets", lambda notebook: notebook["metadata"].update(widgets={})),
-    (rules.metadata_is_clean, "folded", put(metadata={"tags": [rules.CHECK], "jupyter": {"outputs_hidden": True}})),
+    (rules.metadata_is_clean, "folded", put(metadata={"tags": [rules.CHECK], "jupyter": {"source_hidden": True}})),
     (rules.metadata_is_clean, "times", put(metadata={"tags": [rules.CHECK], "execution": TIMES})),
     (rules.cells_have_ids, "missing", lambda notebook: notebook["cells"][3].pop("id")),
     (rules.cells_have_ids, "twice", put(id="cell-0")),
