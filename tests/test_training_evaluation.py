@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL
-from PIL import Image
+from PIL import Image, ImageChops
 
+from riffusion_lab import Clip, SpectrogramParams
+from riffusion_lab.seed_clips import seed_clip
 from riffusion_lab.training import evaluation, metrics, reference
 from riffusion_lab.training.classifier import (
     COMPOSER_CHOICES,
@@ -16,6 +18,7 @@ from riffusion_lab.training.classifier import (
     answers,
     class_scores,
     classify,
+    clip_distance,
     dataset_choices,
     load_classifier,
 )
@@ -96,6 +99,27 @@ def test_the_shipped_classifier_knows_the_composers_labels():
     assert load_classifier().choices == COMPOSER_CHOICES
     assert load_classifier() is load_classifier()
     assert load_classifier().sha256() == reference.shipped_reference().classifier_sha256
+
+
+def test_the_distance_of_clips_puts_known_differences_in_order():
+    sounds = {name: seed_clip(name) for name in ("beat", "groove", "chords")}
+    assert clip_distance(sounds["beat"], sounds["beat"]) == 0
+    quieter = sounds["beat"].with_waveform(0.5 * sounds["beat"].waveform, loop=True)
+    turned = Clip.from_image(ImageChops.offset(sounds["beat"].image, 200, 0), loop=True)
+    same = max(clip_distance(sounds["beat"], other) for other in (quieter, turned))
+    band, melody = (clip_distance(sounds["beat"], sounds[name]) for name in ("groove", "chords"))
+    assert same < 2 < 10 < band < melody
+    assert clip_distance(sounds["chords"], sounds["beat"]) == pytest.approx(melody)
+    assert clip_distance(sounds["beat"][:2.56], sounds["beat"]) < band  # lengths may differ
+
+
+def test_the_distance_refuses_pictures_that_the_classifier_cannot_see():
+    clip = seed_clip("beat")
+    small = Clip.from_image(clip.image.resize((512, 256)), params=SpectrogramParams(num_frequencies=256))
+    with pytest.raises(ValueError, match="512 pixels wide and 256 high: the classifier takes a height of 512"):
+        clip_distance(clip, small)
+    with pytest.raises(ValueError, match="30 pixels wide and 512 high.*at least 32"):
+        clip_distance(clip[:0.3], clip)
 
 
 def test_no_classifier_is_said(tmp_path):

@@ -21,6 +21,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import nn
 
+from ..clip import Clip
 from ..files import write_whole
 from .autoencoder import training_indices
 from .checkpoints import data_id
@@ -32,6 +33,7 @@ from .vocabulary import CLASSES, FUSION, MODE_WORDS, TEXTURES
 
 EMBEDDING = 64
 WIDTHS = (16, 32, 64, 96, 128)
+HEIGHT, LEAST_WIDTH = 512, 32  # of a picture
 COMPOSER_CHOICES = {"class": CLASSES, "texture": TEXTURES, "mode": tuple(MODE_WORDS)}
 CHOICES_KEY = "choices"  # in the metadata of a classifier's file
 
@@ -212,6 +214,47 @@ def class_scores(picture: Image.Image, classifier: Classifier | None = None) -> 
     names = classifier.choices["class"]
     scores = classifier(picture_tensor(picture))["class"][0].softmax(dim=0)
     return {names[i]: float(scores[i]) for i in scores.argsort(descending=True)}
+
+
+@torch.no_grad()
+def clip_distance(a: Clip, b: Clip, classifier: Classifier | None = None) -> float:
+    """How unlike two clips sound: the distance of their embeddings, the space that the Fréchet distance is measured in.
+
+    Parameters
+    ----------
+    a, b : Clip
+        With 512 bands; they may differ in length.
+    classifier : Classifier, optional
+        Default: the one that ships with the package.
+
+    Returns
+    -------
+    float
+        0 for the same picture. Medians of composed pairs (``tools/measure_distance.py``): 3 for the same notes at
+        another tempo, 16 for two clips of one instrument or style, 25 for the same notes on another instrument, 31
+        for another style.
+
+    Raises
+    ------
+    ValueError
+        If a picture has another number of bands, or fewer than 32 columns.
+
+    Notes
+    -----
+    It hears timbre and style: another instrument or style is further away than another clip of the same one in 97 to
+    100 % of comparisons, by the mean difference in grey levels in 71 %. It hardly hears tempo or the order of notes,
+    since the embedding is averaged over time; and it was trained on composed clips only.
+    """
+    classifier = classifier or load_classifier()
+    for clip in (a, b):
+        width, height = clip.image.size
+        if height != HEIGHT or width < LEAST_WIDTH:
+            raise ValueError(
+                f"a picture {width} pixels wide and {height} high: the classifier takes a height of {HEIGHT} and "
+                f"a width of at least {LEAST_WIDTH}"
+            )
+    first, second = (classifier.embed(picture_tensor(clip.image))[0] for clip in (a, b))
+    return float((first - second).norm())
 
 
 @torch.no_grad()

@@ -31,7 +31,7 @@ from ..hashing import weights_hash
 from ..models import execution_device, model_settings
 from ..values import check_whole
 from .autoencoder import fidelity, reconstruct
-from .classifier import Classifier, class_scores, classify, load_classifier, picture_tensor
+from .classifier import Classifier, class_scores, classify, clip_distance, load_classifier, picture_tensor
 from .dataset import Dataset
 from .evaluation_page import save_report
 from .kept_clips import KeptClips
@@ -49,7 +49,15 @@ from .reference import N_CLIPS, Reference, make_reference, shipped_reference
 from .targets import choice_targets
 from .vocabulary import CLASSES, DRUMS, EFFECT_NAMES, INSTRUMENTS, MODE_WORDS, STYLE_NAMES
 
-__all__ = ["CLASSES", "Classifier", "class_scores", "default_settings", "evaluate", "load_classifier"]
+__all__ = [
+    "CLASSES",
+    "Classifier",
+    "class_scores",
+    "clip_distance",
+    "default_settings",
+    "evaluate",
+    "load_classifier",
+]
 
 VOCABULARY_SETTINGS = ("vocabulary", "tempi_bpm")  # of a model's settings, what says nothing about how it makes clips
 COMPOSER_GROUPS = {
