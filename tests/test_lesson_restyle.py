@@ -31,6 +31,7 @@ def test_the_cut_is_an_onset_in_pieces_only(measured):
     recording, pieces, windows = (at_cut(measured, name) for name in ("recording", "pieces", "windows"))
     assert (pieces > recording).all() and (pieces > windows).all()
     assert round(pieces.mean()) == 11 and round(recording.mean()) == 3 and round(windows.mean(), 1) == 1.6
+    assert (windows > recording).sum() == 6
 
 
 def test_style_changes_on_the_way(measured):
