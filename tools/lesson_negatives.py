@@ -25,7 +25,7 @@ import torch
 from entries import Request, measure_entries
 from riffusion_lab import Clip, Prompt, interpolate, load_pipeline, text_to_audio
 from riffusion_lab.models import Pipeline
-from riffusion_lab.training.classifier import load_classifier, picture_tensor
+from riffusion_lab.training.classifier import class_scores, load_classifier, picture_tensor
 from riffusion_lab.training.composer import DRUM_CHANNEL, Composer
 from riffusion_lab.training.lesson import DATA
 from riffusion_lab.training.render import Renderer
@@ -88,7 +88,7 @@ def composed(style: str, seed: int) -> dict[str, Any]:
 
 
 def drums(prompt: str, seed: int) -> dict[str, Any]:
-    """One seed in all `WAYS`; and its distance from the clip as it comes, by the embedding."""
+    """One seed in all `WAYS`: also the distance from the clip as it comes, and the class that the classifier hears."""
     clips = []
     for changed in WAYS.values():
         options = {"prompt": "{}", "num_inference_steps": GOOD} | changed
@@ -97,7 +97,8 @@ def drums(prompt: str, seed: int) -> dict[str, Any]:
     embeddings = [embedding(clip) for clip in clips]
     distances = [np.linalg.norm(each - embeddings[0]) for each in embeddings]
     place = np.round(embeddings[0], 1).tolist()  # for the distance between seeds
-    return measures(clips) | {"distance": rounded(distances), "embedding": place}
+    heard = [next(iter(class_scores(clip.image))) for clip in clips]
+    return measures(clips) | {"distance": rounded(distances), "embedding": place, "heard": heard}
 
 
 @torch.no_grad()
