@@ -174,8 +174,9 @@ def spectrogram_png(clip: ClipLike, starts_s: Mapping[str, float] | None = None)
         Parts to be marked: see `mark_parts`.
     """
     ax = spectrogram(clip)
-    with matplotlib.style.context(STYLE):
-        mark_parts(ax, starts_s or {})
+    if starts_s:
+        with matplotlib.style.context(STYLE):
+            mark_parts(ax, starts_s)
     figure = ax.get_figure(root=True)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
