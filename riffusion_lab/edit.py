@@ -86,8 +86,8 @@ def audio_to_audio(
     """Restyle a clip: keep its outline, and fill it in with another prompt.
 
     The clip's latents are noised by `strength` and denoised with the prompt (SDEdit, https://arxiv.org/abs/2108.01073).
-    A long clip is denoised in overlapping windows whose predictions are averaged at every step, so there are no joins,
-    and it keeps its full length.
+    A long clip is denoised in overlapping windows whose predictions are averaged at every step, so it is not cut into
+    pieces that would have to be joined. It keeps its full length.
 
     Parameters
     ----------
@@ -108,7 +108,7 @@ def audio_to_audio(
     Returns
     -------
     Clip or list of Clip
-        As long as the clip and, where its level is known, as loud.
+        As long as the clip. Its loudest point has the same amplitude where the clip's is known; the level may differ.
 
     Raises
     ------
