@@ -5,16 +5,21 @@ from __future__ import annotations
 import base64
 import html
 import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from . import audio
 from .plot import ClipLike, description, spectrogram_png
+
+if TYPE_CHECKING:
+    from .clip import Clip
 
 PLAYED_S = 60  # the player has this much of a long clip: half a megabyte
 TEXT_BYTES = 2_000  # of a figure: caption, description and tags, without a very long prompt
 LIMITED_DB = 1  # the caption mentions the limiter if it lowered the peaks by more than this
 
 
-def clip_html(clip: ClipLike, *, max_bytes: int | None = None) -> str:
+def clip_html(clip: ClipLike, *, max_bytes: int | None = None, starts_s: Mapping[str, float] | None = None) -> str:
     """Spectrogram, player and caption in one self-contained `<figure>`; the same text at every call.
 
     Parameters
@@ -22,10 +27,12 @@ def clip_html(clip: ClipLike, *, max_bytes: int | None = None) -> str:
     clip : Clip
     max_bytes : int, optional
         Size of the text. A sound that does not fit is played in part; the caption says how much of it.
+    starts_s : Mapping of str to float, optional
+        Parts whose names stand above the spectrogram, and where each begins, in seconds.
 
     Taught in: 00
     """
-    png = base64.b64encode(spectrogram_png(clip)).decode()
+    png = base64.b64encode(spectrogram_png(clip, starts_s)).decode()
     played_s = min(clip.duration_s, PLAYED_S)
     mp3 = _mp3_text(clip, played_s)
     room = None if max_bytes is None else max_bytes - len(png) - TEXT_BYTES
@@ -39,6 +46,32 @@ def clip_html(clip: ClipLike, *, max_bytes: int | None = None) -> str:
         f'<audio controls preload="none" src="data:audio/mpeg;base64,{mp3}"></audio>'
         f"<figcaption>{html.escape(caption(clip, played_s=played_s))}</figcaption></figure>"
     )
+
+
+def parts_html(clips: Mapping[str, Clip]) -> str:
+    """Show clips one after the other in one player; above its part of the spectrogram stands the name of each.
+
+    Parameters
+    ----------
+    clips : Mapping of str to Clip
+        Of one sample rate and number of channels.
+
+    Raises
+    ------
+    ValueError
+        If there is no clip, or they differ in sample rate or channels.
+
+    Taught in: 02
+    """
+    if not clips:
+        raise ValueError("there is no clip: pass at least one")
+    starts_s = {}
+    end_s = 0.0
+    for name, clip in clips.items():
+        starts_s[name] = end_s
+        end_s += clip.duration_s
+    first, *others = clips.values()
+    return clip_html(sum(others, start=first), starts_s=starts_s)
 
 
 def _mp3_text(clip: ClipLike, played_s: float) -> str:

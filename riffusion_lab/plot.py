@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -142,9 +143,41 @@ def description(clip: ClipLike) -> str:
     return f"{axes}: strongest near {rounded_hz:,.0f} Hz; {loud_share:.0%} of it within 40 dB of the loudest point"
 
 
-def spectrogram_png(clip: ClipLike) -> bytes:
-    """Draw the figure that a clip shows in a notebook, as a small PNG; the same bytes at every call."""
-    figure = spectrogram(clip).get_figure(root=True)
+def mark_parts(ax: Axes, starts_s: Mapping[str, float]) -> None:
+    """Write the name of each part of a long clip above its spectrogram, with a white line where the part begins.
+
+    Parameters
+    ----------
+    ax : matplotlib.axes.Axes
+        As `spectrogram` returns it; the last part ends where the axis of time does.
+    starts_s : Mapping of str to float
+        Where each part begins, in seconds, in ascending order.
+
+    Taught in: 02
+    """
+    starts = list(starts_s.values())
+    ends = [*starts[1:], ax.get_xlim()[1]]
+    for name, start_s, end_s in zip(starts_s, starts, ends, strict=True):
+        middle_s = (start_s + end_s) / 2
+        ax.text(middle_s, 1.03, name, transform=ax.get_xaxis_transform(), ha="center", va="bottom")
+        if start_s > 0:
+            ax.axvline(start_s, color="white", linestyle="--")
+
+
+def spectrogram_png(clip: ClipLike, starts_s: Mapping[str, float] | None = None) -> bytes:
+    """Draw the figure that a clip shows in a notebook, as a small PNG; the same bytes at every call.
+
+    Parameters
+    ----------
+    clip : Clip
+    starts_s : Mapping of str to float, optional
+        Parts to be marked: see `mark_parts`.
+    """
+    ax = spectrogram(clip)
+    if starts_s:
+        with matplotlib.style.context(STYLE):
+            mark_parts(ax, starts_s)
+    figure = ax.get_figure(root=True)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     picture, opacities = _indexed(np.asarray(canvas.buffer_rgba()))

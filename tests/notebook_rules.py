@@ -21,6 +21,10 @@ MIN_CHECKED = 3
 MAX_IGNORED = 1 / 3
 KNOWN_MAGICS = {"matplotlib", "time", "timeit"}  # an unknown one makes nbval skip the rest of its cell and pass
 SECTIONS = ("What you will learn", "What you need", "Recap", "Exercises", "References")
+ANSWER = "<summary>Answer</summary>"  # of a prediction, folded
+QUIZ, MIN_QUESTIONS = "## Check yourself\n", 3
+# Without a check; each is answered, or begun, in the solutions
+OPEN_EXERCISES = ("For the ear", "An argument", "mini-project")
 COURSE_SECTIONS = (*SECTIONS[:-1], "The map of the course")  # notebook 00
 MACHINE_PATH = re.compile(r"(?<![\w:/.])(?:/root|/home|/Users|/tmp|/private|/var/folders|[A-Z]:\\Users)[/\\]")
 
@@ -28,6 +32,11 @@ MACHINE_PATH = re.compile(r"(?<![\w:/.])(?:/root|/home|/Users|/tmp|/private|/var
 def text_of(value: str | list[str]) -> str:
     """Return a multi-line field of a notebook file as one string."""
     return "".join(value)
+
+
+def is_lesson(path: Path) -> bool:
+    """Whether a notebook is a lesson: solutions and extras are none."""
+    return path.parent == frame.ROOT / "notebooks"
 
 
 def source(cell: dict) -> str:
@@ -168,13 +177,40 @@ def setup_is_generated(notebook: dict, _: Path) -> Iterator[str]:
 
 
 def sections_are_complete(notebook: dict, path: Path) -> Iterator[str]:
-    if path.parent != frame.ROOT / "notebooks":
-        return  # solutions and extras are no lessons
+    if not is_lesson(path):
+        return
     wanted = COURSE_SECTIONS if path.name.startswith("00_") else SECTIONS
     text = "\n".join(source(cell) for cell in notebook["cells"] if cell["cell_type"] == "markdown")
     headings = [heading for heading in re.findall(r"^## +(.+?) *$", text, flags=re.MULTILINE) if heading in wanted]
     if headings != list(wanted):
         yield f"the sections (## …) are {headings}: {list(wanted)}, in this order"
+
+
+def predictions_are_answered(notebook: dict, _: Path) -> Iterator[str]:
+    open_questions = 0
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "markdown":
+            for mark in re.findall(rf"\*\*Predict\*\*|{ANSWER}", source(cell)):
+                open_questions += -1 if mark == ANSWER else 1
+                if open_questions not in (0, 1):
+                    yield f"cell {cell.get('id')}: each **Predict** has one folded answer after it, {ANSWER}"
+                    return
+    if open_questions:
+        yield f"the last **Predict** has no folded answer after it, {ANSWER}"
+
+
+def learners_can_check_themselves(notebook: dict, path: Path) -> Iterator[str]:
+    if not is_lesson(path):
+        return
+    text = "\n".join(source(cell) for cell in notebook["cells"] if cell["cell_type"] == "markdown")
+    n_questions = text.partition(QUIZ)[2].count("<details>")
+    if n_questions < MIN_QUESTIONS:
+        yield f"{n_questions} folded questions after {QUIZ.strip()!r}: at least {MIN_QUESTIONS}"
+    solutions = path.parent / "solutions" / path.name
+    answers = solutions.read_text(encoding="utf-8") if solutions.exists() else text
+    for exercise in OPEN_EXERCISES:
+        if exercise not in text or exercise not in answers:
+            yield f"an exercise {exercise!r} is missing, or its answer in the solutions"
 
 
 def course_map_is_current(notebook: dict, path: Path) -> Iterator[str]:
@@ -211,6 +247,8 @@ RULES: tuple[Rule, ...] = (
     header_is_generated,
     setup_is_generated,
     sections_are_complete,
+    predictions_are_answered,
+    learners_can_check_themselves,
     course_map_is_current,
     magics_are_known,
 )

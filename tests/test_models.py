@@ -46,7 +46,8 @@ def test_loads_a_stock_pipeline_and_says_one_portable_line(folder, capfd):
 @pytest.mark.slow
 def test_a_fresh_interpreter_prints_nothing_to_stderr(folder):
     """Importing diffusers' pipelines is when the libraries talk; that needs a new process to see."""
-    code = f"from riffusion_lab import load_pipeline; load_pipeline({str(folder)!r}, device='cpu')"
+    imports = "from riffusion_lab.training.evaluation import clip_distance; from riffusion_lab import load_pipeline"
+    code = f"{imports}; load_pipeline({str(folder)!r}, device='cpu')"
     root = Path(models.__file__).parents[1]
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=True)
     assert (result.stdout, result.stderr) == ("small on cpu in float32\n", "")

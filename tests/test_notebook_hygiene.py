@@ -42,12 +42,15 @@ def code(number: int, count: int, source: str, printed: str = "", tag: str = "")
 def smallest_notebook() -> dict:
     """Return the smallest lesson that breaks no rule."""
     course = f"<!-- begin course -->\n{frame.course_map()}\n<!-- end course -->"
+    quiz = rules.QUIZ + 3 * "\n\n<details><summary>1 + 1?</summary>\n\n2\n\n</details>"
+    exercises = ["## Exercises", "★ Add.", *rules.OPEN_EXERCISES]
+    end = "\n\n".join(["## Recap", "Sums.", quiz, *exercises, "## The map of the course", course])
     cells = [
         markdown(0, frame.header(LESSON, "00 · Start here")),
         markdown(1, "## What you will learn\n\n- add\n\n## What you need\n\nnothing"),
         code(2, 1, frame.setup_cell()),
         *(code(2 + n, 1 + n, f"print({n} + {n})", f"{n + n}\n", rules.CHECK) for n in (1, 2, 3)),
-        markdown(6, "## Recap\n\nSums.\n\n## Exercises\n\n★ Add.\n\n## The map of the course\n\n" + course),
+        markdown(6, end),
     ]
     metadata = {"kernelspec": dict(tool.KERNEL), "language_info": {"name": "python"}}
     return {"cells": cells, "metadata": metadata, "nbformat": 4, "nbformat_minor": 5}
@@ -74,10 +77,10 @@ def tag_all(tag: str) -> Change:
     return lambda notebook: [cell["metadata"].update(tags=[tag]) for cell in rules.code_cells(notebook)[1:]]
 
 
-def replace(number: int, old: str, new: str) -> Change:
+def replace(number: int, old: str, new: str, count: int = -1) -> Change:
     def change(notebook: dict) -> None:
         assert old in notebook["cells"][number]["source"]
-        notebook["cells"][number]["source"] = notebook["cells"][number]["source"].replace(old, new)
+        notebook["cells"][number]["source"] = notebook["cells"][number]["source"].replace(old, new, count)
 
     return change
 
@@ -123,6 +126,11 @@ MUTATIONS: list[tuple[rules.Rule, str, Change]] = [
     (rules.setup_is_generated, "twice", put(source=frame.setup_cell())),
     (rules.sections_are_complete, "missing", replace(6, "## Recap", "")),
     (rules.sections_are_complete, "order", lambda notebook: notebook["cells"].insert(1, notebook["cells"].pop())),
+    (rules.predictions_are_answered, "no answer", replace(6, "Sums.", "**Predict**: 1 + 1?")),
+    (rules.predictions_are_answered, "answer first", replace(6, "Sums.", f"{rules.ANSWER} 2. **Predict**: 1 + 1?")),
+    (rules.predictions_are_answered, "one for two", replace(6, "Sums.", f"**Predict** **Predict** {rules.ANSWER}")),
+    (rules.learners_can_check_themselves, "two questions", replace(6, "<details><summary>1 + 1?</summary>", "", 1)),
+    (rules.learners_can_check_themselves, "no argument", replace(6, rules.OPEN_EXERCISES[1], "")),
     (rules.course_map_is_current, "stale", replace(6, "Inpainting", "Painting")),
     (rules.magics_are_known, "line", put(source="%writefle x\n1 / 0")),
     (rules.magics_are_known, "cell", put(source="%%bash\nfalse")),

@@ -11,6 +11,7 @@ from PIL import Image
 
 from conftest import RATE, tone
 from riffusion_lab import Clip, SpectrogramParams, plot
+from riffusion_lab.display import clip_html, parts_html
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +51,21 @@ def test_the_tone_is_where_the_axes_say(clip):
 
     assert brightness(0.25, 4_000) > 400 > 100 > brightness(0.25, 1_000)
     assert brightness(0.75, 4_000) < 100
+
+
+def test_parts_of_a_long_clip_are_marked(clip):
+    ax = plot.spectrogram(clip)
+    plot.mark_parts(ax, {"tone": 0.0, "silence": 0.5})
+    assert [(text.get_text(), text.get_position()[0]) for text in ax.texts] == [("tone", 0.25), ("silence", 0.75)]
+    assert [line.get_xdata()[0] for line in ax.lines] == [0.5]
+
+
+def test_clips_in_one_player_have_their_names(clip):
+    page = parts_html({"first": clip, "second": clip})
+    assert page.count("<audio") == 1 and "2.00 s" in page
+    assert page != clip_html(clip + clip)  # which has no names
+    with pytest.raises(ValueError, match="no clip"):
+        parts_html({})
 
 
 def test_given_axes_and_colorbar_are_used(clip):

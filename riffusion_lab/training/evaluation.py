@@ -17,11 +17,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from diffusers import StableDiffusionPipeline
 from PIL import Image
 from tqdm.auto import tqdm
 
@@ -48,6 +47,9 @@ from .metrics import (
 from .reference import N_CLIPS, Reference, make_reference, shipped_reference
 from .targets import choice_targets
 from .vocabulary import CLASSES, DRUMS, EFFECT_NAMES, INSTRUMENTS, MODE_WORDS, STYLE_NAMES
+
+if TYPE_CHECKING:  # importing it makes transformers log warnings: see models.quiet
+    from diffusers import StableDiffusionPipeline
 
 __all__ = [
     "CLASSES",
