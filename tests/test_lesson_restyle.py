@@ -21,6 +21,15 @@ def test_every_run_is_there(measured):
         assert pairs == lesson_restyle.RUNS and len(pairs) == 16
 
 
+def test_strength_trades_the_recording_for_the_style(measured):
+    """Averaged over the runs, notes and onsets are lost, and the style is heard more."""
+    means = {
+        name: np.mean([run[name] for run in measured["strengths"]], axis=0) for name in ("notes", "onsets", "heard")
+    }
+    assert (np.diff(means["notes"]) < 0).all() and (np.diff(means["onsets"]) < 0).all()
+    assert (np.diff(means["heard"]) > 0).all()
+
+
 def at_cut(measured, name):
     """Return the largest onset strength within 30 ms of the cut, for each run."""
     around = slice(measured["n_around"] - 3, measured["n_around"] + 4)
@@ -28,25 +37,19 @@ def at_cut(measured, name):
 
 
 def test_the_cut_is_an_onset_in_pieces_only(measured):
-    recording, pieces, windows = (at_cut(measured, name) for name in ("recording", "pieces", "windows"))
-    assert (pieces > recording).all() and (pieces > windows).all()
-    assert round(pieces.mean()) == 11 and round(recording.mean()) == 3 and round(windows.mean(), 1) == 1.6
-    assert (windows > recording).sum() == 6
+    assert at_cut(measured, "pieces").mean() > 1.5 * at_cut(measured, "windows").mean()
+    assert (at_cut(measured, "pieces") > at_cut(measured, "windows")).mean() > 0.75
 
 
 def test_style_changes_on_the_way(measured):
     runs = measured["morphs"]
-    assert sum(run["heard"][0] > run["end_heard"][0] for run in runs) == 14
-    assert sum(run["heard"][-1] > run["end_heard"][-1] for run in runs) == 0
-    first, second = (np.mean([run[name] for run in runs], axis=0) for name in ("heard", "end_heard"))
-    crossing = np.flatnonzero(first < second)[0]  # of nine parts; the middle of the fifth is that of the clip
-    assert crossing == 4 and max(first[crossing], second[crossing]) < 0.3
-    assert max(run["heard"][0] for run in runs if run["style"] == "techno") < 0.2
+    assert sum(run["heard"][0] > run["end_heard"][0] for run in runs) > 8
+    assert sum(run["heard"][-1] < run["end_heard"][-1] for run in runs) > 8
 
 
 @pytest.mark.slow
-def test_joins_are_measured_again(measured):
-    """One run; another processor calculates a little differently, and steps add that up."""
-    again = lesson_restyle.measure_joins(load_pipeline(), 0)
-    for name in ("recording", "pieces", "windows"):
-        np.testing.assert_allclose(again[name], measured["joins"][0][name], atol=1)
+def test_lesson_07_is_measured_again(measured):
+    """One run of each; another processor calculates a little differently, and steps add that up."""
+    saved, again = measured["strengths"][0], lesson_restyle.measure_strengths(load_pipeline(), 0)
+    for name, tolerance in (("notes", 0.05), ("onsets", 0.05), ("heard", 0.1), ("level_db", 0.3)):
+        np.testing.assert_allclose(again[name], saved[name], atol=tolerance)
