@@ -230,9 +230,9 @@ def clip_distance(a: Clip, b: Clip, classifier: Classifier | None = None) -> flo
     Returns
     -------
     float
-        0 for the same picture. Medians of composed pairs (``tools/measure_distance.py``): 3 for the same notes at
-        another tempo, 16 for two clips of one instrument or style, 25 for the same notes on another instrument, 31
-        for another style.
+        0 for the same picture; 4 for *beat*, a seed clip, begun at another place. Medians of composed pairs
+        (``tools/measure_distance.py``): 3 for the same notes at another tempo, 16 for two clips of one instrument or
+        style, 25 for the same notes on another instrument, 31 for another style.
 
     Raises
     ------
