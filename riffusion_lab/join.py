@@ -69,13 +69,13 @@ def stitch(clips: Sequence[Clip], crossfade_s: float = CROSSFADE_S) -> Clip:
 
 
 def loop_from(clip: Clip, start: int, n_samples: int) -> np.ndarray:
-    """Samples of a loop from a place on; behind its end comes its beginning.
+    """Samples of a loop from `start` on; after its end it continues at its beginning.
 
     Parameters
     ----------
     clip : Clip
     start, n_samples : int
-        `start` may be the clip's end. At most the clip's length of samples.
+        Both are at most the clip's length in samples.
 
     Returns
     -------
