@@ -33,9 +33,9 @@ LONG_S = 60  # longer sounds work, but take time and memory: a warning says so
 class Clip:
     """A sound and its spectrogram picture, with everything needed to compute either from the other.
 
-    Make one with `Clip.from_audio` or `Clip.from_image`. A notebook shows its spectrogram and a player. A clip is
-    immutable. A clip made from a sound computes its picture on first access, and a clip made from a picture its
-    waveform; the result is kept.
+    Make one with `Clip.from_audio` or `Clip.from_image`. A notebook shows its spectrogram and a player.
+    A clip is immutable. A clip made from a sound computes its picture on first access, and a clip made from a picture
+    computes its waveform; the result is kept.
 
     Taught in: 01
     """
