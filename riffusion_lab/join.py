@@ -86,7 +86,7 @@ def loop_from(clip: Clip, start: int, n_samples: int) -> np.ndarray:
 
 
 def _continuation(clip: Clip, n_samples: int) -> np.ndarray:
-    """What sounds while the next clip fades in: the beginning of a loop, else the end of the clip itself."""
+    """What is heard while the next clip fades in: the beginning of a loop, else the end of the clip itself."""
     if clip.loop:
         return clip.waveform[:, :n_samples]
     return clip.waveform[:, clip.waveform.shape[1] - n_samples :]

@@ -55,7 +55,7 @@ def latent_mask(mask: np.ndarray, n_columns: int, *, vae_scale_factor: int = 8) 
 
 @torch.no_grad()
 def encode(pipe: Pipeline, picture: Image.Image, *, loop: bool) -> Tensor:
-    """Encode a picture into latents, in strips if it is wider than the model's own. The inverse is `decode`.
+    """Encode a picture into latents, in strips if it is wider than the model's own clips. The inverse is `decode`.
 
     Parameters
     ----------
@@ -97,7 +97,7 @@ def encode(pipe: Pipeline, picture: Image.Image, *, loop: bool) -> Tensor:
 
 @torch.no_grad()
 def decode(pipe: Pipeline, latents: Tensor, *, loop: bool) -> Image.Image:
-    """Decode the latents of one clip into its picture, in strips if it is wider than the model's own.
+    """Decode the latents of one clip into its picture, in strips if it is wider than the model's own clips.
 
     Parameters
     ----------

@@ -418,7 +418,7 @@ class Session:
         Raises
         ------
         TypeError, ValueError
-            If the clip is shorter than `heard_s`; the recording goes on.
+            If the clip is shorter than `heard_s`; the recording continues.
         OSError
             If the end of the file cannot be written; nothing is being recorded any more.
         """

@@ -481,7 +481,7 @@ def _iterate(
 def _projected(mel: Tensor, waveform: Tensor, frames: _Frames, filters: _Filters) -> Tensor:
     """One step of Griffin-Lim: the waveform of the spectra, corrected towards these mel amplitudes.
 
-    The amplitudes of the FFT bins are not fixed. In each iteration every bin is scaled by the ratio of wanted to found
+    The amplitudes of the FFT bins are not fixed. In each iteration every bin is scaled by the ratio of target to found
     amplitude in the mel bands it belongs to, as in Richardson (1972), https://doi.org/10.1364/JOSA.62.000055. That
     leaves the phases more freedom than one fixed estimate of the spectrum would. It also makes quiet places as accurate
     as loud ones, which is what counts in a picture.
