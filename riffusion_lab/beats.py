@@ -1,4 +1,4 @@
-"""Beats of a loop: where another clip may take over from it before its end."""
+"""Beats of a loop: where another clip may replace it before its end."""
 
 from __future__ import annotations
 
@@ -9,34 +9,35 @@ from .hints import named_tempi
 from .models import Pipeline
 from .requests import Point
 
-LEAST_BPM, MOST_BPM = 60, 200  # tempi that are looked for in a sound; half or twice a tempo has beats in common with it
-ROUNDED_BPM = 0.5  # a named tempo may be off from the one that fits the loop by as much: it is rounded
-EIGHTH_S = 0.64  # where no beat is clear: an eighth of a model's own clip, a beat at 94 bpm
+LEAST_BPM, MOST_BPM = 60, 200  # range of tempi to search in a sound; half or twice a tempo shares beats with it
+ROUNDED_BPM = 0.5  # how far a named tempo, which is rounded, may be off from one that fits the loop
+EIGHTH_S = 0.64  # if no beat is clear: an eighth of a model's own clip, a beat at 94 bpm
 LEAST_ONSETS = 0.2  # standard deviation in grey levels: the picture of a steady tone has less, by rounding alone
-# Autocorrelation of the onsets at a beat: at least so much, and so much more than at the lag of any other tempo. How
-# often that finds the right number of beats is measured by `tools/measure_beats.py`.
+# Autocorrelation of the onsets at a beat: at least this much, and this much more than at the lag of any other tempo.
+# `tools/measure_beats.py` measures how often this finds the right number of beats.
 LEAST_PERIODICITY = 0.2
 LEAST_MARGIN = 0.05
 
 
 def find_beats(pipe: Pipeline, point: Point, clip: Clip) -> tuple[int, ...]:
-    """Places inside a loop that begins on a beat where another may take over.
+    """Find places inside a loop, which begins on a beat, where another clip may start.
 
-    Its beats, by the tempo that its prompts name, or else by its onsets; eighths of 5.12 s where neither is clear, as
-    in a steady chord: there the music can go on from anywhere, and nobody waits long.
+    They are the loop's beats, from the tempo that its prompts name, or else from its onsets. If neither is clear, as in
+    a steady chord, the places are 0.64 s apart (an eighth of 5.12 s): such music can change anywhere, and the wait is
+    short.
 
     Parameters
     ----------
     pipe : StableDiffusionPipeline
     point : Point
-        What the clip was made from.
+        The point that the clip was generated from.
     clip : Clip
 
     Returns
     -------
     tuple of int
-        In samples from the beginning, rising, without the beginning and the end; each is a whole number of columns of
-        the picture (10 ms).
+        In samples from the beginning, in ascending order, without the beginning and the end; each is a whole number of
+        columns of the picture (10 ms).
     """
     n_beats = named_beats(pipe, point, clip.duration_s) or heard_beats(clip) or _n_eighths(clip.duration_s)
     n_columns = clip.image.width
@@ -45,7 +46,7 @@ def find_beats(pipe: Pipeline, point: Point, clip: Clip) -> tuple[int, ...]:
 
 
 def named_beats(pipe: Pipeline, point: Point, duration_s: float) -> int | None:
-    """Number of beats in a loop by the tempo that all prompts of a point name.
+    """Number of beats in a loop, from the tempo that all prompts of a point name.
 
     Returns
     -------
@@ -67,12 +68,12 @@ def named_beats(pipe: Pipeline, point: Point, duration_s: float) -> int | None:
 
 
 def heard_beats(clip: Clip) -> int | None:
-    """Number of beats in a loop by its onsets, which repeat after each beat.
+    """Number of beats in a loop, from its onsets, which repeat after each beat.
 
     Returns
     -------
     int or None
-        Half or twice as many as a listener would count are possible. None if no number is clear.
+        It may be half or twice the number that a listener would count. None if no number is clear.
     """
     least = int(np.ceil(LEAST_BPM * clip.duration_s / 60))
     most = int(MOST_BPM * clip.duration_s / 60)

@@ -31,10 +31,11 @@ LONG_S = 60  # longer sounds work, but take time and memory: a warning says so
 
 
 class Clip:
-    """A sound and its spectrogram picture, with all that is needed to compute either from the other.
+    """A sound and its spectrogram picture, with everything needed to compute either from the other.
 
     Make one with `Clip.from_audio` or `Clip.from_image`. A notebook shows its spectrogram and a player.
-    A clip is immutable. Its picture or its waveform, whichever it was not made from, is computed once, on first access.
+    A clip is immutable. A clip made from a sound computes its picture on first access, and a clip made from a picture
+    computes its waveform; the result is kept.
 
     Taught in: 01
     """
@@ -84,8 +85,8 @@ class Clip:
         Returns
         -------
         Clip
-            Resampled to `params.sample_rate`, a whole number of columns long: up to half a column at the end is cut
-            off, or padded with silence.
+            Resampled to `params.sample_rate`. Its length is rounded to a whole number of columns, by cutting up to half
+            a column off the end or padding it with silence.
 
         Raises
         ------
@@ -124,7 +125,7 @@ class Clip:
         path_or_image : path, bytes, binary file or PIL.Image.Image
         params, loop, recipe, maximum : optional
             Override the picture's metadata. Without metadata the defaults are Riffusion's params, no loop, no recipe
-            and an unknown maximum. `maximum` is the mel amplitude of black, for samples in [-1, 1]: the level.
+            and an unknown maximum. `maximum` sets the level: it is the mel amplitude of black, for samples in [-1, 1].
         invert : bool
             Whether bright means loud in this picture. In Riffusion's, dark means loud.
 
@@ -158,7 +159,7 @@ class Clip:
     def from_waveform(
         cls, waveform: np.ndarray, params: SpectrogramParams, loop: bool = False, recipe: dict[str, Any] | None = None
     ) -> Clip:
-        """Make a clip from samples that already have the form of `Clip.waveform`, a whole number of columns."""
+        """Make a clip from samples that already have the format of `Clip.waveform` and fill whole columns."""
         clip = cls(params, loop=bool(loop), recipe=recipe)
         clip.waveform = _read_only(waveform)
         return clip
@@ -311,7 +312,7 @@ class Clip:
     def overlay(self, other: Clip, *, start_s: float = 0.0, gain_db: float = 0.0) -> Clip:
         """Mix another clip into this one from `start_s` on; what reaches beyond the end is cut off.
 
-        `gain_db` makes the other clip louder or softer. If the sum exceeds full scale, all of it is turned down.
+        `gain_db` makes the other clip louder or softer. If the sum exceeds full scale, the whole mix is turned down.
         """
         check_compatible([self, other])
         start = round(check_number("start_s", start_s, 0, self.duration_s) * self.sample_rate)
@@ -330,7 +331,7 @@ class Clip:
 
     @torch_defaults()
     def difference(self, other: Clip) -> Clip:
-        """Keep what this clip has and the other has not: the positive part of the difference of mel amplitudes."""
+        """Keep what is louder here than in the other clip: the positive part of the difference of mel amplitudes."""
         check_compatible([self, other])
         if self.image.size != other.image.size:
             raise ValueError(f"clips of {self.duration_s:g} and {other.duration_s:g} s: cut them to one length first")
@@ -376,7 +377,7 @@ def check_compatible(clips: Sequence[Clip]) -> None:
 
 
 def _suffix(path_or_file: object, format: str | None) -> str:
-    """Lower-case extension of a file name with its dot, or that of the format asked for."""
+    """Return the lower-case extension, with its dot, of the requested format or else of the file name."""
     if format is not None:
         return f".{format.lower().removeprefix('.')}"
     name = name_of(path_or_file, "")
@@ -398,7 +399,7 @@ def _conform(waveform: np.ndarray, sample_rate: int, params: SpectrogramParams, 
         warn(f"the sound peaks at {peak:.3g}, above full scale: turned down to 1")
         waveform = waveform / peak
     resampled = audio.resample(torch.tensor(waveform), sample_rate, params.sample_rate, loop=loop)
-    clamped = resampled.clamp(-1, 1).numpy()  # without its highest frequencies a wave may overshoot a little
+    clamped = resampled.clamp(-1, 1).numpy()  # removing the highest frequencies may make a wave overshoot a little
     return mixing.fix_length(clamped, columns * params.hop_length)
 
 

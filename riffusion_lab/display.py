@@ -14,8 +14,8 @@ from .plot import ClipLike, description, spectrogram_png
 if TYPE_CHECKING:
     from .clip import Clip
 
-PLAYED_S = 60  # the player has this much of a long clip: half a megabyte
-TEXT_BYTES = 2_000  # of a figure: caption, description and tags, without a very long prompt
+PLAYED_S = 60  # the player holds at most this much of a clip: half a megabyte
+TEXT_BYTES = 2_000  # room for a figure's caption, description and tags, unless the prompt is very long
 LIMITED_DB = 1  # the caption mentions the limiter if it lowered the peaks by more than this
 
 
@@ -26,9 +26,10 @@ def clip_html(clip: ClipLike, *, max_bytes: int | None = None, starts_s: Mapping
     ----------
     clip : Clip
     max_bytes : int, optional
-        Size of the text. A sound that does not fit is played in part; the caption says how much of it.
+        Size limit of the HTML. A sound that does not fit is shortened, to no less than 1 s; the caption says how much
+        is played.
     starts_s : Mapping of str to float, optional
-        Parts whose names stand above the spectrogram, and where each begins, in seconds.
+        Names of parts, to be written above the spectrogram, and where each part begins, in seconds.
 
     Taught in: 00
     """
@@ -49,12 +50,12 @@ def clip_html(clip: ClipLike, *, max_bytes: int | None = None, starts_s: Mapping
 
 
 def parts_html(clips: Mapping[str, Clip]) -> str:
-    """Show clips one after the other in one player; above its part of the spectrogram stands the name of each.
+    """Show clips one after the other in one player, with each name above its part of the spectrogram.
 
     Parameters
     ----------
     clips : Mapping of str to Clip
-        Of one sample rate and number of channels.
+        All with the same sample rate and number of channels.
 
     Raises
     ------
@@ -86,7 +87,7 @@ def caption(clip: ClipLike, *, played_s: float = PLAYED_S) -> str:
     ----------
     clip : Clip
     played_s : float
-        How much of it is played, in seconds; mentioned if that is not all.
+        How many seconds of it are played; mentioned if that is not the whole clip.
 
     Taught in: 00
     """

@@ -69,9 +69,9 @@ def text_to_audio(
 ) -> Clip | list[Clip]:
     """Generate a clip from a prompt.
 
-    With ``loop=False`` and the model's own duration the picture is, bit for bit, the one that ``pipe(prompt)`` itself
-    makes, unless the model asks for more than that (`sampling.scale_static_noise`, `networks.perturbed_attention`).
-    The pipeline is not changed, even if an error occurs.
+    With ``loop=False`` and the model's own duration, the picture is bit-identical to the one that ``pipe(prompt)``
+    generates, unless the model's settings also scale the noise or perturb attention (`sampling.scale_static_noise`,
+    `networks.perturbed_attention`). The pipeline is not changed, even if an error occurs.
 
     Parameters
     ----------
@@ -104,12 +104,12 @@ def text_to_audio(
     Returns
     -------
     Clip or list of Clip
-        At a level that is not known; see `Clip.maximum`.
+        Its level is not known; see `Clip.maximum`.
 
     Raises
     ------
     TypeError, ValueError
-        If an argument is wrong; before the first step.
+        If an argument is wrong; raised before the first step.
     FloatingPointError
         If latents or picture are not finite.
 
@@ -139,21 +139,21 @@ def text_to_audio(
 
 
 def generate_clips(pipe: Pipeline, kind: str, points: Sequence[Point], options: Options) -> Iterator[Clip]:
-    """Generate the clip at each point, `batch_size` at a time, as `pipe` is when this is called.
+    """Generate the clip at each point, `batch_size` at a time, with the settings that `pipe` has at the call.
 
     Parameters
     ----------
     pipe : StableDiffusionPipeline
     kind : str
-        Name of the function that is called, for the recipe.
+        Name of the public function that was called, for the recipe.
     points : sequence of Point
-        As `check_point` gives them.
+        As `check_point` returns them.
     options : Options
 
     Returns
     -------
     iterator of Clip
-        Embeddings and noise take memory, so each batch is prepared when its first clip is asked for.
+        Each batch is prepared when its first clip is requested, since embeddings and noise take memory.
     """
     return _generate_in_batches(isolated_pipeline(pipe), kind, points, options)
 
@@ -163,13 +163,13 @@ def _generate_in_batches(pipe: Pipeline, kind: str, points: Sequence[Point], opt
         similar = list(group)
         for start in range(0, len(similar), options.batch_size):
             batch = similar[start : start + options.batch_size]
-            with torch_defaults():  # not across the yield: in between, they are the caller's
+            with torch_defaults():  # not across the yield: between batches, the caller's own defaults apply
                 clips = _generate_batch(isolated_pipeline(pipe), kind, batch, options)
             yield from clips
 
 
 def _batch_key(pipe: Pipeline, point: Point, options: Options) -> tuple[float, int, bool]:
-    """What clips of one batch must have in common: guidance scale, first step, and whether they start from noise."""
+    """Return what the clips of a batch share: guidance scale, first step, and whether they start from noise."""
     if options.source is None:
         return point.guidance_scale, 0, True
     skipped = skipped_steps(pipe, options.num_inference_steps, point.strength)

@@ -132,7 +132,7 @@ def encode_image(picture: Picture) -> bytes:
         exif[tag] = int(value) if isinstance(value, bool) else value
     if picture.maximum is not None:
         exif[MAXIMUM_TAG] = float(picture.maximum * INT16_UNITS)
-    # Programs that rewrite EXIF round its numbers: those with a fraction are stored as text, too.
+    # Programs that rewrite EXIF round its numbers, so numbers with a fraction are also stored as text.
     exact = {name: value for name, value in asdict(picture.params).items() if isinstance(value, float)}
     text = PngInfo()
     text.add_text(TEXT_KEY, json.dumps({"loop": picture.loop, "recipe": picture.recipe, "params": exact}))
@@ -310,7 +310,7 @@ def _code(params: SpectrogramParams) -> str:
 
 
 def _remark(name: str, rgb: Image.Image, *, is_chosen: bool) -> None:
-    """Warn of a picture without our EXIF tags that is likely misinterpreted: as mono, as grey, or as not inverted."""
+    """Warn if a picture without our EXIF tags is probably misread: as mono, as grey, or as not inverted."""
     pixels = np.asarray(rgb)
     red = pixels[..., 0]
     green = pixels[..., 1]
@@ -330,7 +330,7 @@ def _remark(name: str, rgb: Image.Image, *, is_chosen: bool) -> None:
 
 
 def _params_from_exif(exif: Image.Exif, exact: object = None) -> SpectrogramParams:
-    """Read the params from EXIF; `exact` holds the fractions of numbers that EXIF may have rounded."""
+    """Read the params from EXIF; `exact` holds the exact values of numbers that EXIF may have rounded."""
     values: dict[str, Any] = {
         name: _exif_number(exif[tag], name, tag) for name, tag in EXIF_TAGS.items() if tag in exif
     }

@@ -39,7 +39,8 @@ def interpolate(
     """Walk from one prompt and seed to another.
 
     Embeddings, guidance scales and strengths are interpolated along a line, the noise along an arc (`slerp`). The first
-    and the last clip are those that `text_to_audio` generates from `start` and `end`, to the bit with ``batch_size=1``.
+    and the last clip are those that `text_to_audio` generates from `start` and `end`; with ``batch_size=1`` they are
+    bit-identical.
 
     Parameters
     ----------
@@ -48,21 +49,22 @@ def interpolate(
     end : Prompt or sequence of Prompt
         Several prompts are visited one after the other (see `walk`).
     num_clips : int
-        Number of clips from each prompt to the next, both included; 1 gives the start alone. A prompt on the way gives
-        one clip, so there are ``(num_clips - 1) * legs + 1`` clips.
+        Number of clips from each prompt to the next, counting both ends; 1 gives the start alone. Neighbouring legs
+        share the clip at the prompt between them, so there are ``(num_clips - 1) * legs + 1`` clips.
     seed_clip : Clip, optional
-        Start from this clip instead of pure noise (see `audio_to_audio`), by the prompts' `strength` (default: 0.75).
-        At strength 1 the walk is the same as without it. It sets duration and loop.
+        Start from this clip instead of pure noise (see `audio_to_audio`), with the prompts' `strength` (default: 0.75).
+        At strength 1 the walk is the same as without it. It sets the duration, and the default of `loop`.
     curve : callable, optional
-        From the share of the walk, in [0, 1], to alpha, in [0, 1]. Default: the share itself. ``lambda x: x**2`` leaves
-        the start more slowly.
+        Maps the position between one prompt and the next, in [0, 1], to alpha, in [0, 1]. Default: the position itself.
+        ``lambda x: x**2`` leaves the start more slowly.
     spacing : str
-        ``"linear"``: equal steps of alpha (or those of `curve`). ``"even"``: alphas for which the steps from clip to
-        clip are about alike, the largest at most twice the smallest, by the mean absolute difference of the pictures
-        (`spacing.picture_distance`). On the way from one prompt to the next, `num_clips` clips with equal steps of
-        alpha are generated first, then single ones between those that differ most. Each costs as much as any other
-        clip, also those that are not returned. Where `max_extra_clips` are not enough, as where the picture jumps, the
-        most even steps found are taken, and a warning tells their ratio. Both ends stay the same to the bit.
+        ``"linear"``: equal steps of alpha (or those of `curve`). ``"even"``: alphas at which neighbouring clips differ
+        by about the same amount. The step between two clips is the mean absolute difference of their pictures
+        (`spacing.picture_distance`), and the largest step is at most twice the smallest. From each prompt to the next,
+        `num_clips` clips are first generated at equal steps of alpha, then more between the neighbours that differ
+        most. Extra clips take as long to generate as any others, even those that are not returned. If `max_extra_clips`
+        are not enough, for example because the picture jumps, the most even steps found are used, and a warning states
+        their ratio. Both ends stay bit-identical.
     max_extra_clips : int, optional
         For ``spacing="even"``: how many clips may be generated beyond `num_clips`, from each prompt to the next.
         Default: `num_clips`.
@@ -72,15 +74,15 @@ def interpolate(
     Returns
     -------
     iterator of Clip
-        Clips are generated when they are asked for, `batch_size` at a time; with ``spacing="even"`` all clips up to the
-        next prompt at once. The arguments are checked at once.
+        Clips are generated on demand, `batch_size` at a time; with ``spacing="even"``, all clips up to the next prompt
+        are generated together. The arguments are checked immediately, at the call.
 
     Raises
     ------
     TypeError, ValueError
-        If an argument is wrong; at once.
+        If an argument is wrong; raised at the call.
     FloatingPointError
-        If latents or picture are not finite; when the clip is asked for.
+        If latents or picture are not finite; raised when the clip is requested.
 
     Notes
     -----
@@ -106,7 +108,7 @@ def interpolate(
     max_extra_clips = _check_spacing(spacing, curve, max_extra_clips, num_clips=num_clips)
     alphas = _alphas(num_clips, curve)
     warn_of_hints(pipe, [Point((prompt,)) for prompt in prompts])
-    if spacing == "even" and num_clips > 2:  # of two clips there is only one step
+    if spacing == "even" and num_clips > 2:  # two clips have only one step between them
         isolated = isolated_pipeline(pipe)
         return _even_walk(isolated, prompts, options, num_clips=num_clips, max_extra_clips=max_extra_clips)
     return generate_clips(pipe, "interpolate", _points_of_walk(prompts, alphas), options)
@@ -115,7 +117,7 @@ def interpolate(
 def _check_spacing(
     spacing: object, curve: Callable[[float], float] | None, max_extra_clips: int | None, *, num_clips: int
 ) -> int:
-    """Check what goes with even spacing only; return the number of extra clips that are allowed."""
+    """Check the arguments that depend on `spacing`; return the number of extra clips that are allowed."""
     if spacing not in ("linear", "even"):
         raise ValueError(f"spacing must be 'linear' or 'even', not {spacing!r}")
     if spacing == "even" and curve is not None:
@@ -130,7 +132,7 @@ def _check_spacing(
 def _even_walk(
     pipe: Pipeline, prompts: Sequence[Prompt], options: Options, *, num_clips: int, max_extra_clips: int
 ) -> Iterator[Clip]:
-    """Walk with even steps from each prompt to the next; a prompt on the way is one clip."""
+    """Walk with even steps from each prompt to the next; neighbouring legs share a clip."""
     arrived: Clip | None = None
     for start, end in pairwise(prompts):
         found = even_clips(
@@ -165,13 +167,13 @@ def _alphas(num_clips: int, curve: Callable[[float], float] | None) -> list[floa
 
 
 def _points_of_walk(prompts: Sequence[Prompt], alphas: Sequence[float]) -> list[Point]:
-    """Points from each prompt to the next; a prompt on the way is one point."""
+    """Points from each prompt to the next; neighbouring legs share a point."""
     first_leg, *other_legs = pairwise(prompts)
     points = [Point.between(*first_leg, alpha) for alpha in alphas]
     if len(alphas) == 1:
         return points  # the start alone
     for leg in other_legs:
-        points += [Point.between(*leg, alpha) for alpha in alphas[1:]]  # its first clip ended the leg before
+        points += [Point.between(*leg, alpha) for alpha in alphas[1:]]  # the leg before ended with its first clip
     return points
 
 
@@ -184,7 +186,7 @@ def walk(pipe: Pipeline, prompts: Sequence[Prompt], *, closed: bool = False, **o
     prompts : sequence of Prompt
         At least two.
     closed : bool
-        Return to the first prompt at the end; the last clip is then the first one again.
+        Return to the first prompt at the end, so that the last clip is the first one again.
     **options
         As in `interpolate`: `num_clips` (required), `seed_clip`, `curve`, `spacing`, `max_extra_clips`,
         `num_inference_steps`, `duration_s`, `loop`, `batch_size`.
@@ -196,7 +198,7 @@ def walk(pipe: Pipeline, prompts: Sequence[Prompt], *, closed: bool = False, **o
     Raises
     ------
     TypeError, ValueError
-        If an argument is wrong; at once.
+        If an argument is wrong; raised at the call.
 
     Notes
     -----

@@ -69,13 +69,13 @@ def stitch(clips: Sequence[Clip], crossfade_s: float = CROSSFADE_S) -> Clip:
 
 
 def loop_from(clip: Clip, start: int, n_samples: int) -> np.ndarray:
-    """Samples of a loop from a place on; behind its end comes its beginning.
+    """Samples of a loop from `start` on; after its end it continues at its beginning.
 
     Parameters
     ----------
     clip : Clip
     start, n_samples : int
-        `start` may be the clip's end. At most the clip's length of samples.
+        Both are at most the clip's length in samples.
 
     Returns
     -------
@@ -86,7 +86,7 @@ def loop_from(clip: Clip, start: int, n_samples: int) -> np.ndarray:
 
 
 def _continuation(clip: Clip, n_samples: int) -> np.ndarray:
-    """What sounds while the next clip fades in: the beginning of a loop, else the end of the clip itself."""
+    """What is heard while the next clip fades in: the beginning of a loop, else the end of the clip itself."""
     if clip.loop:
         return clip.waveform[:, :n_samples]
     return clip.waveform[:, clip.waveform.shape[1] - n_samples :]

@@ -29,7 +29,7 @@ def latent_size(pipe: Pipeline) -> tuple[int, int]:
 
 
 def n_latent_columns(pipe: Pipeline, n_columns: int) -> int:
-    """Number of latent columns for a picture of `n_columns`, rounded up to what the U-Net takes."""
+    """Number of latent columns for a picture of `n_columns`, rounded up to a width that the U-Net accepts."""
     return math.ceil(n_columns / WIDTH_MULTIPLE) * WIDTH_MULTIPLE // pipe.vae_scale_factor
 
 
@@ -55,14 +55,14 @@ def latent_mask(mask: np.ndarray, n_columns: int, *, vae_scale_factor: int = 8) 
 
 @torch.no_grad()
 def encode(pipe: Pipeline, picture: Image.Image, *, loop: bool) -> Tensor:
-    """Encode a picture into latents, in strips if it is wider than the model's own. The inverse is `decode`.
+    """Encode a picture into latents, in strips if it is wider than the model's own clips. The inverse is `decode`.
 
     Parameters
     ----------
     pipe : StableDiffusionPipeline
-        Its autoencoder encodes; of a latent distribution, the mode is taken.
+        Its autoencoder encodes. If the encoder returns a distribution of latents, its mode is used.
     picture : PIL.Image.Image
-        RGB, 512 high. It is padded with its mirror image to a width that the U-Net takes.
+        RGB, 512 high. It is padded with its mirror image to a width that the U-Net accepts.
     loop : bool
         Whether the picture wraps around in time.
 
@@ -97,7 +97,7 @@ def encode(pipe: Pipeline, picture: Image.Image, *, loop: bool) -> Tensor:
 
 @torch.no_grad()
 def decode(pipe: Pipeline, latents: Tensor, *, loop: bool) -> Image.Image:
-    """Decode the latents of one clip into its picture, in strips if it is wider than the model's own.
+    """Decode the latents of one clip into its picture, in strips if it is wider than the model's own clips.
 
     Parameters
     ----------
@@ -145,14 +145,14 @@ def _in_strips(
     scale: int,
     loop: bool,
 ) -> Tensor:
-    """Process all latent columns, `width` of them at once together with `MARGIN` columns on either side.
+    """Process latent columns in strips of `width`, each with `MARGIN` more columns on either side.
 
     Parameters
     ----------
     network : torch.nn.Module
-        Encoder or decoder; a loop that fits into one strip makes it circular.
+        Encoder or decoder; for a loop that fits into one strip, it is made circular.
     process : callable
-        From latent columns, an integer Tensor [shape=(columns,)], to a result [shape=(..., columns * scale)].
+        Maps latent columns, an integer Tensor [shape=(columns,)], to a result [shape=(..., columns * scale)].
     """
     if n_columns <= width:
         with circular_time(network) if loop else nullcontext():

@@ -28,13 +28,13 @@ from .values import N_SEEDS, check_bool, check_number, check_whole, warn
 __all__ = ["LiveClip", "Session", "WaitingPrompt", "replay_session"]
 
 LONGEST_QUEUE = 8  # prompts
-RECENT = 8  # clips kept for listeners that are late
-JOIN_S = 5  # a step of denoising takes less, as a rule
+RECENT = 8  # clips kept for listeners that lag behind
+JOIN_S = 5  # a denoising step usually takes less
 UNHEARD_S = 30  # without a listener for this long, a session pauses
 
 
 class _NotWanted(Exception):
-    """The clip that is being generated is not wanted any more."""
+    """The clip that is being generated is no longer wanted."""
 
 
 @dataclass(frozen=True)
@@ -45,11 +45,12 @@ class WaitingPrompt:
         For `Session.remove` and `Session.move`.
     prompt : Prompt
     state : {"made", "making", "next", "later"}
-        "made": its first clip is ready, and joins next. "making": the session is on the way to it.
+        "made": its first clip is ready. "making": the session is generating the clips that lead to it. "next" and
+        "later": the session has not started on it.
     clips_before : int
-        How many clips are heard before it, behind the one that sounds.
+        How many clips are played between the current one and its first clip.
     make_s : float or None
-        Seconds until its first clip is made, if each takes as long as the last one did; None before any was made.
+        Seconds until its first clip is ready, if each takes as long as the last one did; None before any was generated.
     """
 
     number: int
@@ -62,17 +63,17 @@ class WaitingPrompt:
 class Session:
     """Generate clip after clip, from prompt to prompt, for as long as somebody listens.
 
-    One thread generates the clips, at most `ahead` more than have begun to sound. Every clip is a loop that begins on
-    the beat. A new prompt is reached in `clips_per_prompt` clips; while the queue is empty, the last prompt goes on
-    with other seeds, `clips_per_seed` clips from each to the next.
+    One thread generates the clips, at most `ahead` of them before they are played. Every clip is a loop that begins on
+    the beat. The music reaches a new prompt in `clips_per_prompt` clips. While the queue is empty, it stays with the
+    last prompt and moves from seed to seed, in `clips_per_seed` clips each.
 
-    A prompt that is added while no other waits is heard next: it replaces what was generated ahead. Its first clip is
-    marked `at_beat`, as is the first one after `change`: a browser begins such a clip at the next beat of the clip that
-    sounds. A prompt waits from `add` until the music is at least halfway to it; those added meanwhile are heard after
-    it. `waiting` lists them, `remove` and `move` change their order.
+    A prompt that is added while no other waits is heard next: it replaces the clips that were generated ahead. Its
+    first clip is marked `at_beat`, as is the first one after `change`: a browser starts such a clip at the next beat of
+    the clip that is playing. A prompt waits from `add` until the music is at least halfway to it; prompts added
+    meanwhile are heard after it. `waiting` lists them, `remove` takes one out, and `move` changes their order.
 
-    The session pauses when nobody has asked for a clip (`take`, `begin`, `next`) for 30 s: a clip that is being made
-    then is made again later. The next call goes on.
+    The session pauses when nobody has asked for a clip (`take`, `begin`, `next`) for 30 s. A clip in progress is then
+    dropped and generated later. The next such call resumes the session.
 
     Parameters
     ----------
@@ -80,7 +81,7 @@ class Session:
     prompt : str or Prompt
         The first one.
     seed_clip : Clip, optional
-        Start every clip from this one instead of pure noise, by the prompts' `strength` (default: 0.75). Its length
+        Start every clip from this one instead of pure noise, with the prompts' `strength` (default: 0.75). Its length
         must be a multiple of the model's own.
     clips_per_prompt, clips_per_seed : int
         Clips from one prompt, or seed, to the next; at least 1.
@@ -129,7 +130,7 @@ class Session:
         self.hints = find_hints(pipe, [Point((checked,))])
         self.plan = Plan(first, self.clips_per_prompt, self.clips_per_seed)
         self.recent: deque[LiveClip] = deque(maxlen=self.ahead + RECENT)
-        # And how many times in a row it was heard: 1.5 if it was cut in the middle of the second time
+        # Points heard, and how many times in a row: 1.5 if the clip was cut in the middle of the second time
         self.heard: list[tuple[Point, float]] = []
         self.n_made = 0
         self.progress = 0.0  # of the clip that is being generated, in [0, 1]
@@ -145,12 +146,13 @@ class Session:
         self._asked_at = time.monotonic()  # when somebody last asked for a clip
 
     def add(self, prompt: str | Prompt) -> int:
-        """Go to another prompt: next, or after those that wait.
+        """Add a prompt: it is heard next, or after those that already wait.
 
         Parameters
         ----------
         prompt : str or Prompt
-            A str takes the seed that is heard now. The prompt that is heard already goes on with the next seed.
+            A str gets the seed that is heard now. If the music is already at this prompt and seed, the next seed is
+            used.
 
         Returns
         -------
@@ -160,7 +162,7 @@ class Session:
         Raises
         ------
         TypeError, ValueError
-            If it is no prompt, or the queue is full; the session goes on as before.
+            If it is not a prompt, or the queue is full; the session continues as before.
         """
         with self.changed:
             goal = prompt if isinstance(prompt, Prompt) else Prompt(prompt, self.plan.here.seed)
@@ -176,7 +178,7 @@ class Session:
             return number
 
     def remove(self, number: int) -> None:
-        """Take a prompt that waits out of the queue; one that is being made is skipped.
+        """Remove a waiting prompt; if its clips are already being generated, they are dropped.
 
         Parameters
         ----------
@@ -186,26 +188,27 @@ class Session:
         Raises
         ------
         ValueError
-            If it does not wait any more; nothing is changed.
+            If it is no longer waiting; nothing is changed.
         """
         with self.changed:
             goal = self.plan.find(number)
             self._rearrange([other for other in self.plan.waiting if other is not goal])
 
     def move(self, number: int, place: int) -> None:
-        """Give a prompt that waits another place: 0 is heard next.
+        """Move a waiting prompt to another place in the order: 0 is heard next.
 
         Parameters
         ----------
         number : int
             As `add` returned it.
         place : int
-            Among all prompts that wait. A prompt that was being made and is not the first any more waits again.
+            New index among all waiting prompts. A prompt whose clips were being generated, and which is no longer the
+            first, returns to the queue.
 
         Raises
         ------
         TypeError, ValueError
-            If it does not wait any more, or there is no such place; nothing is changed.
+            If it is no longer waiting, or there is no such place; nothing is changed.
         """
         with self.changed:
             goal = self.plan.find(number)
@@ -216,7 +219,7 @@ class Session:
             self._rearrange(order)
 
     def hold(self, on: bool = True) -> None:
-        """Keep the seed that is heard: the clip goes round until a prompt is added. With False, seeds wander again.
+        """Keep the current seed: its clip repeats until a prompt is added. With False, the seed changes again.
 
         Raises
         ------
@@ -228,17 +231,17 @@ class Session:
             self.changed.notify_all()
 
     def next_seed(self) -> int:
-        """Go to the next seed of the last prompt that waits, or of the one that is heard; returns as `add` does."""
+        """Add the next seed of the last waiting prompt, or of the current one; return its number, as `add` does."""
         with self.changed:
             waiting = self.plan.waiting
             prompt = waiting[-1].prompt if waiting else self.plan.here
             return self.add(replace(prompt, seed=(prompt.seed + 1) % N_SEEDS))
 
     def replay(self, recipe: Mapping[str, Any]) -> None:
-        """Play what was heard in another session again; after that the music goes on from there.
+        """Replay what was heard in another session; the music then continues from there.
 
-        It begins at the next beat and takes the place of all that waits; prompts that are added meanwhile are heard
-        after it. `LiveClip.times` says how often a browser plays each clip; `next` gives each one once.
+        It begins at the next beat and replaces everything that waits; prompts added meanwhile are heard after it.
+        `LiveClip.times` says how many times a browser plays each clip; `next` returns each one once.
 
         Parameters
         ----------
@@ -248,7 +251,7 @@ class Session:
         Raises
         ------
         TypeError, ValueError
-            If it is no recipe of a session, or one with another seed clip or number of steps; nothing is changed.
+            If it is not a session's recipe, is empty, or has another seed clip or number of steps; nothing is changed.
         """
         heard = points_heard(recipe, self.pipe, self.seed_clip)
         n_steps = recipe["num_inference_steps"]
@@ -262,7 +265,7 @@ class Session:
             self.changed.notify_all()
 
     def pause(self) -> None:
-        """Make no more clips until somebody asks for one; the clip that is being made is made again then."""
+        """Stop generating until somebody asks for a clip; the clip in progress is dropped and generated then."""
         with self.changed:
             self._is_paused = True
             self.plan.put_back()
@@ -271,7 +274,8 @@ class Session:
     def change(self, *, guidance_scale: float | None = None, strength: float | None = None) -> None:
         """Set guidance scale (0 or more) or strength (in [0, 1]; it needs a seed clip) from the next clip on.
 
-        What was generated ahead is generated again, and begins at a beat. Prompts with values of their own keep them.
+        Clips that were generated ahead are regenerated, and the first of them begins at a beat. Prompts with values of
+        their own keep them.
 
         Raises
         ------
@@ -289,10 +293,10 @@ class Session:
             self.changed.notify_all()
 
     def take(self, have: int = 0) -> list[LiveClip]:
-        """Return the clips that are ready and have numbers above `have`, at once. The first call starts the session.
+        """Return, without waiting, the ready clips with numbers above `have`. The first call starts the session.
 
-        With `begin`, this is all that a player needs. A clip that is marked `at_beat` and is the first of those that
-        are ready may begin at the next of the `beats` of the clip that sounds.
+        A player needs only this and `begin`. If the first ready clip is marked `at_beat`, it may begin at the next of
+        the `beats` of the clip that is playing.
         """
         with self.changed:
             self._start()
@@ -302,21 +306,21 @@ class Session:
     def begin(self, number: int, *, cut_s: float | None = None) -> LiveClip:
         """Record that a clip has started to play, for the first time or again, which makes room for the next one.
 
-        A recording that cannot go on, for example because the disk is full, is closed, and `recording_error` says why.
-        The music goes on.
+        If recording fails, for example because the disk is full, the file is closed, `recording_error` says why, and
+        the music continues.
 
         Parameters
         ----------
         number : int
         cut_s : float, optional
-            How much was heard of the clip before, when it last came round; rounded to a column of its picture (10 ms).
-            Default: all.
+            How many seconds were heard of the previous clip, when it was last repeated; rounded to a column of its
+            picture (10 ms). Default: all.
 
         Raises
         ------
         TypeError, ValueError
-            If there is no such clip, or it was too long ago; or if no clip has played yet that could have been cut, or
-            it is shorter. Nothing is changed.
+            If there is no such clip, or it is no longer kept; if `cut_s` is passed but no clip has played yet, or that
+            clip is shorter. Nothing is changed.
         """
         with self.changed:
             made = next((made for made in self.recent if made.number == number), None)
@@ -333,10 +337,10 @@ class Session:
             return made
 
     def next(self, timeout_s: float | None = None) -> Clip:
-        """Wait for the next clip, and let it begin at the end of the one before: whole clips, also after `add`.
+        """Wait for the next clip, which begins at the end of the one before: clips are whole, even after `add`.
 
-        A recording that cannot go on is closed with a warning. Use `take` and `begin` to join clips at their beats, as
-        a browser does.
+        If recording fails, the file is closed with a warning. Use `take` and `begin` to join clips at their beats, as a
+        browser does.
 
         Raises
         ------
@@ -364,18 +368,18 @@ class Session:
             return clip
 
     def retry(self) -> None:
-        """Go on after an error."""
+        """Continue after an error."""
         with self.changed:
             self.error = None
             self.changed.notify_all()
 
     def stop(self) -> None:
-        """End the session and its recording; the clip that is being generated is given up.
+        """End the session and its recording; the clip in progress is abandoned.
 
         Raises
         ------
         OSError
-            If the end of the recording cannot be written; the session has ended all the same.
+            If the end of the recording cannot be written; the session has ended anyway.
         """
         with self.changed:
             self._stopped = True
@@ -386,7 +390,7 @@ class Session:
         self.stop_recording()
 
     def record(self, path: str | os.PathLike[str]) -> None:
-        """Write what is heard from the next clip on to a file, as it is heard, until `stop_recording`.
+        """Record what is heard to a file, from the next clip on, until `stop_recording`.
 
         Each clip is written when the next one begins.
 
@@ -409,12 +413,12 @@ class Session:
         Parameters
         ----------
         heard_s : float, optional
-            How much was heard so far of the clip that sounds. Default: all of it is written.
+            How many seconds of the current clip were heard so far. Default: all of it is written.
 
         Raises
         ------
         TypeError, ValueError
-            If the clip is shorter than `heard_s`; the recording goes on.
+            If the clip is shorter than `heard_s`; the recording continues.
         OSError
             If the end of the file cannot be written; nothing is being recorded any more.
         """
@@ -428,7 +432,7 @@ class Session:
 
     @property
     def ready(self) -> list[LiveClip]:
-        """Clips that were made and have not begun yet."""
+        """Clips that are generated and have not begun to play."""
         return self.plan.ready
 
     @property
@@ -443,7 +447,7 @@ class Session:
 
     @property
     def status(self) -> dict[str, Any]:
-        """State of the session, for a display; fits into JSON."""
+        """State of the session, for a display; can be written as JSON."""
         with self.changed:
             return {
                 "ready": [made.number for made in self.ready],
@@ -469,7 +473,7 @@ class Session:
     def code(self) -> str:
         """Python code of a session with the same prompts and settings, for a cell where `pipe` is the model.
 
-        What was heard exactly, with its repetitions and cuts, is in `recipe`.
+        `recipe` holds exactly what was heard, with repetitions and cuts.
         """
         with self.changed:
             prompts = [self.heard[0][0].start if self.heard else self.plan.first]
@@ -490,7 +494,7 @@ class Session:
 
     @property
     def recipe(self) -> dict[str, Any]:
-        """All that is needed to generate what was heard again (`replay_session`); fits into JSON."""
+        """All that is needed to regenerate what was heard (`replay_session`); can be written as JSON."""
         with self.changed:
             heard = [point.to_recipe() | {"times": times} for point, times in self.heard]
         return {
@@ -507,7 +511,7 @@ class Session:
         return f"Session({self.plan.here.text!r})"
 
     def _check_cut(self, cut_s: float) -> int:
-        """Samples of the clip that sounded which were heard when it last came round: a whole number of columns."""
+        """Samples heard of the current clip when it was last repeated, rounded to a whole number of columns."""
         if self.plan.begun is None:
             raise ValueError(f"no clip has begun yet that could have been cut after {cut_s!r} s: leave out cut_s")
         clip = self.plan.begun.clip
@@ -515,7 +519,7 @@ class Session:
         return round(_n_samples("cut_s", cut_s, clip) / hop) * hop
 
     def _note_heard(self, made: LiveClip, n_heard: int | None) -> None:
-        """Note that a clip begins; of the one that sounded, `n_heard` samples were heard when it last came round."""
+        """Note that a clip begins, and that `n_heard` samples of the last repetition before it were heard."""
         if n_heard is not None and self.plan.begun is not None:
             point, times = self.heard.pop()
             n_samples = self.plan.begun.clip.waveform.shape[1]
@@ -527,9 +531,9 @@ class Session:
             self.heard.append((made.point, 1))
 
     def _record_clip(self, clip: Clip, n_heard: int | None) -> None:
-        """Tell the recording, if there is one, that a clip begins, and how many samples of the one before were heard.
+        """Pass a clip that begins to the recording, if there is one, and how many samples of the one before were heard.
 
-        If it cannot be written, the recording ends, and nothing else does.
+        If writing fails, only the recording ends.
         """
         if self._recording is None:
             return
@@ -540,19 +544,19 @@ class Session:
             self.recording_error = str(error)
 
     def _seconds_to_make(self, place: int) -> float | None:
-        """Seconds until the clip at a place among those that are planned is made."""
+        """Estimated seconds until the clip at this place of the plan is ready."""
         n_clips = place + 1 - len(self.ready)
         if n_clips <= 0:
             return 0.0
         return (n_clips - self.progress) * self.seconds_per_clip if self.seconds_per_clip else None
 
     def _is_awaiting(self) -> bool:
-        """Whether the next clip is to begin at a beat, and comes by itself."""
+        """Whether the next clip will begin at a beat, and will be generated without further action."""
         is_going_on = self.error is None and not self._stopped and not self.plan.is_holding
         return self.plan.is_awaited and is_going_on
 
     def _listen(self) -> None:
-        """Note that somebody listens; a session that was paused goes on."""
+        """Note that somebody listens; a paused session resumes."""
         is_idle = self._is_paused or self._is_unheard()
         self._is_paused = False
         self._asked_at = time.monotonic()
@@ -563,7 +567,7 @@ class Session:
         return self._n_blocked == 0 and time.monotonic() - self._asked_at > UNHEARD_S
 
     def _wait_for_clip(self, timeout_s: float | None) -> bool:
-        """Wait for something that `next` can tell of; False if nothing came."""
+        """Wait for something that `next` can return or raise; False after the timeout."""
         self._listen()
         self._n_blocked += 1
         try:
@@ -593,11 +597,11 @@ class Session:
                 self._make(asked, point)
             except _NotWanted:
                 pass
-            except Exception as error:  # the thread survives it, listeners are told, and `next` raises it
+            except Exception as error:  # the thread survives it, `status` shows it, and `next` raises it
                 self._fail(asked, error)
 
     def _make(self, asked: Point, point: Point) -> None:
-        """Make the clip of a point; it is ready then, unless it is not wanted any more."""
+        """Generate the clip of a point and add it to those that are ready, unless it is no longer wanted."""
         started = time.perf_counter()
         self.progress = 0.0
         clip = generate_point(self.pipe, point, self.options)
@@ -613,7 +617,7 @@ class Session:
             self.changed.notify_all()
 
     def _fail(self, asked: Point, error: Exception) -> None:
-        """Note why a clip could not be made, if it is still wanted: the next try makes it again."""
+        """Store why a clip failed, if it is still wanted, and put it back for the next try."""
         with self.changed:
             self.progress = 0.0
             if self.plan.making is asked:
@@ -632,7 +636,7 @@ class Session:
         self.changed.notify_all()
 
     def _without_defaults(self, prompt: Prompt) -> Prompt:
-        """A prompt without the settings that it has anyway."""
+        """A prompt without the settings that it would have by default."""
         plain = check_walk_prompt(self.pipe, replace(prompt, guidance_scale=None, strength=None))
         is_usual = prompt.guidance_scale == plain.guidance_scale
         has_effect = self.seed_clip is not None and prompt.strength != plain.strength
@@ -656,7 +660,7 @@ class Session:
             self.progress = (step + 1) / self.options.num_inference_steps
 
     def _check_wanted(self) -> None:
-        """Give up the clip that is being made if it is not wanted any more, or if nobody listens."""
+        """Abandon the clip in progress if it is no longer wanted, or if nobody listens."""
         with self.changed:
             if self._is_unheard():
                 self.plan.put_back()
@@ -666,7 +670,7 @@ class Session:
 
 
 def _prompt_code(prompt: Prompt) -> str:
-    """Python code of a prompt, without what it leaves to the session."""
+    """Python code of a prompt, without the settings that it leaves to the session."""
     facts = {name: value for name, value in asdict(prompt).items() if name != "text" and value is not None}
     return f"Prompt({', '.join([repr(prompt.text), *(f'{name}={value!r}' for name, value in facts.items())])})"
 
@@ -677,7 +681,7 @@ def _described_waiting(waiting: WaitingPrompt) -> dict[str, Any]:
 
 
 def _n_samples(name: str, seconds: float, clip: Clip) -> int:
-    """Seconds of a clip in samples, checked: at most all of them."""
+    """Convert seconds of a clip to samples; refuse more than the clip has."""
     n_all = clip.waveform.shape[1]
     n_samples = round(check_number(name, seconds, 0) * clip.sample_rate)
     if n_samples > n_all:

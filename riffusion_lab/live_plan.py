@@ -1,4 +1,4 @@
-"""The plan of endless music: what was made, what is being made, and the way to the prompts that wait."""
+"""The plan of endless music: clips that are ready or in progress, and the path to the waiting prompts."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class LiveClip:
         From 1.
     clip : Clip
     asked, point : Point
-        Where it lies among the prompts: as asked for, and with all settings filled in.
+        Its position between two prompts: as requested, and with all settings filled in.
     at_beat : bool
-        Whether it is to begin at the next beat of the clip that sounds, which then ends there. Otherwise it begins at
+        Whether it begins at the next beat of the clip that is playing, which then ends there. Otherwise it begins at
         that clip's end.
     beats : tuple of int
         Where this clip may end early, in samples from its beginning; see `find_beats`.
@@ -48,9 +48,9 @@ class Goal:
 
 
 class Plan:
-    """What a session makes, in which order: from the clip that sounds to the last prompt that waits.
+    """What a session generates, and in which order: from the current clip to the last waiting prompt.
 
-    It takes no lock and starts nothing; a session calls it under its own lock.
+    It uses no lock and starts no thread; a session calls it under its own lock.
 
     Parameters
     ----------
@@ -61,23 +61,23 @@ class Plan:
     Attributes
     ----------
     begun : LiveClip or None
-        What sounds.
+        The clip that is playing.
     ready : list of LiveClip
-        Made, not begun yet.
+        Generated, but not playing yet.
     making : Point or None
-        What is being made.
+        The point whose clip is being generated.
     path : deque of Point
-        What is made after that, as far as it is settled.
+        Points to generate after that, as far as they are decided.
     last : Point
-        The last one that was settled; the way goes on from there.
+        The last point decided; the path continues from there.
     goals : list of Goal
-        Prompts that there is a way to, not heard yet.
+        Prompts that the path leads to, not heard yet.
     queue : deque of Goal
         Those that wait behind them.
     is_held : bool
-        Whether the seed stays as it is while no prompt waits.
+        Whether the seed stays the same while no prompt waits.
     is_awaited : bool
-        Whether the next clip that is made is to begin at a beat.
+        Whether the next clip that is generated will begin at a beat.
     """
 
     def __init__(self, first: Prompt, clips_per_prompt: int, clips_per_seed: int) -> None:
@@ -94,7 +94,7 @@ class Plan:
         self.is_held = False
         self.is_awaited = False
         self._numbers = count(1)
-        self._replayed: list[tuple[Point, float]] = []  # points of a recipe that are not made yet, and their times
+        self._replayed: list[tuple[Point, float]] = []  # points of a recipe, and how many times each was heard
 
     @property
     def here(self) -> Prompt:
@@ -103,7 +103,7 @@ class Plan:
 
     @property
     def unheard(self) -> list[Point]:
-        """All points that are settled and not heard yet: made, being made, and behind them."""
+        """All decided points that are not heard yet: ready, in progress, and on the path behind them."""
         made = [clip.asked for clip in self.ready]
         return [*made, *([self.making] if self.making else []), *self.path]
 
@@ -114,33 +114,33 @@ class Plan:
 
     @property
     def is_holding(self) -> bool:
-        """Whether the clip that sounds goes round on purpose."""
+        """Whether the current clip repeats on purpose, since its seed is held."""
         is_more_to_come = bool(self.unheard or self.queue)
         return self.is_held and self.begun is not None and not is_more_to_come
 
     @property
     def has_next(self) -> bool:
-        """Whether there is anything to make."""
+        """Whether there is anything to generate."""
         return not self.is_held or bool(self.path or self.queue)
 
     def add(self, prompt: Prompt) -> int:
-        """Go to a prompt, next or after those that wait; return its number."""
+        """Add a prompt, to be heard next or after those that wait; return its number."""
         if not self.queue:
             self._drop_dispensable(self.unheard)
-        # A copy: the way to this prompt is known by the identity of its end
+        # A copy, because points on the way to this prompt are recognized by the identity of their end
         goal = Goal(next(self._numbers), replace(prompt))
         self.queue.append(goal)
         return goal.number
 
     def find(self, number: int) -> Goal:
-        """Return the prompt that waits under a number; a ValueError if it does not wait any more."""
+        """Return the waiting prompt with this number; raise a ValueError if it is no longer waiting."""
         goal = next((goal for goal in self.waiting if goal.number == number), None)
         if goal is None:
             raise ValueError(f"prompt {number!r} does not wait any more: it was heard, or taken out")
         return goal
 
     def rearrange(self, wanted: list[Goal]) -> None:
-        """Let these prompts wait, in this order; the way to the first one that has another place is dropped."""
+        """Set the waiting prompts and their order; drop the path from the first prompt that changed place."""
         on_way = self._on_way()
         n_kept = 0
         while n_kept < min(len(on_way), len(wanted)) and on_way[n_kept] is wanted[n_kept]:
@@ -154,14 +154,14 @@ class Plan:
             self._drop_dispensable(unheard[:first])
 
     def hold(self, on: bool) -> None:
-        """Keep the seed that is heard while no prompt waits, or let it wander again."""
+        """Keep the current seed while no prompt waits, or let it change again."""
         self.is_held = on
         if on and not self.queue:
             self._drop_dispensable(self.unheard)
             self.is_awaited = self.is_awaited and bool(self.path or self.making)
 
     def replay(self, heard: list[tuple[Point, float]]) -> None:
-        """Go along the points of a recipe, each so many times, in place of all that was to come."""
+        """Replace everything planned by the points of a recipe, with how many times each was heard."""
         self.queue.clear()
         self.goals = []
         self.ready = []
@@ -172,20 +172,20 @@ class Plan:
         self.is_awaited = self.begun is not None
 
     def make_again(self) -> None:
-        """Make what is not heard yet once more."""
+        """Plan to regenerate all clips that are not heard yet."""
         self.path = deque(self.unheard)
         self.ready = []
         self.making = None
         self.is_awaited = self.begun is not None
 
     def put_back(self) -> None:
-        """Give up the clip that is being made: it is made later."""
+        """Abandon the clip in progress and put it back, to be generated later."""
         if self.making is not None:
             self.path.appendleft(self.making)
             self.making = None
 
     def take_point(self) -> Point:
-        """Begin to make the next point; at the end of the path, settle the way to the next prompt or seed first."""
+        """Take the next point to generate; at the end of the path, first extend it to the next prompt or seed."""
         if not self.path:
             start = self.last.end
             if self.queue:
@@ -200,7 +200,7 @@ class Plan:
         return self.making
 
     def add_ready(self, number: int, clip: Clip, asked: Point, point: Point, beats: tuple[int, ...]) -> LiveClip:
-        """Take a clip that was made; `point` is the one asked for with all settings filled in."""
+        """Add a clip that was generated; `point` is `asked` with all settings filled in."""
         made = LiveClip(number, clip, asked, point, at_beat=self.is_awaited, beats=beats, times=self._times_of(asked))
         self.is_awaited = False
         self.making = None
@@ -208,7 +208,7 @@ class Plan:
         return made
 
     def begin(self, made: LiveClip) -> None:
-        """Note that a clip sounds now; those before it are not heard any more, nor do their prompts wait."""
+        """Note that a clip plays now: drop earlier clips, and prompts that have been reached."""
         self.ready = [other for other in self.ready if other.number > made.number]
         self.begun = made
         prompt = made.asked.nearest
@@ -217,7 +217,7 @@ class Plan:
             self.goals = self.goals[reached + 1 :]
 
     def places(self) -> list[int]:
-        """How many clips are heard before each prompt that waits, behind the one that sounds."""
+        """For each waiting prompt, how many clips are played between the current one and its first clip."""
         unheard = self.unheard
         on_way = [_first_place(unheard, goal) for goal in self._on_way()]
         n_to_goal = (self.clips_per_prompt + 1) // 2  # the first clip that is at least halfway
@@ -225,7 +225,7 @@ class Plan:
         return on_way + behind
 
     def states(self) -> list[str]:
-        """For each prompt that waits, "made", "making", "next" or "later"; see `WaitingPrompt`."""
+        """For each waiting prompt, "made", "making", "next" or "later"; see `WaitingPrompt`."""
         places = self.places()
         n_on_way = len(places) - len(self.queue)
         n_made = sum(place < len(self.ready) for place in places)
@@ -238,7 +238,7 @@ class Plan:
         return list(self.goals)
 
     def _take_goal(self, start: Prompt) -> Prompt:
-        """Take the first prompt from the queue; if the music is there already, its next seed."""
+        """Take the first prompt from the queue; if the path already ends there, use its next seed."""
         goal = self.queue.popleft()
         if goal.prompt == start:
             goal = replace(goal, prompt=replace(start, seed=(start.seed + 1) % N_SEEDS))
@@ -246,16 +246,16 @@ class Plan:
         return goal.prompt
 
     def _times_of(self, asked: Point) -> float | None:
-        """How many times a clip is to be heard, if it is one of a replay."""
+        """How many times to play a clip, if it belongs to a replay."""
         times = next((times for point, times in self._replayed if point is asked), None)
         if times is not None and asked is self._replayed[-1][0]:
             self._replayed = []  # it was the last one
         return times
 
     def _drop_dispensable(self, unheard: list[Point]) -> None:
-        """Keep these points up to the last one that is needed; the way to the next prompt begins there.
+        """Keep these points up to the last one that is needed; the path to the next prompt begins there.
 
-        If nothing is left, the next clip is awaited: it begins at a beat of the one that sounds.
+        If none is needed, the next clip will begin at a beat of the one that is playing.
         """
         kept = list(unheard)
         while kept and self._is_dispensable(kept[-1]):
@@ -264,7 +264,7 @@ class Plan:
         self.ready = self.ready[: len(kept)]
         behind = deque(kept[len(self.ready) :])
         if self.making and behind:
-            behind.popleft()  # it is being made already
+            behind.popleft()  # it is already being generated
         else:
             self.making = None
         self.path = behind
@@ -272,7 +272,7 @@ class Plan:
             self.is_awaited = self.begun is not None
 
     def _is_dispensable(self, point: Point) -> bool:
-        """Whether a point only leads to another seed, or on to a prompt that is heard already."""
+        """Whether a point only leads to another seed, or to a prompt that is already heard."""
         if point.alpha == 0:  # the very first clip
             return False
         if any(point is replayed for replayed, _ in self._replayed):
@@ -284,5 +284,5 @@ class Plan:
 
 
 def _first_place(points: list[Point], goal: Goal) -> int:
-    """Place of the first point that is at least halfway to a prompt; how many there are if none is."""
+    """Index of the first point that is at least halfway to a prompt; the number of points if there is none."""
     return next((i for i, point in enumerate(points) if point.nearest is goal.prompt), len(points))

@@ -1,4 +1,4 @@
-"""What was heard in a session, generated again from its recipe."""
+"""Regenerate what was heard in a session from its recipe."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def generate_point(pipe: Pipeline, point: Point, options: Options) -> Clip:
 
 
 def replay_session(recipe: Mapping[str, Any], pipe: Pipeline, *, seed_clip: Clip | None = None) -> Iterator[Clip]:
-    """Generate what was heard in a session again, clip by clip; `stitch` joins the clips.
+    """Regenerate what was heard in a session, clip by clip; `stitch` joins the clips.
 
     Parameters
     ----------
@@ -34,12 +34,13 @@ def replay_session(recipe: Mapping[str, Any], pipe: Pipeline, *, seed_clip: Clip
     Returns
     -------
     iterator of Clip
-        A clip that was cut is no loop, and goes on for 0.03 s: `stitch` fades it out under the next one.
+        A clip that was cut is not a loop, and is 0.03 s longer than what was heard: `stitch` fades it out under the
+        next one.
 
     Raises
     ------
     TypeError, ValueError
-        If it is no recipe of a session, or the seed clip is missing or another; at once.
+        If it is not a session's recipe, or the seed clip is missing or differs; raised at the call.
 
     Notes
     -----

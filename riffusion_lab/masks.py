@@ -78,8 +78,8 @@ def as_mask(mask: object, clip: Clip) -> np.ndarray:
     Parameters
     ----------
     mask : array, PIL.Image.Image or tuple
-        An array or a picture of the clip's size, in which True, 1, 255 or white is inpainted (the threshold is half
-        white); in a picture with transparent parts, the painted parts are, in any colour. Or a box:
+        An array or image of the size of the clip's picture. True, 1, 255 or white is inpainted; the threshold is half
+        white. If parts of an image are transparent, its opaque parts are inpainted, whatever their colour. Or a box:
         (start_s, stop_s) or (start_s, stop_s, low_hz, high_hz).
     clip : Clip
 
@@ -123,7 +123,7 @@ def _levels(picture: Image.Image) -> np.ndarray:
 
 
 def paste(old: Image.Image, new: Image.Image, mask: np.ndarray) -> Image.Image:
-    """Put a new picture into the masked part of an old one; outside, the old one stays bit for bit.
+    """Paste a new picture into the masked part of an old one; outside, the old one stays bit-identical.
 
     The mask is softened at its inner edges, but not at the edges of the picture.
     """
@@ -138,7 +138,7 @@ def _opacity(mask: np.ndarray) -> np.ndarray | float:
     if mask.all():
         return 1.0
     extended = np.pad(mask, SOFT_EDGE, mode="edge")
-    depth = distance_transform_edt(extended)  # in pixels, from outside the mask
+    depth = distance_transform_edt(extended)  # distance in pixels from the area outside the mask
     depth = depth[SOFT_EDGE:-SOFT_EDGE, SOFT_EDGE:-SOFT_EDGE]
     opacity = np.clip(depth / min(SOFT_EDGE, depth.max()), 0, 1)
     return opacity[..., None]

@@ -1,4 +1,4 @@
-"""Waveforms cut to length, faded, mixed and crossfaded: arrays of shape (channels, samples)."""
+"""Cut, fade, mix and crossfade waveforms: arrays of shape (channels, samples)."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def fade_gain(n_samples: int, sample_rate: int, *, in_s: float, out_s: float) ->
 def overlay(waveform: np.ndarray, added: np.ndarray, *, start: int, gain_db: float) -> np.ndarray:
     """Mix a second waveform into the first from sample `start` on; what reaches beyond the end is cut off.
 
-    If the sum exceeds full scale, all of it is turned down.
+    If the sum exceeds full scale, the whole mix is turned down.
 
     Parameters
     ----------
@@ -65,7 +65,7 @@ def overlay(waveform: np.ndarray, added: np.ndarray, *, start: int, gain_db: flo
 def crossfade(tail: np.ndarray, sound: np.ndarray, n_fade: int) -> np.ndarray:
     """Fade a sound in over `n_fade` samples while the sound before it fades out.
 
-    The power stays constant, however strongly the two sounds correlate.
+    The power stays constant, however strongly the two sounds correlate. A negative correlation counts as none.
 
     Parameters
     ----------
@@ -82,7 +82,7 @@ def crossfade(tail: np.ndarray, sound: np.ndarray, n_fade: int) -> np.ndarray:
     falling = np.cos(angle)
     tail = tail[:, :n_fade]
     head = sound[:, :n_fade]
-    # Of two sounds that correlate, the sum has more than the sum of their powers.
+    # The sum of two correlated sounds has more power than the sum of their powers.
     power = 1 + 2 * _correlation(tail, head) * rising * falling
     faded = (falling * tail + rising * head) / np.sqrt(power)
     return np.concatenate([faded, sound[:, n_fade:]], axis=1)

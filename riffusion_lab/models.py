@@ -83,7 +83,7 @@ class ModelSettings:
 
 
 class _Origin(NamedTuple):
-    """Name and settings of a model, kept with its U-Net, so that other pipelines with this U-Net have them, too."""
+    """Name and settings of a model, stored on its U-Net, so that every pipeline with this U-Net has them."""
 
     name: str
     settings: ModelSettings
@@ -105,8 +105,8 @@ def load_pipeline(
     Parameters
     ----------
     model : str or path
-        ``"riffling"`` or ``"riffling-turbo"``, which are included in this package: the same model, and one distilled
-        from it that needs 3 passes through the U-Net for a clip instead of 24. Or a folder in diffusers' layout, a
+        ``"riffling"`` or ``"riffling-turbo"``, which are included in this package. riffling-turbo is distilled from
+        riffling and needs 3 passes through the U-Net for a clip instead of 24. Or a folder in diffusers' layout, a
         ``.safetensors`` or ``.ckpt`` file with a complete Stable Diffusion 1.x, or the name of a model on the Hugging
         Face Hub, such as ``"riffusion/riffusion-model-v1"``. If a part in a folder exists only as a variant, such as
         ``fp16``, the variant is loaded.
@@ -120,14 +120,14 @@ def load_pipeline(
         ``peft``. The adapter is named after the file: ``pipe.set_adapters("funk", 0.5)`` changes its weight, and
         ``pipe.unload_lora_weights()`` removes all LoRAs, which restores the model bit for bit.
     few_steps : str
-        What to do about LoRAs that are distilled to work with few steps, such as
-        ``"latent-consistency/lcm-lora-sdv1-5"``. ``"auto"``: if the name of one tells so (on the Hub, of the file or
-        its folder, or in the file's metadata), the scheduler and the default steps and guidance scale that it asks for
-        are set, and named in the line that is printed. Recognized are LCM-LoRAs (``lcm`` as a word of the name:
-        LCMScheduler, 4 steps, guidance 1) and Hyper-SD's LoRAs for 2, 4 or 8 steps without guidance
-        (``Hyper-SD15-4steps-lora``: DDIMScheduler, so many steps, guidance 1). For a LoRA under another name, or a
-        model that holds one already: ``"lcm"``, ``"hyper-sd-2steps"``, ``"hyper-sd-4steps"``, ``"hyper-sd-8steps"``.
-        ``"none"`` leaves scheduler and settings as they are. What a call asks for counts more in any case, and
+        How to treat LoRAs that are distilled to work with few steps, such as ``"latent-consistency/lcm-lora-sdv1-5"``.
+        ``"auto"`` recognizes such a LoRA by its name (on the Hub, of the file or its folder, or in the file's
+        metadata). It then sets the scheduler and the default steps and guidance scale that the LoRA needs, and names
+        them in the printed line. It recognizes LCM-LoRAs (``lcm`` as a word of the name: LCMScheduler, 4 steps,
+        guidance 1) and Hyper-SD's LoRAs for 2, 4 or 8 steps without guidance (``Hyper-SD15-4steps-lora``:
+        DDIMScheduler, the number of steps in the name, guidance 1). For a LoRA with another name, or a model that
+        already contains one, pass ``"lcm"``, ``"hyper-sd-2steps"``, ``"hyper-sd-4steps"`` or ``"hyper-sd-8steps"``.
+        ``"none"`` leaves scheduler and settings as they are. In any case, the arguments of a call take precedence, and
         ``pipe.scheduler`` can be set afterwards.
     local_files_only : bool
         Use only what was downloaded from the Hub before, and do not check for a newer version.
@@ -180,7 +180,7 @@ def load_pipeline(
 
 
 def _set_few_steps(pipe: Pipeline, few_steps: FewSteps, lora_names: tuple[str, ...]) -> None:
-    """Set scheduler, steps and guidance scale for a model that is distilled, by LoRAs of these names if there are."""
+    """Set scheduler, steps and guidance scale for a few-step model; `lora_names`: the LoRAs that it owes this to."""
     pipe.scheduler = few_steps.make_scheduler(pipe.scheduler)
     settings = replace(
         model_settings(pipe),
@@ -192,7 +192,7 @@ def _set_few_steps(pipe: Pipeline, few_steps: FewSteps, lora_names: tuple[str, .
 
 
 def missing_few_step_loras(pipe: Pipeline) -> list[str]:
-    """Adapter names of the LoRAs that a pipeline's settings are for, if none of them is active any more."""
+    """Return the names of the LoRAs that a pipeline's few-step settings are for, if none of them is still active."""
     origin: _Origin | None = getattr(pipe.unet, _ORIGIN, None)
     names = origin.few_step_loras if origin else ()
     if not names or active_names(pipe) & set(names):
@@ -203,9 +203,9 @@ def missing_few_step_loras(pipe: Pipeline) -> list[str]:
 def keep_freed_memory() -> None:
     """Let the C library keep the memory of freed tensors for the next ones, instead of returning it to the system.
 
-    By default glibc maps every large tensor again, page by page, which took a third of a U-Net's time on a CPU. Tensors
-    of more than 32 MB, of which the decoder has a few, still are: among smaller ones they would fragment the memory.
-    With other C libraries this does nothing. See mallopt(3).
+    By default glibc maps new memory for every large tensor, page by page, which took a third of a U-Net's time on a
+    CPU. Tensors of more than 32 MB, of which the decoder has a few, still get new memory each time, because among
+    smaller ones they would fragment the memory. With other C libraries this function does nothing. See mallopt(3).
 
     It affects the whole process and cannot be undone. Setting the environment variable ``RIFFUSION_LAB_KEEP_MEMORY`` to
     0 prevents it.
@@ -241,7 +241,7 @@ def vocabulary(pipe: Pipeline) -> list[str]:
 def execution_device(pipe: Pipeline) -> torch.device:
     """Device on which a pipeline's networks compute; with offloading, its weights are stored on another one.
 
-    diffusers has no public name for it, but all its pipelines use this one.
+    diffusers has no public name for it, but all its pipelines use this attribute.
     """
     device: torch.device = pipe._execution_device
     return device
@@ -261,8 +261,8 @@ def model_name(pipe: Pipeline) -> str:
 def model_settings(pipe: Pipeline) -> ModelSettings:
     """Recommended settings of the model, or those of Riffusion v1 if it has none.
 
-    They are read once, by `load_pipeline` or at the first call, and kept with the U-Net. So other pipelines with this
-    U-Net have them too, and later changes of the file have no effect.
+    They are read once, by `load_pipeline` or at the first call, and stored on the U-Net. So other pipelines with this
+    U-Net have them too, and later changes to the file have no effect.
 
     Raises
     ------
@@ -277,9 +277,9 @@ def model_settings(pipe: Pipeline) -> ModelSettings:
 
 
 def keep_settings(pipe: Pipeline, name: str, settings: ModelSettings) -> None:
-    """Give a pipeline that was not loaded from a folder, such as one in training, a name and recommended settings.
+    """Set the name and recommended settings of a pipeline not loaded from a folder, such as one in training.
 
-    They are kept with its U-Net, as `model_settings` keeps those of a file.
+    They are stored on its U-Net, as `model_settings` does with those of a file.
     """
     setattr(pipe.unet, _ORIGIN, _Origin(name, settings))
 
@@ -394,7 +394,7 @@ def _device(device: str | torch.device | None, *, prefer_cpu: bool) -> torch.dev
 def _default_device(*, prefer_cpu: bool) -> str:
     if torch.cuda.is_available():
         return "cuda"
-    if torch.backends.mps.is_available() and not prefer_cpu:  # a Mac's GPU starts slower than riffling runs
+    if torch.backends.mps.is_available() and not prefer_cpu:  # a Mac's GPU takes longer to start than riffling to run
         return "mps"
     return "cpu"
 
@@ -450,7 +450,7 @@ def _read_folder(source: str, dtype: torch.dtype, *, on_hub: bool, local_files_o
         **parts,
         **{DTYPE: dtype},
     )
-    if len(pipe.tokenizer) < 256:  # if its files are missing, transformers makes one without even the 256 bytes
+    if len(pipe.tokenizer) < 256:  # if its files are missing, transformers makes one without even the 256 byte tokens
         raise OSError("its tokenizer has no vocabulary")
     n_channels = pipe.unet.config.in_channels
     if n_channels != 4:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .models import Pipeline, model_settings
 
-WIDE = 128  # columns: from here on computing a convolution's edges twice takes less time than copying its input
+WIDE = 128  # columns: from this width on, computing a convolution's edges twice is faster than copying its input
 
 _locks: WeakKeyDictionary[nn.Module, RLock] = WeakKeyDictionary()
 _locks_guard = Lock()
@@ -25,12 +25,12 @@ _offload_lock = RLock()
 
 @contextmanager
 def locked(network: nn.Module) -> Iterator[None]:
-    """Keep other threads from using a network that may be changed meanwhile.
+    """Keep other threads from using a network while it may be changed.
 
     A live session generates clips in its own thread, beside the notebook's cells, and both may use the same weights.
-    There is one lock per network, so one thread can decode while another one denoises. Offloaded networks share one,
-    since each moves the others from device to device. Locks are reentrant. In a callback, which holds the U-Net's lock,
-    do not wait for a thread that generates with the same network.
+    There is one lock per network, so one thread can decode while another one denoises. Offloaded networks share one
+    lock, since each moves the others between devices. Locks are reentrant. A callback runs while the U-Net's lock is
+    held, so it must not wait for a thread that generates with the same network.
 
     Parameters
     ----------
@@ -88,7 +88,7 @@ def _circular_convolution(layer: nn.Conv2d, image: Tensor, weight: Tensor, bias:
     height, width = cast("tuple[int, int]", layer.padding)
     is_same = layer.stride[1] == 1 and layer.dilation[1] == 1 and layer.kernel_size[1] == 2 * width + 1
     if is_same and width > 0 and image.shape[-1] >= WIDE:
-        if image.device.type == "cpu":  # takes a third less time; all later layers take up this layout
+        if image.device.type == "cpu":  # takes a third less time; all later layers then use this layout too
             image = image.contiguous(memory_format=torch.channels_last)
         result = F.conv2d(image, weight, bias, layer.stride, (height, width), layer.dilation, layer.groups)
         around_seam = torch.cat([image[..., -2 * width :], image[..., : 2 * width]], dim=-1)
@@ -154,12 +154,12 @@ def windows(n_columns: int, *, width: int, hop: int, loop: bool) -> list[Tensor]
 
 @contextmanager
 def perturbed_attention(pipe: Pipeline) -> Iterator[None]:
-    """Weaken the unconditional prediction, so that classifier-free guidance also leads away from badly built pictures.
+    """Weaken the unconditional prediction, so that guidance also steers away from poorly structured pictures.
 
     In the blocks that the model names (`pag_applied_layers`), the unconditional first half of the batch has no
-    self-attention: each place keeps its own value instead of attending to the others. This is perturbed-attention
-    guidance (https://arxiv.org/abs/2403.17377), but without that paper's third prediction. Most models name no
-    blocks, and nothing changes. The U-Net is restored on exit, even after an error.
+    self-attention: each position keeps its own value instead of attending to the others. This is perturbed-attention
+    guidance (https://arxiv.org/abs/2403.17377), but without that paper's third prediction. Most models name no blocks;
+    then nothing changes. The U-Net is restored on exit, even after an error.
 
     Parameters
     ----------

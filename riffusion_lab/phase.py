@@ -20,7 +20,7 @@ from .torch_defaults import torch_defaults
 from .values import check_whole
 
 Method = Literal["fast", "best", "riffusion"]
-# Changes a waveform in place after each iteration, whose number it gets
+# Changes a waveform in place after each iteration; its arguments are the waveform and the iteration's number
 Constraint = Callable[[Tensor, int], None]
 
 
@@ -40,7 +40,7 @@ MOMENTUM = 0.99  # of fast Griffin-Lim; Perraudin, Balazs, Søndergaard (2013)
 FADE = 2  # columns over which a stream crossfades from the known sound to the new part
 PART = 256  # columns processed at once: longer sounds take no more memory
 CEILING_ITER = 40  # iterations that bring peaks under a ceiling
-HEADROOM = 2.1  # lowest sample rate to work at / highest frequency in the picture
+HEADROOM = 2.1  # lowest working sample rate divided by the picture's highest frequency
 SEED = 0
 NOISE_AMPLITUDE = 1e-6  # of the initial noise: so small that momentum carries none of it into the result
 
@@ -60,11 +60,11 @@ def waveform_from_mel(
         Let the frames wrap around, so that the end continues at the beginning without a seam. Otherwise the sound is
         assumed to continue as its mirror image beyond both ends, as in Riffusion's analysis; see `mel_from_waveform`.
     method : {"fast", "best", "riffusion"}
-        "best" only does more iterations than "fast". "riffusion" is the original: torchaudio's InverseMelScale, then
-        GriffinLim. It cannot make loops.
+        "best" differs from "fast" only in the number of iterations. "riffusion" is the original: torchaudio's
+        InverseMelScale, then GriffinLim. It cannot make loops.
     n_iter : int, optional
         Iterations over all columns; default: 10 (14 without `loop`) for "fast", 48 for "best", 32 for "riffusion".
-        More come closer to the picture, and take longer.
+        More iterations match the picture more closely and take longer.
 
     Returns
     -------
@@ -101,9 +101,10 @@ def lower_peaks(
 
     Estimated phases sometimes align where the original ones did not: a mastered song with a crest factor of 7 dB comes
     back with 13 dB. Here Griffin-Lim continues from the waveform with one more constraint: after each iteration all
-    samples are clipped at the ceiling. The next iteration repairs what clipping changed in the picture, and leaves what
-    it added above the picture's highest frequency. This keeps level and picture, whereas a limiter alone would turn
-    down the loud passages. It works at the full sample rate, since resampling would raise the peaks again.
+    samples are clipped at the ceiling. The next iteration repairs what clipping changed in the picture, and removes
+    what it added above the picture's highest frequency. This keeps level and picture, whereas a limiter alone would
+    turn down the loud passages. The iterations run at the full sample rate, since resampling would raise the peaks
+    again.
 
     Parameters
     ----------
@@ -157,7 +158,7 @@ class PhaseStream:
     Attributes
     ----------
     rest : Tensor [shape=(channels, n_samples), float32] or None
-        The end of the sound that the last part has held back: what to play if no part follows.
+        The end of the sound, which `push` holds back: play it if no part follows.
 
     Taught in: 02
     """
@@ -166,7 +167,7 @@ class PhaseStream:
         self.params = params
         self.n_iter = _default_n_iter(method, loop=False)
         self.half_window = math.ceil(params.win_length / params.hop_length / 2)  # in columns
-        # The last columns, and their sound at the working rate but for the last half window
+        # The last columns, and their sound at the working rate except for the last half window
         self.mel: Tensor | None = None
         self.known: Tensor | None = None
         self.rest: Tensor | None = None
@@ -183,7 +184,8 @@ class PhaseStream:
         Returns
         -------
         Tensor [shape=(channels, n_samples), float32]
-            What follows the samples of the last part. As long as this part; the first is shorter by the 70 ms.
+            The sound that follows the samples returned before. As long as this part, except that the first one is 70 ms
+            shorter.
         """
         hop = _working_hop(self.params)
         mel = mel.float()
@@ -225,7 +227,7 @@ def spectral_convergence(waveform: Tensor, mel: Tensor, params: SpectrogramParam
     Returns
     -------
     float
-        0 for a perfect waveform, at most 1; NaN if the wanted amplitudes are all zero.
+        0 for a perfect waveform, at most 1; NaN if the target amplitudes are all zero.
 
     Taught in: 02
     """
@@ -321,7 +323,7 @@ def _default_n_iter(method: Method, *, loop: bool) -> int:
 
 
 def _working_hop(params: SpectrogramParams) -> int:
-    """Samples per column at the working rate: the fewest that hold all frequencies of the picture and whole frames."""
+    """Samples per column at the lowest rate that holds all frequencies of the picture and windows of whole samples."""
     hop = params.hop_length
     fewest = math.ceil(HEADROOM * params.max_frequency * hop / params.sample_rate)
     whole = hop // math.gcd(hop, params.win_length)
@@ -329,7 +331,7 @@ def _working_hop(params: SpectrogramParams) -> int:
 
 
 def _griffin_lim(mel: Tensor, params: SpectrogramParams, n_iter: int, *, loop: bool, known: Tensor) -> Tensor:
-    """Griffin-Lim on one channel, at a sample rate just high enough; first on some of the columns.
+    """Griffin-Lim on one channel, at a sample rate just high enough, and at first on only some of the columns.
 
     A waveform that fits every fourth column nearly fits the others too, for a fourth of the cost.
 
@@ -340,7 +342,7 @@ def _griffin_lim(mel: Tensor, params: SpectrogramParams, n_iter: int, *, loop: b
     n_iter : int
     loop : bool
     known : Tensor [shape=(n_known,), float32]
-        Beginning of an open sound, which is kept; may be empty.
+        Known beginning of a sound that is not a loop; it is kept. May be empty.
 
     Returns
     -------
@@ -372,9 +374,9 @@ def _reconstruct_open(
     """Reconstruct a sound whose frames see its mirror image beyond both ends.
 
     At a mirror every frequency has phase 0 or π, and iterations cannot turn one into the other: they would keep
-    whichever the initial noise has there. So at first only the picture is mirrored beyond its ends, and the waveform is
-    free there. Then the waveform is gradually pulled towards its mirror image. In the last iterations, on all columns,
-    it is its mirror image.
+    whichever one the initial noise happens to have. So at first only the picture is mirrored beyond its ends, and the
+    waveform is free there. Then the waveform is gradually pulled towards its mirror image. In the last iterations, on
+    all columns, it is its mirror image.
     """
     n_columns = mel.shape[1]
     n_samples = hop * n_columns
@@ -410,7 +412,7 @@ def _reconstruct_open(
 
 
 def _with_end_column(mel: Tensor) -> Tensor:
-    """Repeat the last column for the frame centred on the very end, which pictures do not have."""
+    """Repeat the last column: pictures have none for the frame centred on the very end."""
     return torch.cat([mel, mel[..., -1:]], dim=-1)
 
 
@@ -479,17 +481,17 @@ def _iterate(
 def _projected(mel: Tensor, waveform: Tensor, frames: _Frames, filters: _Filters) -> Tensor:
     """One step of Griffin-Lim: the waveform of the spectra, corrected towards these mel amplitudes.
 
-    The amplitudes of the FFT bins are not fixed. In each iteration every bin is scaled by the ratio of wanted to found
+    The amplitudes of the FFT bins are not fixed. In each iteration every bin is scaled by the ratio of target to found
     amplitude in the mel bands it belongs to, as in Richardson (1972), https://doi.org/10.1364/JOSA.62.000055. That
-    leaves the phases more freedom than one fixed estimate of the spectrum would, and gets quiet places as right as loud
-    ones, which is what counts in a picture.
+    leaves the phases more freedom than one fixed estimate of the spectrum would. It also makes quiet places as accurate
+    as loud ones, which is what counts in a picture.
     """
     n_bins = len(filters.shares)
 
     def corrected_spectra(part: slice) -> Tensor:  # (columns, n_fft // 2 + 1)
         spectra = frames.spectra(waveform, part)
         spectra[:, n_bins:] = 0  # above the picture
-        # Real and imaginary parts: abs() takes three times as long, and a gain would become complex to be multiplied
+        # On real and imaginary parts: abs() takes three times as long, and multiplying would make the gain complex
         parts = torch.view_as_real(spectra)[:, :n_bins]
         real, imaginary = parts.unbind(dim=-1)
         amplitude = real.square().addcmul_(imaginary, imaginary).sqrt_()

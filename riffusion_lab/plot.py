@@ -30,7 +30,7 @@ HZ_TICKS = (0, 250, 500, 1_000, 2_000, 4_000, 8_000, 16_000)
 
 
 class ClipLike(Protocol):
-    """What figures and captions need of a clip; `Clip` has all of it."""
+    """The attributes of a clip that figures and captions need; `Clip` has all of them."""
 
     params: SpectrogramParams
     loop: bool
@@ -69,7 +69,7 @@ def spectrogram(clip: ClipLike, ax: Axes | None = None, *, colorbar: bool = Fals
     ax : matplotlib.axes.Axes, optional
         Default: the axes of a new figure.
     colorbar : bool
-        Show which colour stands for how many decibels below the loudest point.
+        Add a bar that shows the level of each colour, in decibels below the loudest point.
     title : str, optional
 
     Returns
@@ -84,12 +84,12 @@ def spectrogram(clip: ClipLike, ax: Axes | None = None, *, colorbar: bool = Fals
             ax = FigureCanvasAgg(Figure()).figure.add_subplot()
         params = clip.params
         level = decibels(clip)
-        # otypes: some versions of matplotlib also transform an empty array, the minor ticks of which there are none.
+        # otypes: some versions of matplotlib also transform the array of minor ticks, which is empty.
         to_mel = np.vectorize(hz_to_mel, otypes=[float])
         to_hz = np.vectorize(mel_to_hz, otypes=[float])
         ax.set_yscale("function", functions=(to_mel, to_hz))
-        # Rows are equally spaced in mel, and so are the axes once their scale is applied. An image in these coordinates
-        # avoids 512 × 512 small rectangles, and smooths thin lines instead of losing them.
+        # Rows are equally spaced in mel, and so is the axis once its scale is applied. Drawing one image in these
+        # coordinates avoids 512 × 512 small rectangles, and smooths thin lines instead of losing them.
         lowest_mel = hz_to_mel(params.frequency_hz(-0.5))
         highest_mel = hz_to_mel(params.frequency_hz(params.num_frequencies - 0.5))
         picture = ax.imshow(
@@ -149,7 +149,7 @@ def mark_parts(ax: Axes, starts_s: Mapping[str, float]) -> None:
     Parameters
     ----------
     ax : matplotlib.axes.Axes
-        As `spectrogram` returns it; the last part ends where the axis of time does.
+        As `spectrogram` returns it; the last part ends at the end of the time axis.
     starts_s : Mapping of str to float
         Where each part begins, in seconds, in ascending order.
 
@@ -187,7 +187,7 @@ def spectrogram_png(clip: ClipLike, starts_s: Mapping[str, float] | None = None)
 
 
 def _indexed(pixels: np.ndarray) -> tuple[Image.Image, bytes]:
-    """Reduce a figure to a few colours, and its axes and letters, which let the page show through, to a few opacities.
+    """Reduce a figure to a few colours, and its axes and letters, which are partly transparent, to a few opacities.
 
     Parameters
     ----------
@@ -197,7 +197,7 @@ def _indexed(pixels: np.ndarray) -> tuple[Image.Image, bytes]:
     Returns
     -------
     PIL.Image.Image, bytes
-        With a palette; opacity of each of its colours, in [0, 255].
+        The figure with a palette, and the opacity of each palette colour, in [0, 255].
     """
     colour, alpha = pixels[..., :3], pixels[..., 3]
     is_ink = (alpha < 255) | (colour == INK).all(axis=-1)

@@ -15,7 +15,7 @@ from .values import as_scalar
 
 LONGEST_PROMPT = 4_000  # characters
 STRONGER, WEAKER = 1.1, 1 / 1.1  # the weights of plain ( ) and [ ]; see `weighted_parts`
-BRACKETS = {")": ("(", STRONGER), "]": ("[", WEAKER)}  # closing bracket: what opens it, and its weight
+BRACKETS = {")": ("(", STRONGER), "]": ("[", WEAKER)}  # closing bracket: its opening bracket and its weight
 
 _TOKEN = re.compile(
     r"""
@@ -34,7 +34,7 @@ _WORD = re.compile(r"\S{1,18}")  # longer ones are cut: 18 characters are at mos
 class Prompt:
     """A text with its seed, negative prompt and strengths, for `interpolate`, `walk` and live sessions.
 
-    Scalars of NumPy and torch are kept as Python's own, so that a prompt fits into JSON.
+    NumPy and torch scalars are converted to Python's own, so that a prompt can be written as JSON.
 
     Parameters
     ----------
@@ -72,17 +72,18 @@ def check_prompt(prompt: object, name: str = "prompt", *, may_be_empty: bool = T
     Parameters
     ----------
     prompt : str
-        Of any length up to `LONGEST_PROMPT` characters; what does not fit into the text encoder at once is encoded in
-        pieces (`encode_prompt`).
+        At most `LONGEST_PROMPT` characters. A text that is too long for the text encoder is encoded in pieces
+        (`encode_prompt`).
     name : str
         Name used in error messages.
     may_be_empty : bool
-        An empty prompt is the unconditional model, but an empty text box in a panel is likely an oversight.
+        Whether to accept an empty prompt. It asks for the unconditional model, but an empty text box in a panel is
+        likely an oversight.
 
     Raises
     ------
     TypeError, ValueError
-        If it is not a str, too long, or empty although it must not be.
+        If it is not a str, is too long, or is empty although `may_be_empty` is False.
     """
     text = as_scalar(prompt)
     if not isinstance(text, str):
@@ -101,15 +102,15 @@ class _Part:
 
 
 def weighted_parts(text: str) -> list[tuple[str, float]]:
-    r"""Split a prompt into parts that have one weight each.
+    r"""Split a prompt into parts, each with a single weight.
 
-    ``(words:1.3)`` gives words the weight 1.3, ``(words)`` 1.1, ``[words]`` 1 / 1.1; nested brackets multiply. A
-    bracket without its partner, or after a backslash, ``\(``, is an ordinary character.
+    ``(words:1.3)`` gives words the weight 1.3, ``(words)`` 1.1, ``[words]`` 1 / 1.1; the weights of nested brackets
+    multiply. An unmatched bracket, or one after a backslash (``\(``), is an ordinary character.
 
     Returns
     -------
     list of (str, float)
-        Neighbours of equal weight are one part; without brackets there is one part, the text itself.
+        Neighbouring parts of equal weight are merged; without brackets the only part is the text itself.
 
     Taught in: 06
     """
@@ -130,7 +131,7 @@ def weighted_parts(text: str) -> list[tuple[str, float]]:
 
 
 def _closing_bracket(token: re.Match[str]) -> tuple[str, float]:
-    """Which bracket a token closes, and the weight it gives; an empty str if it closes none."""
+    """Return the bracket that a token closes (an empty str if it closes none) and the weight it sets."""
     if token["weight"]:
         return "(", float(token["weight"])
     return BRACKETS.get(token[0], ("", 1.0))
@@ -147,7 +148,7 @@ def _join_equal_weights(parts: list[_Part]) -> list[tuple[str, float]]:
 
 
 def plain_text(text: str) -> str:
-    """Words of a prompt without the brackets that weight them."""
+    """Return a prompt without its weights: without the brackets and the numbers in them."""
     return "".join(part for part, _ in weighted_parts(text))
 
 
@@ -155,9 +156,10 @@ def plain_text(text: str) -> str:
 def encode_prompt(pipe: Pipeline, text: str) -> Tensor:
     """Encode a prompt of any length into the embeddings that the U-Net attends to.
 
-    What fits into the text encoder (75 tokens, as a rule) and has no weights is encoded by the pipeline itself. A
-    longer text is cut between words into pieces that fit, which are encoded one by one. A weight `w` moves a token's
-    embedding `z` along the line from the embedding `z0` that the empty prompt has at its place: ``z0 + w (z - z0)``.
+    A text without weights that fits into the text encoder (usually 75 tokens) is encoded by the pipeline itself. A
+    longer text is split between words into pieces that fit, and each piece is encoded separately. A weight `w` changes
+    a token's embedding `z` to ``z0 + w (z - z0)``, where `z0` is the embedding of the empty prompt at the same
+    position.
 
     Parameters
     ----------

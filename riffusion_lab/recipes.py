@@ -25,7 +25,7 @@ Recipe = dict[str, Any]
 LIBRARIES = ("torch", "diffusers", "transformers")
 LARGEST_SETTING = 100_000  # of a recipe's scheduler: otherwise a recipe from a stranger could exhaust the memory
 _COMMON = ("num_inference_steps", "duration_s", "loop")
-REPLAYABLE = {  # kinds of recipes that hold all that is needed, and the arguments in them
+REPLAYABLE = {  # kinds of recipes that suffice to regenerate a clip, and the arguments in them
     "text_to_audio": ("prompt", "negative_prompt", "seed", "guidance_scale", *_COMMON),
     "interpolate": ("start", "end", "alpha", *_COMMON),
 }
@@ -39,7 +39,7 @@ def make_recipe(pipe: Pipeline, kind: str, **arguments: Any) -> Recipe:
     pipe : StableDiffusionPipeline
         The pipeline that generates it.
     kind : str
-        Name of the function that is called, such as ``"text_to_audio"``.
+        Name of the public function that was called, such as ``"text_to_audio"``.
     **arguments
         Its other arguments: str, numbers, ``None``.
 
@@ -63,7 +63,7 @@ def make_recipe(pipe: Pipeline, kind: str, **arguments: Any) -> Recipe:
 
 
 def check_recipe(recipe: object) -> Recipe:
-    """Return a recipe that can be followed.
+    """Return a recipe from which a clip can be regenerated.
 
     Parameters
     ----------
@@ -97,7 +97,7 @@ def check_recipe(recipe: object) -> Recipe:
 
 
 def seed_from_recipe(seed: int) -> int:
-    """Seed of the same noise, for recipes of earlier versions that hold a seed of more than 32 bits."""
+    """Reduce a seed of more than 32 bits, from a recipe of an earlier version, to the one with the same noise."""
     return seed % N_SEEDS if isinstance(seed, int) and seed >= N_SEEDS else seed
 
 
@@ -120,7 +120,7 @@ def scheduler_from_recipe(recipe: Recipe) -> SchedulerMixin:
         raise ValueError(f"scheduler {named!r:.200} of the recipe is invalid: it must have a class and a config")
     name, config = named.get("class"), dict(named["config"])
     kind: Any = getattr(diffusers, str(name), None)
-    is_missing_library = isinstance(kind, DummyObject)  # stands for a class, and says what it needs
+    is_missing_library = isinstance(kind, DummyObject)  # diffusers' stand-in for a class that names what it needs
     if not is_missing_library and not _is_scheduler(kind):
         raise ValueError(
             f"scheduler {name!r} of the recipe is invalid: diffusers {diffusers.__version__} has none of that name"
@@ -195,10 +195,10 @@ def _scheduler_class(scheduler: SchedulerMixin) -> str:
 
 
 def _scheduler_config(scheduler: SchedulerMixin) -> dict[str, Any]:
-    """All settings, also those that are no arguments of the scheduler's ``__init__``.
+    """All settings, including those that are not arguments of the scheduler's ``__init__``.
 
-    ``from_config`` passes settings on from one scheduler to the next, and some schedulers read such a setting: DPM++ 2M
-    takes ``sigma_min`` and ``sigma_max`` from its config only.
+    ``from_config`` passes settings on from one scheduler to the next, and some schedulers read settings that they do
+    not take as arguments: DPM++ 2M reads ``sigma_min`` and ``sigma_max`` only from its config.
     """
     known = sorted(_known_settings(scheduler) & scheduler.config.keys())
     settings = {name: scheduler.config[name] for name in known if not _is_infinite(scheduler.config[name])}

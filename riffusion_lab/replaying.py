@@ -1,4 +1,4 @@
-"""The same clip again, from its recipe."""
+"""Regenerate a clip from its recipe."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from .torch_defaults import torch_defaults
 
 @torch_defaults()
 def replay(clip_or_recipe: Clip | Recipe, pipe: Pipeline | None = None) -> Clip:
-    """Generate a clip of `text_to_audio` or `interpolate` again from its recipe.
+    """Regenerate a clip of `text_to_audio` or `interpolate` from its recipe.
 
-    With the same weights, device and versions it is the same clip. There is a warning if weights or LoRAs differ.
+    With the same weights, device and library versions, the clip is the same. A warning says if weights or LoRAs differ.
 
     Parameters
     ----------
     clip_or_recipe : Clip or dict
         A generated clip (also one opened from a PNG), or its recipe.
     pipe : StableDiffusionPipeline, optional
-        Default: the recipe's model, if it is included here or was downloaded from the Hugging Face Hub before. Load
-        any other model yourself, since a recipe may be a stranger's: ``replay(clip, load_pipeline("owner/name"))``.
+        Default: the recipe's model, if it is included here or was downloaded from the Hugging Face Hub before. Load any
+        other model yourself, since a recipe may come from a stranger: ``replay(clip, load_pipeline("owner/name"))``.
 
     Returns
     -------
@@ -44,8 +44,8 @@ def replay(clip_or_recipe: Clip | Recipe, pipe: Pipeline | None = None) -> Clip:
     OSError
         If there is no pipeline and the recipe's model is not on this computer: nothing is downloaded.
     TypeError, ValueError
-        If there is no recipe, or none that can be followed: a clip generated from another clip does not hold that one.
-        Or if the clip was made with a LoRA and no pipeline with it is given.
+        If there is no recipe, or it does not suffice: the recipe of a clip generated from another clip does not hold
+        that clip. Or if the clip was generated with a LoRA and `pipe` is left out.
     FloatingPointError
         If latents or picture are not finite.
 

@@ -1,4 +1,4 @@
-"""From noise to latents: by the stock pipeline, or, from a clip and inside a mask, by our own denoising loop."""
+"""From noise to latents with the stock pipeline; from a clip, or inside a mask, with our own denoising loop."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from .values import check_finite
 if TYPE_CHECKING:  # importing it makes transformers print
     from diffusers import SchedulerMixin
 
-CIRCULAR_SHARE = 0.334  # of the steps, the last ones: a third
+CIRCULAR_SHARE = 0.334  # share of the steps that are circular: the last third
 ROUNDING = 1e-7  # relative: a strength that was a float32 is off by up to 6e-8, a float64 by far less
-SAME_LEVEL = 0.99  # noise levels nearer to each other are the same but for rounding
+SAME_LEVEL = 0.99  # noise levels with a ratio above this are equal except for rounding
 RECOMMENDED = ("DDIMScheduler", "EulerDiscreteScheduler", "UniPCMultistepScheduler")  # work for every Stable Diffusion
 
 Callback = Callable[[Pipeline, int, Tensor, dict[str, Any]], dict[str, Any] | None]
@@ -41,9 +41,9 @@ class Conditioning:
     prompt_embeds, negative_prompt_embeds : Tensor [shape=(1, tokens, width)]
     noise : Tensor [shape=(1, 4, 64, columns)]
     generator : torch.Generator
-        For schedulers that draw more noise on the way; a `MixedGenerator` for a clip between several seeds.
+        For schedulers that add noise during sampling; a `MixedGenerator` for a clip between several seeds.
     guidance_scale : float
-        1 or less: no classifier-free guidance.
+        At 1 or less there is no classifier-free guidance.
     """
 
     prompt_embeds: Tensor
@@ -74,16 +74,16 @@ def draw_noise(pipe: Pipeline, generator: torch.Generator, n_columns: int) -> Te
 def scale_static_noise(pipe: Pipeline, noise: Tensor) -> Tensor:
     """Scale the part of the initial noise that is constant over time by the model's `steady_noise_gain`.
 
-    The mean of the noise over time has most influence on register, timbre and loudness, as slow waves have in video
-    (https://arxiv.org/abs/2312.07537). Guidance makes clips of one prompt too similar in these respects; a larger gain
-    makes them differ more. For most models the gain is 1, and the noise is returned unchanged.
+    The mean of the noise over time has the most influence on register, timbre and loudness, as the low frequencies of
+    the noise have in video (https://arxiv.org/abs/2312.07537). Guidance makes clips of one prompt too similar in these
+    respects; a larger gain makes them differ more. For most models the gain is 1, and the noise is returned unchanged.
 
     Parameters
     ----------
     pipe : StableDiffusionPipeline
     noise : Tensor [shape=(n, 4, 64, columns)]
-        If it has more columns than the model's own clips, all waves longer than such a clip are scaled, the longest
-        ones most.
+        If it has more columns than the model's own clips, all components with a period longer than such a clip are
+        scaled, the slowest ones most.
 
     Returns
     -------
@@ -103,7 +103,7 @@ def scale_static_noise(pipe: Pipeline, noise: Tensor) -> Tensor:
 def isolated_pipeline(pipe: Pipeline) -> Pipeline:
     """Shallow copy of a pipeline with a scheduler of its own; the networks are shared.
 
-    What a user sets on `pipe` meanwhile stays set, and does not change the work in progress.
+    Attributes that a user sets on `pipe` meanwhile stay set, but do not affect the generation in progress.
     """
     isolated = copy.copy(pipe)
     isolated.scheduler = copy.deepcopy(pipe.scheduler)
@@ -126,9 +126,9 @@ def from_noise(
     Parameters
     ----------
     pipe : StableDiffusionPipeline
-        As `isolated_pipeline` gives it.
+        As `isolated_pipeline` returns it.
     batch : sequence of Conditioning
-        All of one guidance scale.
+        All with the same guidance scale.
     num_inference_steps : int
     loop : bool
     callback : callable, optional
@@ -189,19 +189,20 @@ def from_clip(
     Parameters
     ----------
     pipe : StableDiffusionPipeline
-        As `isolated_pipeline` gives it, with a scheduler of `img2img_scheduler`.
+        As `isolated_pipeline` returns it, with a scheduler from `img2img_scheduler`.
     batch : sequence of Conditioning
     init_latents : Tensor [shape=(1, 4, 64, columns)]
         Latents of the clip.
     num_inference_steps : int
         Counted from pure noise; of these, ``int(strength * num_inference_steps)`` are taken (see `first_step`).
     strength : float
-        In [0, 1]. At 1 nothing of the clip is left, as if from noise; at 0 nothing changes.
+        In [0, 1]. At 1 nothing of the clip is kept, as if generated from noise; at 0 nothing changes.
     loop : bool
     mask : Tensor [shape=(64, columns), bool], optional
         Where to inpaint. Outside, the latents are the clip's own, at the noise level of each step.
     end_prompt_embeds : Tensor [shape=(1, tokens, width)], optional
-        Embeddings for the clip's end: from its beginning on they take over column by column.
+        Embeddings for the clip's end. The weight of their prediction rises linearly from 0 in the first column to 1 in
+        the last.
     callback : callable, optional
         As diffusers' ``callback_on_step_end``, but it need not return anything.
 
@@ -243,7 +244,7 @@ def from_clip(
 
 @torch_defaults()
 def check_scheduler(pipe: Pipeline, num_inference_steps: int, *, from_clip: bool) -> None:
-    """Refuse a scheduler that cannot do what is asked for: let it take all steps once, without the networks.
+    """Refuse a scheduler that cannot do the job; to find out, run all its steps once without the networks.
 
     Parameters
     ----------
@@ -286,7 +287,7 @@ def check_scheduler(pipe: Pipeline, num_inference_steps: int, *, from_clip: bool
 def _try_scheduler(
     pipe: Pipeline, scheduler: SchedulerMixin, *, num_inference_steps: int, strength: float, with_mask: bool
 ) -> None:
-    """Take all steps with 64 numbers for latents and a network that predicts zero."""
+    """Run all steps with 64 numbers as latents and a network that predicts zero."""
     trial = copy.copy(pipe)
     trial.scheduler = scheduler
     init_latents = torch.zeros(1, 1, 8, 8)
@@ -306,7 +307,7 @@ def _try_scheduler(
 
 
 def skipped_steps(pipe: Pipeline, num_inference_steps: int, strength: float) -> int:
-    """Number of steps, or of the noise levels at which a model of few steps may start, that a strength skips."""
+    """Number of steps that a strength skips, or of start levels if a few-step model has `start_sigmas`."""
     start_sigmas = model_settings(pipe).start_sigmas
     return first_step(len(start_sigmas) or num_inference_steps, strength)
 
@@ -324,9 +325,9 @@ def first_step(num_inference_steps: int, strength: float) -> int:
 
 
 def img2img_scheduler(scheduler: SchedulerMixin) -> SchedulerMixin:
-    """Give a scheduler that can start at any step: DDIM with the same noise schedule instead of PNDM, else the same.
+    """Return a scheduler that can start at any step: for PNDM, DDIM with the same noise schedule, else the same.
 
-    PNDM (Riffusion v1's own) repeats its second step to warm up; started later, it would trail one step behind.
+    PNDM (Riffusion v1's own) repeats its second step to warm up; if it started later, it would lag one step behind.
     """
     if isinstance(scheduler, diffusers.PNDMScheduler):
         return diffusers.DDIMScheduler.from_config(scheduler.config)
@@ -372,7 +373,7 @@ def _denoise(
 def _set_timesteps(
     pipe: Pipeline, num_inference_steps: int, strength: float, *, device: torch.device
 ) -> tuple[Tensor, int]:
-    """Set the scheduler's steps; return those to take from a clip, and how many there are from pure noise."""
+    """Set the scheduler's steps; return the timesteps to run, and how many there are from pure noise."""
     scheduler = pipe.scheduler
     scheduler.set_timesteps(num_inference_steps, device=device)
     n_timesteps = len(scheduler.timesteps)
@@ -404,7 +405,7 @@ def _end_step(
 
 
 def _seed_own_noise(scheduler: SchedulerMixin, generators: Sequence[torch.Generator]) -> None:
-    """Let the noise that a scheduler adds at its steps come from the clips' own seeds."""
+    """Make a scheduler draw the noise that it adds at its steps from the clips' own seeds."""
     mix_injected_noise(scheduler, generators)
     if getattr(scheduler, "noise_sampler_seed", False) is None:  # it draws without a generator (DPM++ SDE)
         scheduler.noise_sampler_seed = [generator.initial_seed() for generator in generators]
@@ -413,7 +414,7 @@ def _seed_own_noise(scheduler: SchedulerMixin, generators: Sequence[torch.Genera
 def _guided_unet(
     pipe: Pipeline, batch: Sequence[Conditioning], end_prompt_embeds: Tensor | None
 ) -> Callable[[Tensor, Tensor], Tensor]:
-    """Give the U-Net with classifier-free guidance (https://arxiv.org/abs/2207.12598), as the stock pipeline has it.
+    """Return the U-Net with classifier-free guidance (https://arxiv.org/abs/2207.12598), as in the stock pipeline.
 
     With `end_prompt_embeds`, predictions for both prompts are mixed, column by column.
     """
@@ -457,7 +458,7 @@ def _concatenate_embeds(pipe: Pipeline, batch: Sequence[Conditioning], *, is_gui
 def _prepare_unet(
     pipe: Pipeline, stack: ExitStack, batch: Sequence[Conditioning], *, loop: bool
 ) -> Callable[[float], None]:
-    """Prepare the U-Net for guidance and width; call the result with the share of the steps that is left."""
+    """Prepare the U-Net for guidance and width; call the returned function with the share of steps left."""
     if any(conditioning.guidance_scale > 1 for conditioning in batch):
         stack.enter_context(perturbed_attention(pipe))
     width = latent_size(pipe)[1]

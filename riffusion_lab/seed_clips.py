@@ -1,6 +1,6 @@
 """Seed clips: six short loops to start from, and masks for them.
 
-Each has two bars at 94 bpm in A minor, so they fit on top of one another. tools/seed_clips.py renders them.
+Each has two bars at 94 bpm in A minor, so they can be played on top of one another. tools/seed_clips.py renders them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def seed_clip(name: str) -> Clip:
     Raises
     ------
     ValueError
-        If there is none of this name.
+        If there is no seed clip of this name.
 
     Taught in: 05, 07
     """

@@ -1,7 +1,7 @@
-"""Even walks: where between two prompts to generate clips, so that the steps from clip to clip are about alike.
+"""Even walks: choose where between two prompts to generate clips, so that neighbours differ about equally.
 
 Equal steps of alpha are unequal steps in the picture: for a while nearly nothing changes, then nearly everything. So
-more clips are generated where the steps are large, and those are kept that make the steps most even.
+more clips are generated where the steps are large, and the selection with the most even steps is kept.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import numpy as np
 
 from .clip import Clip
 
-EVEN_RATIO = 2.0  # of the largest step to the smallest one: what counts as even
-MOST_LIMITS = 256  # for the smallest step; each is tried on all pairs of clips at once, which takes memory
-FINEST = 1 / 1024  # of alpha: where two clips so close differ much, the picture jumps, and more clips do not help
+EVEN_RATIO = 2.0  # a walk is even if its largest step divided by its smallest is at most this
+MOST_LIMITS = 256  # tried for the smallest step, all at once on all pairs of clips, which takes memory
+FINEST = 1 / 1024  # of alpha: if two clips this close still differ much, the picture jumps; more clips do not help
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +27,7 @@ class EvenClips:
     ratio : float
         Largest step divided by the smallest one.
     n_extra : int
-        How many clips were generated and not taken.
+        How many clips were generated but not selected.
     """
 
     clips: list[Clip]
@@ -48,13 +48,13 @@ def even_clips(
     Parameters
     ----------
     generate : callable
-        From a list of alphas to the clips there.
+        Maps a list of alphas to the clips there.
     num_clips : int
         How many clips to return, with both ends; at least 2.
     max_extra_clips : int
         How many more to generate, at most.
     batch_size : int
-        How many of these to ask for at once.
+        How many extra clips to generate at once.
     first : Clip, optional
         The clip at alpha 0, if there is one already.
     """
@@ -96,8 +96,8 @@ class _Distances:
 def picture_distance(a: Clip, b: Clip) -> float:
     """Mean absolute difference of two clips' pictures, in grey levels from 0 to 255.
 
-    It was checked on clips of known difference (``tools/even_walks.py``): it puts steps of alpha in the order of their
-    size, and another seed above a small step.
+    It was validated on clips of known difference (``tools/even_walks.py``): it ranks steps of alpha by their size, and
+    a change of seed above a small step.
 
     Parameters
     ----------
@@ -113,7 +113,7 @@ def _grey(clip: Clip) -> np.ndarray:
 
 @dataclass(frozen=True)
 class EvenPath:
-    """Which of several clips to take, and how unlike the steps between them are.
+    """Which of several clips to select, and how uneven the steps between them are.
 
     places : tuple of int
         Indices of the clips; the first and the last are always among them.
@@ -128,9 +128,9 @@ class EvenPath:
 def evenest_path(distances: np.ndarray, n_clips: int) -> EvenPath:
     """Choose clips between a first and a last one so that the steps are as even as possible.
 
-    Among choices whose ratio is at most `EVEN_RATIO`, the one with the smallest largest step is taken; if there is
-    none, the one with the smallest ratio. Every limit that the smallest step can have is tried (of very many, some);
-    for each, dynamic programming finds the path whose largest step is smallest.
+    Among selections whose ratio is at most `EVEN_RATIO`, the one whose largest step is smallest is taken; if there is
+    none, the one with the smallest ratio. Every distance is tried as a lower limit of the steps (at most `MOST_LIMITS`
+    of them). For each limit, dynamic programming finds the path whose largest step is smallest.
 
     Parameters
     ----------
@@ -177,7 +177,7 @@ def _ratio(largest: float, smallest: float) -> float:
 
 
 def widest_gaps(alphas: Sequence[float], distances: np.ndarray, n_gaps: int) -> list[float]:
-    """Alphas half-way between the neighbours that differ most; fewer than `n_gaps` if others are as close as `FINEST`.
+    """Alphas halfway between the neighbours that differ most; fewer than `n_gaps` if the rest are within `FINEST`.
 
     Parameters
     ----------

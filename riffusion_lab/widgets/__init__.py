@@ -1,4 +1,4 @@
-"""The parts of a notebook that answer: panels of plain ipywidgets, and widgets with a JavaScript file of their own."""
+"""Interactive parts of a notebook: panels of plain ipywidgets, and widgets with a JavaScript file of their own."""
 
 from ..deprecation import moved
 from .live import Live

@@ -18,9 +18,9 @@ from .pictures import picture_png
 
 STATIC = Path(__file__).parent / "static"
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
-FIGURE_BYTES = 300_000  # of what a widget leaves in a notebook
-# A notebook that is opened again shows the figure, and below it JupyterLab's "model not found": a text without an
-# element. It says nothing that the figure does not, so it is hidden; a widget that lives has elements.
+FIGURE_BYTES = 300_000  # size limit of the figure that a widget leaves in a notebook
+# A reopened notebook shows the figure, and below it JupyterLab's "model not found", a text without an HTML element. It
+# adds nothing to the figure, so it is hidden. A live widget has elements.
 NO_ERROR = (
     "<style>.jp-OutputArea-child:has(.rl-static) + "
     ".jp-OutputArea-child > .jupyter-widgets:not(:has(*)) { display: none; }</style>"
@@ -38,7 +38,7 @@ def style(*names: str) -> str:
 
 
 def scale_facts(params: SpectrogramParams) -> dict[str, Any]:
-    """What scripts draw the frequency axis by; they calculate no mel scale of their own."""
+    """Return what scripts need to draw the frequency axis, since they do not compute the mel scale themselves."""
     halves = np.arange(2 * params.num_frequencies + 1) / 2 - 0.5
     return {
         "low_hz": params.min_frequency,
@@ -51,18 +51,18 @@ def scale_facts(params: SpectrogramParams) -> dict[str, Any]:
 class WithFigure:
     """A widget that leaves a figure in the notebook, for readers without a kernel.
 
-    The figure is an output of its own before the widget's; the widget's script hides it with `hideFigure`. A saved
-    notebook of the course keeps the figure alone.
+    The figure is a separate output before the widget; the widget's script hides it with `hideFigure`. The saved
+    notebooks of the course keep only the figure.
     """
 
-    button_name = ""  # what a widget without a clip is called among the buttons of a panel
+    button_name = ""  # name of a widget without a clip in a panel's list of buttons
 
     def _figure_html(self) -> str:
-        """What readers without a kernel see; at most `FIGURE_BYTES`, and the same text at every call."""
+        """Return what readers without a kernel see: at most `FIGURE_BYTES`, and the same text at every call."""
         raise NotImplementedError
 
     def _ipython_display_(self, **_: Any) -> None:
-        """Show the figure, then the widget; ipywidgets 7 and 8 and all of IPython's versions ask for this first."""
+        """Show the figure, then the widget; ipywidgets 7 and 8 and all versions of IPython call this first."""
         from IPython.display import display
 
         figure = f'<div class="rl-static">{NO_ERROR}{self._figure_html()}</div>'
@@ -75,7 +75,7 @@ class ClipTrait(traitlets.TraitType):  # type: ignore[type-arg]  # generic in ne
     """An attribute that takes clips only."""
 
     def validate(self, widget: Any, value: object) -> Clip:
-        """Return the clip, or say what was given instead."""
+        """Return the clip; for any other value, raise a TypeError that names it."""
         if not isinstance(value, Clip):
             given = f"{type(value).__name__} {reprlib.repr(value)}"
             raise TypeError(f"{type(widget).__name__} shows a Clip, not the {given}: see Clip.from_audio, .from_image")
@@ -83,9 +83,9 @@ class ClipTrait(traitlets.TraitType):  # type: ignore[type-arg]  # generic in ne
 
 
 class AnsweringWidget(anywidget.AnyWidget):
-    """A widget whose script sends messages; what Python refuses, the script shows.
+    """A widget whose script sends messages and shows the errors that Python raises for them.
 
-    A message is a dictionary: one of the "kind" "save" goes to the method `_answer_save`, with the bytes it brings.
+    A message is a dictionary. One of the "kind" "save" is passed to the method `_answer_save`, with its bytes.
     """
 
     def __init__(self, **kwargs: Any) -> None:
@@ -96,15 +96,15 @@ class AnsweringWidget(anywidget.AnyWidget):
         answer = getattr(self, f"_answer_{content.get('kind')}", lambda *_: None)
         try:
             answer(content, b"".join(buffers))
-        except (TypeError, ValueError, OSError) as error:  # shown where the buttons are: a callback has no cell
+        except (TypeError, ValueError, OSError) as error:  # shown beside the buttons: a callback has no cell
             self.send({"kind": "refused", "reason": str(error)})
 
 
 class ClipWidget(WithFigure, AnsweringWidget):
-    """A widget with the picture of a clip, which may be exchanged.
+    """A widget that shows the picture of a clip; the clip can be replaced.
 
-    Sound and picture go to the browser as messages, once its script asks for them: traits would be saved with the
-    notebook.
+    Sound and picture are sent to the browser as messages, once its script asks for them, because traits would be saved
+    with the notebook.
     """
 
     _css = style()
@@ -119,12 +119,12 @@ class ClipWidget(WithFigure, AnsweringWidget):
         self._exchange()
 
     def _answer_plain(self, *_: Any) -> None:
-        """Send the figure for readers without a kernel as text: the front end has lost the bytes of a message."""
+        """Send the figure for readers without a kernel as text, because the front end lost the bytes of a message."""
         self.send({"kind": "plain", "html": self._figure_html()})
 
     @traitlets.observe("clip")
     def _exchange(self, *_: Any) -> None:
-        """Send what the script draws, if it has asked: facts, the picture, and what `_more` adds to both."""
+        """Send what the script draws, once it has asked: facts, the picture, and what `_more` adds to both."""
         if not self._asked_for:
             return
         clip, params = self.clip, self.clip.params

@@ -1,4 +1,4 @@
-"""Figures for readers without a kernel: what a panel asks, and the picture of an endless piece of music."""
+"""Figures for readers without a kernel: the fields of a panel, and the picture of endless music."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ def picture_html(image: Image.Image, alt: str, caption: str = "", *, after: str 
 
 
 def strip_html(parts: Sequence[tuple[str, Clip]], caption: str) -> str:
-    """Draw clips in the order in which they sound, and a player for all of them, as `Live` shows and plays them.
+    """Draw clips in playing order, with one player for all of them, as `Live` shows and plays them.
 
     Parameters
     ----------
     parts : sequence of (str, Clip)
         Prompt and clip, at least one. A prompt is written where it begins.
     caption : str
-        What it is, and what would make it answer.
+        What the figure shows, and how to make it interactive.
 
     Returns
     -------
     str
-        A `<figure>` of at most 300 kB, the same at every call; of a long strip the beginning is played.
+        A `<figure>` of at most 300 kB, the same at every call; of a long strip, only the beginning is played.
 
     Taught in: 08
     """
@@ -74,20 +74,20 @@ def _write(pen: ImageDraw.ImageDraw, label: str, left: int, right: int) -> None:
 
 
 def _player_html(clip: Clip, beside: str) -> str:
-    """Return the plain player of a clip, as long as fits into a figure with `beside`."""
+    """Return a plain player of a clip, with as much sound as fits into a figure that also holds `beside`."""
     figure = clip_html(clip, max_bytes=FIGURE_BYTES - len(beside) - TEXT_BYTES)
     return f"<br>{figure[figure.index('<audio') : figure.index('<figcaption')]}"
 
 
 def panel_html(parts: Sequence[widgets.Widget], caption: str) -> str:
-    """Tell what a panel asks and offers, as a table of text; widgets with a figure of their own show that.
+    """Show the fields and buttons of a panel as a table of text; widgets with a figure of their own show that.
 
     Parameters
     ----------
     parts : sequence of ipywidgets
-        Boxes are taken apart. What has no words, such as a progress bar, is left out.
+        Boxes are unpacked. Widgets without text, such as a progress bar, are left out.
     caption : str
-        What the panel is for, and what would make it answer.
+        What the panel is for, and how to make it interactive.
     """
     leaves = list(_leaves(parts))
     figures = [leaf._figure_html() for leaf in leaves if isinstance(leaf, WithFigure) and not _button_name(leaf)]
@@ -106,7 +106,7 @@ def panel_html(parts: Sequence[widgets.Widget], caption: str) -> str:
 
 
 def _leaves(parts: Sequence[widgets.Widget]) -> Any:
-    """Yield what is in boxes, in the order on the screen."""
+    """Yield the widgets inside boxes, in the order on the screen."""
     for part in parts:
         if isinstance(part, widgets.Box):
             yield from _leaves(part.children)
@@ -115,14 +115,14 @@ def _leaves(parts: Sequence[widgets.Widget]) -> Any:
 
 
 def _button_name(widget: widgets.Widget) -> str:
-    """What is written on a button; an empty text if the widget is none."""
+    """Label of a button; an empty str if the widget is not a button."""
     if isinstance(widget, WithFigure):
         return "" if getattr(widget, "clip", None) else widget.button_name
     return str(widget.description) if isinstance(widget, widgets.Button | widgets.FileUpload) else ""
 
 
 def _row(widget: widgets.Widget) -> tuple[str, str] | None:
-    """Name and value of a field, and what there is to choose from; None if it has no words."""
+    """Name of a field, and its value or its choices; None if it has no text."""
     name = getattr(widget, "description", "")
     options = getattr(widget, "_options_labels", None)
     if options:

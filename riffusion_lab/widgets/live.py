@@ -1,4 +1,4 @@
-"""The endless player: a session, heard and steered in a notebook's cell."""
+"""The endless player: hear and steer a session in a notebook cell."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ PART_BYTES = 1 << 20  # of a file that the browser downloads, in one message
 FIGURE_CAPTION = (
     "Live: music without an end. It plays where a kernel runs: run this cell. Here is the loop it begins with."
 )
-N_IDEAS = 40  # random prompts that the browser is given
+N_IDEAS = 40  # random prompts that are sent to the browser
 PARTS = ("picture.js", "live_timeline.js", "live_engine.js", "live_words.js", "live_chips.js", "live.js")
-# For random prompts: each is taken if the model knows all of its words
+# For random prompts: each is used if the model knows all of its words
 SOUNDS = (
     "piano", "electric piano", "church organ", "harpsichord", "acoustic guitar", "distorted guitar", "double bass",
     "strings", "violin", "cello", "flute", "clarinet", "saxophone", "trumpet", "choir", "church bells", "music box",
@@ -57,35 +57,37 @@ def _script() -> str:
 
 
 class Live(WithFigure, anywidget.AnyWidget):
-    """Play music without an end, prompt after prompt, while its spectrogram scrolls by.
+    """Play endless music, prompt after prompt, while its spectrogram scrolls by.
 
-    *Play* sounds at once: a seed clip goes round, and says that it is one, until the first clip is made and joins it on
-    the beat. It counts as no clip of the session, and is in no recording or recipe.
+    *Play* starts at once: a seed clip, labelled as such, repeats until the first clip is ready and joins it on the
+    beat. The seed clip is not part of the session, nor of any recording or recipe.
 
-    The browser asks for clips twice a second (ten times while one is awaited), never again before the kernel has
-    answered, and joins them on its own sample clock; the kernel never pushes, so this works too where only answers
-    arrive. A new prompt begins at the next beat once its first clip is made. While the kernel is busy, or slower than
-    the music, the last clip goes round. At most one `Live` of a kernel plays, in one window: one that begins pauses the
-    other. Type a prompt and press Enter; prompts that wait are chips: Alt and the arrow keys, or dragging, give them
-    another place, Delete takes them out. Tab leads from control to control.
+    The browser asks for clips twice a second (ten times while it awaits one), but not again before the kernel has
+    answered. It joins the clips on its own sample clock. The kernel sends clips only in reply, so this also works in
+    front ends that deliver nothing but replies. A new prompt begins at the next beat once its first clip is ready.
+    While the kernel is busy, or slower than the music, the last clip repeats. At most one `Live` of a kernel plays, in
+    one window: starting one pauses the other.
+
+    Type a prompt and press Enter. Waiting prompts are shown as chips: Alt and the arrow keys, or dragging, move a chip,
+    and Delete removes it. Tab moves from control to control.
 
     Parameters
     ----------
     pipe : StableDiffusionPipeline
     prompt : str or Prompt
-        To begin with.
+        The first prompt.
     folder : path
-        Where recordings and recipes are kept; made when there is something to keep.
+        Where recordings and recipes are saved; created when there is something to save.
     intro : str, Clip or None
-        What sounds until the first clip is made: the name of a seed clip, or a loop. None: nothing. Default: the
-        session's `seed_clip` if it is a loop, else "groove".
+        What plays until the first clip is ready: the name of a seed clip, a loop, or None for nothing. Default:
+        "groove". If the session's `seed_clip` is a loop, it plays instead of a named one.
     **options
         As in `Session`: `seed_clip`, `clips_per_prompt`, `clips_per_seed`, `ahead`, `num_inference_steps`.
 
     Attributes
     ----------
     session : Session
-        What makes the clips: `live.session.add("techno")` does what the button *Add* does.
+        Generates the clips: `live.session.add("techno")` does what the button *Add* does.
     volume : float
         From 0 to 1.
 
@@ -123,7 +125,7 @@ class Live(WithFigure, anywidget.AnyWidget):
         self.on_msg(self._receive)
 
     def _receive(self, _: Live, content: dict[str, Any], _buffers: list[memoryview]) -> None:
-        """Answer the browser; nothing here takes long, for it may be asked while a cell waits."""
+        """Answer the browser; nothing here may take long, because a message may come while a cell waits."""
         kind = content.get("kind")
         self._asker = content.get("listener")
         if kind == "ready":
@@ -136,12 +138,12 @@ class Live(WithFigure, anywidget.AnyWidget):
             self._answer_action(kind, content)
 
     def _reply(self, content: dict[str, Any], buffers: list[bytes] | None = None) -> None:
-        """Answer the window that has asked: all windows of a kernel hear this, and the others pass it over."""
+        """Answer the window that asked: all windows of a kernel get the answer, and the others ignore it."""
         asker = {} if self._asker is None else {"listener": self._asker}
         self.send(content | asker, buffers=buffers)
 
     def _answer_action(self, kind: object, content: dict[str, Any]) -> None:
-        """Do what the user wants; say what was done, or why not. Send the status too: nobody polls in a pause."""
+        """Do what the user wants; say what was done, or why not. Also send the status: nobody polls in a pause."""
         actions: dict[object, Callable[[dict[str, Any]], dict[str, Any]]] = {
             "prompt": self._add,
             "remove": self._remove,
@@ -161,7 +163,7 @@ class Live(WithFigure, anywidget.AnyWidget):
             answer = actions[kind](content)
         except KeyError as error:
             self._refuse(ValueError(f"the message {kind!r} lacks {error}"), action)
-        except (TypeError, ValueError, OSError) as error:  # shown where the buttons are: a callback has no cell
+        except (TypeError, ValueError, OSError) as error:  # shown beside the buttons: a callback has no cell
             self._refuse(error, action)
         else:
             self._reply({"kind": "said", **answer, **action})
@@ -174,7 +176,7 @@ class Live(WithFigure, anywidget.AnyWidget):
         self.send({"kind": "status", **self.session.status})
 
     def _greet(self) -> None:
-        """Send what does not change, and the clip that sounds until the first one is made."""
+        """Send what does not change, and the clip that plays until the first one is ready."""
         sound = {"sample_rate": PARAMS.sample_rate, "fade": round(CROSSFADE_S * PARAMS.sample_rate)}
         pipe = self.session.pipe
         facts: dict[str, Any] = {
@@ -191,7 +193,7 @@ class Live(WithFigure, anywidget.AnyWidget):
         self._reply({"kind": "facts", **sound, **scale_facts(PARAMS), **facts}, buffers)
 
     def _answer_poll(self, content: dict[str, Any]) -> None:
-        """Take note of what has begun to sound; send the status and the clips, and last that this was all."""
+        """Note which clips have begun to play; send the status, the clips, and a message that this was all."""
         self._note_begun(content)
         if not self._is_heard_by(content):
             self._reply({"kind": "halted", "text": "another Live of this kernel began to play, or this one elsewhere"})
@@ -217,11 +219,11 @@ class Live(WithFigure, anywidget.AnyWidget):
         return listener == self._listener
 
     def _note_begun(self, content: dict[str, Any]) -> None:
-        """Tell the session which clips have begun to sound, and how much was heard of those that were cut."""
+        """Tell the session which clips have begun to play, and how much was heard of those that were cut."""
         for begun in content["begun"]:
             try:
                 self.session.begin(begun["number"], cut_s=begun["cut_s"])
-            except ValueError as error:  # such as a clip of long ago: what comes after it counts all the same
+            except ValueError as error:  # such as a clip from long ago: later ones still count
                 self._refuse(error)
 
     def _add(self, content: dict[str, Any]) -> dict[str, Any]:
@@ -290,12 +292,12 @@ class Live(WithFigure, anywidget.AnyWidget):
         return {"text": "The code is below; paste it into a cell.", "code": self.session.code}
 
     def _offer(self, path: Path) -> dict[str, Any]:
-        """What the browser needs to ask for a file."""
+        """Return what the browser needs to request a file."""
         self._kept[path.name] = path
         return {"name": path.name, "bytes": path.stat().st_size}
 
     def _send_part(self, content: dict[str, Any]) -> None:
-        """Send a part of a file that was offered, from a place in it."""
+        """Send a part of an offered file, from a position in it."""
         name, start = content.get("name"), content.get("start", 0)
         try:
             with self._kept[str(name)].open("rb") as file:
@@ -311,15 +313,15 @@ class Live(WithFigure, anywidget.AnyWidget):
         return self.folder / f"live-{datetime.now():%Y%m%d-%H%M%S-%f}{suffix}"
 
     def _figure_html(self) -> str:
-        """The loop that *Play* begins with; what the model makes is not known yet."""
+        """Show the loop that *Play* begins with; what the model will generate is not known yet."""
         source = self.session.seed_clip if self.intro is None else self.intro
         label, clip = _named_intro("groove" if source is None else source)
         return strip_html([(label, clip)], FIGURE_CAPTION)
 
     def close(self) -> None:
-        """End the session and take the widget away."""
+        """End the session and remove the widget."""
         try:
-            if "session" in vars(self):  # not where the arguments were wrong
+            if "session" in vars(self):  # missing if the arguments were wrong
                 self.session.stop()
         finally:
             super().close()
@@ -333,7 +335,7 @@ def _quoted(text: str) -> str:
 
 
 def _check_intro(intro: object, session: Session) -> str | Clip | None:
-    """Find out what sounds until the first clip is made; the session's own seed clip comes before the default."""
+    """Return what plays until the first clip is ready; a session's seed clip that loops replaces a named one."""
     if isinstance(intro, str) and intro not in SEED_CLIPS:
         raise ValueError(f"there is no seed clip {intro!r} for intro: take one of {', '.join(SEED_CLIPS)}")
     if isinstance(intro, Clip) and not (intro.loop and intro.params == PARAMS):
@@ -346,7 +348,7 @@ def _check_intro(intro: object, session: Session) -> str | Clip | None:
 
 @lru_cache
 def _intro_message(intro: str | Clip) -> tuple[dict[str, Any], list[bytes]]:
-    """What the browser is told of the clip that sounds first; it is none of the session's."""
+    """Message to the browser about the clip that plays first, which is not part of the session."""
     label, clip = _named_intro(intro)
     n_beats = round(clip.duration_s / BEAT_S) if isinstance(intro, str) else heard_beats(clip) or 2
     step = clip.waveform.shape[1] / n_beats
@@ -358,7 +360,7 @@ def _named_intro(intro: str | Clip) -> tuple[str, Clip]:
 
 
 def _ideas(pipe: Pipeline) -> list[str]:
-    """Random prompts of words that the model knows, with a tempo that closes."""
+    """Random prompts of words that the model knows, each with a tempo at which the loop closes."""
     known = [text for text in (*SOUNDS, *STYLES) if not vocabulary_hints(pipe, text)] or list(
         model_settings(pipe).vocabulary
     )
@@ -373,7 +375,7 @@ def _ideas(pipe: Pipeline) -> list[str]:
 
 
 def _described(made: LiveClip) -> dict[str, Any]:
-    """What the browser is told of a clip, beside its samples and its picture."""
+    """Message to the browser about a clip, besides its samples and its picture."""
     joins = {"at_beat": made.at_beat, "beats": list(made.beats)}
     times = {} if made.times is None else {"times": made.times}
     return {"kind": "clip", "number": made.number, "label": made.point.label, **joins, **times}

@@ -1,4 +1,4 @@
-"""Mark in a clip's picture what shall be made anew."""
+"""Mark the part of a clip's picture to be inpainted."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ TINT = (64, 224, 208)  # what is marked, in the figure and in the widget
 
 
 class MaskTrait(traitlets.TraitType):  # type: ignore[type-arg]  # generic in newer versions only
-    """An attribute that takes what `as_mask` takes for the widget's clip, and None for nothing."""
+    """An attribute that accepts any mask that `as_mask` accepts for the widget's clip, or None."""
 
     def validate(self, painter: MaskPainter, value: object) -> np.ndarray:
-        """Return the mask as a read-only array: one that changes in place would go unseen."""
+        """Return the mask as a read-only array, because a change in place would not be noticed."""
         try:
             mask = as_mask(value, painter.clip)
         except (TypeError, ValueError) as error:
@@ -33,30 +33,30 @@ class MaskTrait(traitlets.TraitType):  # type: ignore[type-arg]  # generic in ne
 
 
 class MaskPainter(ClipWidget):
-    """Mark in a clip's picture what `inpaint` shall make anew.
+    """Mark the part of a clip's picture that `inpaint` regenerates.
 
-    With boxes, a brush and an eraser; by numbers; or by keyboard, while the picture has the focus: arrows move a box,
-    Shift and arrows resize it, Enter adds it (with the eraser: takes it away), Delete clears, Ctrl + Z undoes,
-    Ctrl + Shift + Z redoes.
+    Use boxes, a brush and an eraser, or type numbers. With the keyboard, while the picture has the focus: arrows move a
+    box, Shift and arrows resize it, Enter adds it (with the eraser: removes it), Delete clears, Ctrl + Z undoes, Ctrl +
+    Shift + Z redoes.
 
     Parameters
     ----------
     clip : Clip
     mask : array, PIL.Image.Image or tuple, optional
-        To begin with: whatever `inpaint` takes as a mask.
+        The initial mask: whatever `inpaint` accepts as a mask.
 
     Attributes
     ----------
     clip : Clip
-        Set another one to mark that; the mask stays if it has the right size.
+        Set another clip to mark that one; the mask stays if it has the right size.
     mask : np.ndarray [shape=(512, columns), bool] or None
-        As the picture: row 0 is the highest frequency. True is made anew. None while nothing is marked. Read-only; may
-        be set. ``painter.observe(function, "mask")`` calls a function after each change.
+        As the picture: row 0 is the highest frequency. True is regenerated. None while nothing is marked. Read-only;
+        may be set. ``painter.observe(function, "mask")`` calls a function after each change.
 
     Raises
     ------
     TypeError, ValueError
-        If `clip` is no clip, or `mask` no mask for it.
+        If `clip` is not a clip, or `mask` is not a mask for it.
 
     Taught in: 05
     """
@@ -84,7 +84,7 @@ class MaskPainter(ClipWidget):
         return {}, [] if self.mask is None else [self.mask.tobytes()]
 
     def _answer_mask(self, _: Any, data: bytes) -> None:
-        """Take the mask of {"kind": "mask"}: a byte for each pixel, 1 is made anew, row by row."""
+        """Take the mask of {"kind": "mask"}: one byte per pixel, row by row; 1 is regenerated."""
         shape = self.clip.image.size[::-1]
         if len(data) != np.prod(shape):
             raise ValueError(f"a mask of {len(data):,} pixels came for a picture of {shape}: mark it again")

@@ -15,14 +15,14 @@ RUN_IT = "It answers where a kernel runs: run this cell."
 
 
 class PanelScript(AnsweringWidget):
-    """What the browser does for a panel, which is made of ipywidgets that have no script of their own.
+    """The script of a panel in the browser, since plain ipywidgets have no script of their own.
 
-    It hides the figure, says when the kernel is gone, tells of Enter in a text field, and shows words to pick.
+    It hides the figure, says when the kernel is gone, reports Enter in a text field, and shows words to pick.
 
     Parameters
     ----------
     groups : mapping of str to two sequences of str, optional
-        Words by their kind: those that are shown, and those that only a search finds.
+        Words by kind: those that are shown, and those that only a search finds.
     on_word : function, optional
         Called with a word that was picked.
     on_enter : function, optional
@@ -66,10 +66,10 @@ class PanelScript(AnsweringWidget):
 
 
 class Panel(WithFigure, widgets.VBox):
-    """A column of ipywidgets, which can be read without a kernel, too.
+    """A column of ipywidgets that can also be read without a kernel.
 
     A plain `VBox` leaves nothing but `VBox(children=…` in a saved notebook. This one leaves a table of its fields and
-    buttons, which is hidden while the panel lives. After a restart of the kernel the panel says that its cell has to
+    buttons, which is hidden while the panel is live. After a restart of the kernel, the panel says that its cell must
     be run again.
 
     Parameters

@@ -21,8 +21,8 @@ def picture_image(clip: Clip) -> Image.Image:
     Returns
     -------
     PIL.Image.Image
-        With a palette; `num_frequencies` pixels high, the highest on top; as wide as the clip has columns. Above 8,192
-        columns, neighbours share a pixel, which has the colour of the loudest.
+        With a palette; `num_frequencies` pixels high, with the highest frequency on top; one pixel wide per column of
+        the clip. Above 8,192 columns, neighbours share a pixel, which has the colour of the loudest.
 
     Taught in: 01
     """

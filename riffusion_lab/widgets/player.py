@@ -28,7 +28,7 @@ class Player(ClipWidget):
     clip : Clip
         Mono or stereo, from a fraction of a second to some minutes.
     loop : bool, optional
-        Default: as the clip says.
+        Default: whether the clip is a loop.
     volume : float [range [0, 1]]
 
     Attributes
@@ -36,12 +36,12 @@ class Player(ClipWidget):
     clip : Clip
         Set another one to show and play that; what is playing then stops.
     loop, volume
-        As above; they follow the buttons, and the buttons follow them. A new clip brings its own `loop`.
+        As above, kept in step with the buttons. A new clip sets `loop` to its own.
 
     Raises
     ------
     TypeError
-        If `clip` is no clip.
+        If `clip` is not a clip.
 
     Taught in: 00
     """
@@ -65,7 +65,7 @@ class Player(ClipWidget):
         return {"sample_rate": self.clip.sample_rate, "channels": len(samples)}, [samples.tobytes()]
 
     def _answer_save(self, content: dict[str, Any], _: bytes) -> None:
-        """Make the file that {"kind": "save", "format": "wav"} asks for, as `Clip.save` writes it."""
+        """Send the file that {"kind": "save", "format": "wav"} asks for, as `Clip.save` writes it."""
         suffix = content.get("format")
         if suffix in FORMATS:
             name = f"{file_stem(self.clip)}.{suffix}"

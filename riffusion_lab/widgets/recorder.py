@@ -1,4 +1,4 @@
-"""A button that records the microphone of the computer that the browser runs on."""
+"""A button that records from the microphone of the computer on which the browser runs."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from .base import FIGURE_BYTES, AnsweringWidget, WithFigure, script, style
 class Recorder(WithFigure, AnsweringWidget):
     """Record from the microphone into a clip.
 
-    Shown in a notebook, it is a button: press it, allow the browser to listen, press it again. The sound
-    goes to the kernel as plain samples, so that no codec is needed, and nowhere else.
+    In a notebook it is a button: press it, allow the browser to use the microphone, and press it again to stop. The
+    sound is sent to the kernel and nowhere else, as plain samples, so that no codec is needed.
 
     Attributes
     ----------
@@ -37,7 +37,7 @@ class Recorder(WithFigure, AnsweringWidget):
         self.send({"kind": "ready"})
 
     def _answer_recorded(self, content: dict[str, Any], data: bytes) -> None:
-        """Take a recording: {"kind": "recorded", "sample_rate": Hz} and mono float32 samples."""
+        """Receive a recording: {"kind": "recorded", "sample_rate": Hz} and mono float32 samples."""
         self.clip = Clip.from_audio(np.frombuffer(data, "<f4"), content.get("sample_rate"))
         self.send({"kind": "taken", "duration_s": self.clip.duration_s})
 

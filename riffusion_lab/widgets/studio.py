@@ -1,4 +1,4 @@
-"""A panel to make clips with: words, settings, progress, and what was made so far."""
+"""A panel to generate clips: prompt, settings, progress, and the clips generated so far."""
 
 from __future__ import annotations
 
@@ -45,45 +45,47 @@ MADE = "the clip below"  # as a source
 
 
 class _Cancelled(Exception):
-    """The clip in the making is not wanted any more."""
+    """The clip in progress is no longer wanted."""
 
 
 class Studio(WithFigure, widgets.VBox):
-    """Make clips at the press of a button: from words, from another clip, or inside a mask.
+    """Generate clips at the press of a button: from a prompt, from another clip, or inside a mask.
 
-    Enter in the prompt presses *Generate*, too.
-    One thread makes them, so that the kernel stays idle and *Cancel* works, which ends the work after the step it is
-    at. Each clip is saved as a PNG that can be played again, named after its prompt and seed; no file is overwritten.
-    Those in `folder` are listed, the newest first, also when the panel is built again. Errors and hints are shown in
-    the panel; after an error all is as before.
+    Enter in the prompt also presses *Generate*. Clips are generated in a separate thread, so that the kernel stays idle
+    and *Cancel* works, which stops after the current step. Each clip is saved as a PNG that can be played again, named
+    after its prompt and seed; no file is overwritten. The clips in `folder` are listed, newest first, also when the
+    panel is created again. Errors and hints are shown in the panel; after an error, everything is as before.
 
     Parameters
     ----------
     pipe : StableDiffusionPipeline
     prompt, negative_prompt : str
-        To begin with.
+        Initial values.
     seed : int
-        To begin with.
+        Initial value.
     source : Clip or mapping of str to Clip, optional
-        To be restyled; of several, one is chosen by its name. So is the clip in the player, to be restyled again.
+        The clip to restyle; of several, one is chosen by name. The clip in the player can be chosen too, to restyle it
+        again.
     painter : MaskPainter, optional
-        Instead of a source: its clip is made anew where it is marked. *Paint on this clip* takes the one in the player.
+        Instead of a source: its clip is inpainted where it is marked. *Paint on this clip* switches to the clip in the
+        player.
     strength : float, optional
-        To begin with, in [0, 1]. Default: 0.75 of a source, 1 inside a mask.
+        Initial value, in [0, 1]. Default: 0.75, or 1 with a painter.
     folder : path
-        Where clips are kept; made when there is something to keep.
+        Where clips are saved; created when there is something to save.
     words : bool
-        Show the words that the model was taught, by their kind, as buttons that add them to the prompt.
+        Show the words that the model was trained on, by kind, as buttons that add them to the prompt.
 
     Attributes
     ----------
     clip : Clip or None
-        In the player: the last one that was made, chosen or set. ``studio.observe(function, "clip")`` calls a function
-        with each new one, in the thread that made it.
+        The clip in the player: the last one generated, chosen or set. ``studio.observe(function, "clip")`` calls a
+        function with each new one, in the thread that generated it.
     history : list of Clip
-        Those that are listed: the newest first, at most 12.
+        The listed clips, newest first, at most 12.
     prompt, negative_prompt, seed, num_inference_steps, guidance_scale, duration_s, strength, generate, cancel, ...
-        The parts of the panel: ``studio.prompt.value`` is what is written there, ``studio.generate.click()`` presses.
+        The widgets of the panel: ``studio.prompt.value`` is the text in the field, ``studio.generate.click()`` presses
+        the button.
 
     Raises
     ------
@@ -162,13 +164,13 @@ class Studio(WithFigure, widgets.VBox):
         self.prompt.value = f"{self.prompt.value} {word}".strip()
 
     def _enter(self, texts: list[str]) -> None:
-        """Begin with what the text fields hold in the browser: ipywidgets may not have sent all of it yet."""
+        """Start with the texts in the browser's fields: ipywidgets may not have sent all of them yet."""
         for field, text in zip((self.prompt, self.negative_prompt), texts, strict=False):
             field.value = text
         self._start(None)
 
     def _start(self, _: object) -> None:
-        """Begin what is asked for, as it stands there now."""
+        """Start generating with the current values."""
         if self.painter and self.painter.mask is None:
             return self._say("Nothing is marked: mark in the picture what shall be made anew.")
         order = self._order()
@@ -178,7 +180,7 @@ class Studio(WithFigure, widgets.VBox):
             self._switch(busy=True)
             job = self._worker.submit(self._make, *order)
             self._job = job
-        if "google.colab" in sys.modules:  # it shows what a thread does only until the click is answered
+        if "google.colab" in sys.modules:  # Colab shows what a thread does only until the click is handled
             wait([job])
 
     def _stop(self, button: widgets.Button) -> None:
@@ -186,7 +188,7 @@ class Studio(WithFigure, widgets.VBox):
         button.disabled = True
 
     def _order(self) -> tuple[Callable[..., Clip], dict[str, Any]]:
-        """What to call, and the options."""
+        """Return the function to call, and its options."""
         options = {name: getattr(self, name).value for name in ("prompt", "seed", "num_inference_steps")}
         options |= {"guidance_scale": self.guidance_scale.value, "negative_prompt": self.negative_prompt.value or None}
         if not self.painter and not self._sources:
@@ -197,22 +199,22 @@ class Studio(WithFigure, widgets.VBox):
         return partial(audio_to_audio, self.pipe, self._sources.get(self.source.value, self.clip)), options
 
     def _make(self, call: Callable[..., Clip], options: dict[str, Any]) -> None:
-        """Make a clip, keep it and show it; runs in the worker's thread."""
+        """Generate a clip, save it and show it; runs in the worker's thread."""
         try:
             check_prompt(options["prompt"], may_be_empty=False)  # an empty text box is likely an oversight
             asked = (options[name] for name in ("prompt", "seed", "negative_prompt", "guidance_scale"))
             found = find_hints(self.pipe, [check_point(self.pipe, Point((Prompt(*asked),)))])
             self._say("Making a clip …", *found)
             clip = call(**options, callback_on_step_end=self._on_step_end)
-            _ = clip.waveform  # made here, where nobody waits for it
+            _ = clip.waveform  # computed here, where nobody waits for it
             if self._cancelled.is_set():
                 raise _Cancelled
             self._say(self._save(clip), *found)
             self.clip = clip
         except _Cancelled:
             self._say("Cancelled.")
-        except Exception as error:  # whatever a model may raise: the thread outlives it, and says so
-            in_words = isinstance(error, TypeError | ValueError | OSError)  # that say what would do
+        except Exception as error:  # whatever a model may raise: the thread survives and shows it
+            in_words = isinstance(error, TypeError | ValueError | OSError)  # their messages say what to do
             self._say(f"{error}" if in_words else f"No clip: {type(error).__name__}: {error}; try again, or with less.")
         finally:
             with self._lock:
@@ -258,7 +260,7 @@ class Studio(WithFigure, widgets.VBox):
 
     @traitlets.observe("clip")
     def _show(self, _: object) -> None:
-        with self._lock:  # of threads that show a clip at once, the last one wins in the player too
+        with self._lock:  # if threads show clips at the same time, the last one wins in the player too
             if self.clip is None:
                 return
             self.go_on.disabled = False
@@ -266,12 +268,12 @@ class Studio(WithFigure, widgets.VBox):
             self._player.children[0].clip = self.clip
 
     def _figure_html(self) -> str:
-        """The panel as a table, and the clip in the player."""
+        """Return the panel as a table, and the clip in the player."""
         panel = panel_html(self._asked, f"A panel to make clips. {RUN_IT}")
         return panel + clip_html(self.clip, max_bytes=FIGURE_BYTES - len(panel) - TEXT_BYTES) if self.clip else panel
 
     def close(self) -> None:
-        """End what is being made, and take the panel away."""
+        """Cancel the clip in progress, and remove the panel."""
         self._cancelled.set()
         super().close()
 
@@ -286,16 +288,16 @@ def _begin_thread() -> None:
 
 
 def _clips_in(folder: Path) -> Iterator[tuple[str, Clip]]:
-    """Find the clips in a folder that a model has made, the newest first."""
+    """Find the generated clips in a folder, newest first."""
     for path in sorted(folder.glob("*.png"), key=lambda path: (path.lstat().st_mtime_ns, path.name), reverse=True):
-        with suppress(TypeError, ValueError, OSError):  # no clip
+        with suppress(TypeError, ValueError, OSError):  # not a clip
             clip = Clip.from_picture(open_image(path))
             if clip.recipe:
                 yield path.stem, clip
 
 
 def _preview(pipe: Pipeline, latents: torch.Tensor) -> Image.Image:
-    """Decode the beginning of latents, roughly: at half their size."""
+    """Decode the beginning of latents roughly, at half their size."""
     half = torch.nn.functional.avg_pool2d(latents[:1, :, :, : latent_size(pipe)[1]], 2) / pipe.vae.config.scaling_factor
     return pipe.image_processor.postprocess(pipe.vae.decode(half).sample)[0].convert("L").resize((128, 128))
 

@@ -1,12 +1,12 @@
-"""The words of a model by their kind, for whoever looks for one."""
+"""The words of a model, sorted by kind."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
 
-# What riffling was taught: the usual name of a thing, then others. riffusion_lab/training/vocabulary.py has the same;
-# widgets must not import it, so a test compares both.
+# What riffling was trained on: the usual name of a thing, then other names. riffusion_lab/training/vocabulary.py has
+# the same words; widgets must not import it, so a test compares both.
 KINDS = {
     "styles": [
         "jazz, swing jazz, jazz trio, smooth jazz, bebop", "rock, rock band, guitar rock, hard rock, punk",
@@ -61,7 +61,7 @@ _WORD = re.compile(r"[\w'-]+")
 
 
 def word_groups(words: Iterable[str], tempi_bpm: Iterable[int] = ()) -> dict[str, tuple[list[str], list[str]]]:
-    """Sort the words of a model by their kind.
+    """Sort the words of a model by kind.
 
     Parameters
     ----------
@@ -73,9 +73,9 @@ def word_groups(words: Iterable[str], tempi_bpm: Iterable[int] = ()) -> dict[str
     Returns
     -------
     dict of str to two lists of str
-        For each kind the usual names, and other names for the same, such as "church bells" and "tubular bells"; only
-        those of which the model knows every word. Then the words that are in none of them. Kinds without words are
-        left out.
+        For each kind, the usual names and other names for the same things, such as "church bells" and "tubular bells";
+        only names of which the model knows every word. The last kind holds the words that are in none of these names.
+        Kinds without words are left out.
     """
     words = list(words)
     known = {part for entry in words for part in _parts(entry)}
