@@ -550,11 +550,6 @@ class Session:
             return 0.0
         return (n_clips - self.progress) * self.seconds_per_clip if self.seconds_per_clip else None
 
-    def _is_awaiting(self) -> bool:
-        """Whether the next clip will begin at a beat, and will be generated without further action."""
-        is_going_on = self.error is None and not self._stopped and not self.plan.is_holding
-        return self.plan.is_awaited and is_going_on
-
     def _listen(self) -> None:
         """Note that somebody listens; a paused session resumes."""
         is_idle = self._is_paused or self._is_unheard()
