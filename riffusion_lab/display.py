@@ -6,13 +6,11 @@ import base64
 import html
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from functools import reduce
+from operator import add
 
 from . import audio
 from .plot import ClipLike, description, spectrogram_png
-
-if TYPE_CHECKING:
-    from .clip import Clip
 
 PLAYED_S = 60  # the player holds at most this much of a clip: half a megabyte
 TEXT_BYTES = 2_000  # room for a figure's caption, description and tags, unless the prompt is very long
@@ -49,7 +47,7 @@ def clip_html(clip: ClipLike, *, max_bytes: int | None = None, starts_s: Mapping
     )
 
 
-def parts_html(clips: Mapping[str, Clip]) -> str:
+def parts_html(clips: Mapping[str, ClipLike]) -> str:
     """Show clips one after the other in one player, with each name above its part of the spectrogram.
 
     Parameters
@@ -71,8 +69,7 @@ def parts_html(clips: Mapping[str, Clip]) -> str:
     for name, clip in clips.items():
         starts_s[name] = end_s
         end_s += clip.duration_s
-    first, *others = clips.values()
-    return clip_html(sum(others, start=first), starts_s=starts_s)
+    return clip_html(reduce(add, clips.values()), starts_s=starts_s)
 
 
 def _mp3_text(clip: ClipLike, played_s: float) -> str:
