@@ -21,8 +21,7 @@ def stitch(clips: Sequence[Clip], crossfade_s: float = CROSSFADE_S) -> Clip:
 
     A loop continues with its own beginning while the next clip fades in: every clip keeps its length and starts on its
     beat. A clip that is not a loop has no continuation: the next clip overlaps its end, and the result is shorter by
-    `crossfade_s`. The crossfade keeps the power constant, unless the two sounds
-    are opposite in phase.
+    `crossfade_s`. The crossfade keeps the power constant, except that it dips if the sounds are negatively correlated.
 
     Parameters
     ----------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -47,6 +48,14 @@ def measure_entries(file: Path, requests: Sequence[Request], measure: Measure, *
                 for other in jobs:
                     other.cancel()
     return len(requests) - len(found)
+
+
+def run(description: str | None, file: Path, requests: Sequence[Request], measure: Measure) -> None:
+    """`measure_entries` as a command, with ``--minutes``; print how many entries are missing."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=60)
+    missing = measure_entries(file, requests, measure, minutes=parser.parse_args().minutes)
+    print(f"{len(requests)} entries, {missing} of them still missing")
 
 
 def _saved(file: Path, requests: Sequence[Request]) -> dict[int, dict[str, Any]]:

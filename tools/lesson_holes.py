@@ -11,14 +11,13 @@ Two processes of one thread; about 8 minutes. It stops after ``--minutes`` and g
 
 from __future__ import annotations
 
-import argparse
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
 
-from entries import Request, measure_entries
+from entries import Request, run
 from riffusion_lab import Clip, extend, inpaint, load_pipeline, text_to_audio
 from riffusion_lab.masks import SOFT_EDGE, box_mask, paste
 from riffusion_lab.models import Pipeline
@@ -163,7 +162,4 @@ def measure(request: Request) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=60)
-    missing = measure_entries(OUTPUT, REQUESTS, measure, minutes=parser.parse_args().minutes)
-    print(f"{len(REQUESTS)} entries, {missing} of them still missing")
+    run(__doc__, OUTPUT, REQUESTS, measure)

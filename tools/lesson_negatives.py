@@ -13,7 +13,6 @@ pieces need FluidSynth and its soundfont:
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -21,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from entries import Request, measure_entries
+from entries import Request, run
 from riffusion_lab import Clip, load_pipeline, text_to_audio
 from riffusion_lab.models import Pipeline
 from riffusion_lab.training.classifier import class_scores, load_classifier, picture_tensor
@@ -124,7 +123,4 @@ def measure(request: Request) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=60)
-    missing = measure_entries(OUTPUT, REQUESTS, measure, minutes=parser.parse_args().minutes)
-    print(f"{len(REQUESTS)} entries, {missing} of them still missing")
+    run(__doc__, OUTPUT, REQUESTS, measure)
